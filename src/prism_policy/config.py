@@ -1,0 +1,232 @@
+"""Every setting of the library: frozen dataclasses without torch, one source of each default, JSON in and out.
+
+The text under a field is its documentation and becomes `--help`. Variants are functions in `presets.py` that return these
+types; nothing is changed behind the user's back, derived values are properties.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from prism_policy.errors import PrismError
+
+T = TypeVar("T")
+
+Pooling = Literal["spatial_softmax", "avg", "max", "none"]
+Fusion = Literal["last", "concat", "tdca"]
+PolicyKind = Literal["flow_matching"]
+TaskName = Literal["lift"]
+
+
+@dataclass(frozen=True)
+class RenderConfig:
+    """How frames are drawn. It belongs to the data: demonstrations and evaluation must agree."""
+
+    resolution: int = 84
+    """Width and height of a frame [px]."""
+    msaa: int = 0
+    """Multi-sample anti-aliasing, samples a pixel; 0 is off. 4 about doubles the cost in software OpenGL."""
+    shadows: bool = False
+    """Draw shadows (about doubles the cost in software OpenGL)."""
+    reflections: bool = False
+    """Draw reflections."""
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """A simulated task as the policy meets it."""
+
+    name: TaskName = "lift"
+    """Which task."""
+    cameras: tuple[str, ...] = ("agentview", "robot0_eye_in_hand")
+    """Cameras the policy sees."""
+    max_steps: int = 400
+    """Steps after which a rollout counts as failed (20 steps a second)."""
+    render: RenderConfig = RenderConfig()
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """How the scripted expert's demonstrations are made."""
+
+    num_demos: int = 100
+    """Successful demonstrations to keep."""
+    noise: float = 0.4
+    """Strength of the disturbances the expert has to recover from, as a share of the full action range."""
+    seed: int = 0
+    """Seed of the demonstrations; evaluation draws from a separate stream even at the same seed."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """A visual encoder as independent choices; `presets.encoder(name)` spells out the paper's."""
+
+    pooling: Pooling = "spatial_softmax"
+    """What is kept of a feature map: where it responds (spatial softmax, Eq. 1), its mean, its maximum, or all of it."""
+    fusion: Fusion = "tdca"
+    """Last stage only, all stages concatenated, or top-down cross-attention over the stages (Eq. 3)."""
+    refine: bool = True
+    """Residual refine block before the pooling of each stage (Eq. 2)."""
+    truncate: bool = False
+    """Drop the trunk's last stage (the paper's Truncated ResNet18)."""
+    shuffle_keypoints: bool = False
+    """Permute the (x, y) pairs, afresh for every sample (Table 2)."""
+    depth: Literal[18, 34] = 18
+    """ResNet depth."""
+    width: int = 64
+    """Channels of the first stage; the following stages double it."""
+    num_keypoints: int = 32
+    """Keypoints a stage (spatial softmax only)."""
+    temperature: float = 1.0
+    """Temperature of the spatial softmax (tau in Eq. 1)."""
+    crop: float = 0.9
+    """Share of the image kept by the crop: random in training, centred in evaluation. 84 px becomes 76, 240 px 216."""
+    attention_dim: int = 192
+    """Dimension of the cross-attention (d in Eq. 3)."""
+    out_dim: int = 192
+    """Numbers a camera after the fusion's projection (tdca only)."""
+    share_cameras: bool = False
+    """One trunk for all cameras instead of one each (Table 10: one each)."""
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """A generative policy: the encoder, the 1D U-Net and the noise process."""
+
+    kind: PolicyKind = "flow_matching"
+    """Which generative model of the action chunk."""
+    encoder: EncoderConfig = EncoderConfig()
+    horizon: int = 16
+    """Length of the predicted action chunk [steps] (Table 9)."""
+    n_obs_steps: int = 2
+    """Frames the policy sees (Table 9)."""
+    n_action_steps: int = 8
+    """Actions executed before the next prediction (Table 9)."""
+    down_dims: tuple[int, ...] = (256, 512, 1024)
+    """Channels of the U-Net's levels (Table 11)."""
+    kernel_size: int = 5
+    """Kernel of the U-Net's convolutions (Table 11)."""
+    n_groups: int = 8
+    """Groups of the U-Net's GroupNorm (Table 11)."""
+    step_embed_dim: int = 128
+    """Dimension of the embedding of the diffusion step or time (Table 11)."""
+    num_inference_steps: int = 10
+    """Euler steps at inference (Table 12b)."""
+    time_scale: float = 100.0
+    """Flow time in [0, 1] is multiplied by this before the sinusoidal embedding, which was made for steps 0 to 100."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation (Table 8)."""
+
+    steps: int = 50_000
+    """Updates."""
+    batch_size: int = 512
+    """Windows an update."""
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-6
+    warmup_steps: int = 500
+    """Linear warm-up before the cosine decay to zero."""
+    grad_clip: float = 0.0
+    """Clip the gradient's norm to this; 0 is off."""
+    ema_power: float = 0.75
+    """EMA decay at update n is 1 - (1 + n)^-power, at most `ema_max_decay`."""
+    ema_max_decay: float = 0.9999
+    checkpoint_every: int = 500
+    """Updates between checkpoints; at most this much work is lost to a kill."""
+    log_every: int = 50
+    """Updates between lines of metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Rollouts in simulation."""
+
+    n_episodes: int = 20
+    """Episodes, all unseen in training and tuning."""
+    split: Literal["evaluate", "validate"] = "evaluate"
+    """Stream of episodes: `validate` is for choosing settings, `evaluate` for the result."""
+    seed: int = 0
+    """Episode i starts from (seed, i), with policy noise from the same pair."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run depends on; `config.json` in the run folder."""
+
+    task: TaskConfig = TaskConfig()
+    demos: DemoConfig = DemoConfig()
+    policy: PolicyConfig = PolicyConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvalConfig = EvalConfig()
+    seed: int = 0
+    """Seed of the initial weights, the batches and the noise in training."""
+
+
+def to_json(config: Any) -> str:
+    """Any config of this module as indented JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_dict(cls: type[T], data: Any, where: str = "") -> T:
+    """Build a config from plain JSON values.
+
+    Raises:
+        PrismError: an unknown field or a value of the wrong type, named by its path.
+    """
+    if not isinstance(data, dict):
+        raise PrismError(f"{where or cls.__name__}: expected an object with fields, got {data!r}")
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(data) - known):
+        raise PrismError(f"unknown field '{where}{unknown[0]}'; {cls.__name__} has {', '.join(sorted(known))}")
+    return cls(**{name: _coerce(hints[name], value, f"{where}{name}") for name, value in data.items()})
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, f"{where}.")
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise PrismError(f"{where}: expected one of {', '.join(map(str, args))}; got {value!r}")
+    if origin is tuple and isinstance(value, (list, tuple)):
+        inner = args[:1] * len(value) if args[-1] is Ellipsis else args
+        if len(inner) == len(value):
+            return tuple(_coerce(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True)))
+    if origin in (typing.Union, types.UnionType):
+        for option in args:
+            try:
+                return _coerce(option, value, where)
+            except PrismError:
+                continue
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise PrismError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+
+
+def load(cls: type[T], path: Path) -> T:
+    """Read a config from a JSON file.
+
+    Raises:
+        PrismError: the file is missing, is no JSON, or does not fit the type.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise PrismError(f"{path} not found; expected the configuration of a run there") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PrismError(f"{path} is not valid JSON ({error}); restore it or start a new run folder") from error
+    return from_dict(cls, data)

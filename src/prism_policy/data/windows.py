@@ -1,0 +1,72 @@
+"""Episodes into training windows: the first frames of a window are observed, its actions predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from prism_policy.data.robomimic import Episode
+
+Batch = dict[str, dict[str, Tensor] | Tensor]
+
+
+class Windows:
+    """All windows of all episodes over frames held once, as uint8.
+
+    A window starting at step s of an episode holds the observations s .. s + n_obs_steps - 1 and the actions
+    s .. s + horizon - 1. Starts run from n_obs_steps - 1 before the episode to n_action_steps - 1 past its last whole
+    window; what lies outside repeats the edge.
+
+    Usage::
+
+        windows = Windows(episodes, horizon=16, n_obs_steps=2, n_action_steps=8)
+        batch = windows.batch(indices)  # {"images": {camera: (B, 2, H, W, 3)}, "proprio": (B, 2, P), "actions": (B, 16, A)}
+    """
+
+    def __init__(self, episodes: Sequence[Episode], horizon: int, n_obs_steps: int, n_action_steps: int) -> None:
+        self.images = {
+            camera: torch.from_numpy(np.concatenate([e.images[camera] for e in episodes])) for camera in episodes[0].images
+        }  # (N, H, W, 3)
+        self.proprio = torch.from_numpy(np.concatenate([e.proprio for e in episodes]))  # (N, P)
+        self.actions = torch.from_numpy(np.concatenate([e.actions for e in episodes]))  # (N, A)
+        observed, predicted, first = [], [], 0
+        for episode in episodes:
+            length = len(episode.actions)
+            starts = np.arange(-(n_obs_steps - 1), max(length - horizon + n_action_steps, 1))[:, None]
+            observed.append(first + np.clip(starts + np.arange(n_obs_steps), 0, length - 1))
+            predicted.append(first + np.clip(starts + np.arange(horizon), 0, length - 1))
+            first += length
+        self.observed = torch.from_numpy(np.concatenate(observed))  # (M, To), rows of the frames
+        self.predicted = torch.from_numpy(np.concatenate(predicted))  # (M, H)
+
+    def __len__(self) -> int:
+        return len(self.observed)
+
+    def batch(self, indices: Tensor) -> Batch:
+        """The windows at `indices` (B,)."""
+        observed = self.observed[indices]
+        return {
+            "images": {camera: frames[observed] for camera, frames in self.images.items()},
+            "proprio": self.proprio[observed],
+            "actions": self.actions[self.predicted[indices]],
+        }
+
+
+def batch_indices(step: int, batch_size: int, n_windows: int, seed: int) -> Tensor:
+    """Indices (B,) of update `step`: every epoch is a fresh permutation, and epochs join without a short batch.
+
+    A function of its arguments alone, so that a resumed run draws the same batches with no sampler state to save.
+    """
+    first = step * batch_size
+    parts = []
+    while len(parts) == 0 or sum(map(len, parts)) < batch_size:
+        position = first + sum(map(len, parts))
+        epoch, begin = divmod(position, n_windows)
+        order = np.random.default_rng((seed, epoch)).permutation(n_windows)
+        parts.append(order[begin : begin + batch_size - sum(map(len, parts))])
+    return torch.from_numpy(np.concatenate(parts))

@@ -1,0 +1,31 @@
+"""Random streams of an episode: (split, seed, episode) alone decides, whatever runs beside it or came before."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+
+from prism_policy.errors import PrismError
+
+Split = Literal["collect", "validate", "evaluate"]
+"""Disjoint streams of episodes: demonstrations, choosing settings, the reported result."""
+
+
+def episode_rng(split: str, seed: int, episode: int, stream: int = 0) -> np.random.Generator:
+    """The random generator of one episode.
+
+    Args:
+        split: which family of episodes; the same seed gives unrelated episodes in each.
+        seed, episode: non-negative integers.
+        stream: independent generators of one episode (0 start state, 1 policy noise, 2 expert).
+
+    Raises:
+        PrismError: unknown split or a negative number.
+    """
+    if split not in get_args(Split):
+        raise PrismError(f"unknown split {split!r}; there are {', '.join(get_args(Split))}")
+    if seed < 0 or episode < 0:
+        raise PrismError(f"expected seed and episode >= 0, got seed {seed}, episode {episode}")
+    key = (get_args(Split).index(split), episode, stream)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))

@@ -1,0 +1,141 @@
+"""Frames of a MuJoCo model off screen, as a function of the joint positions and the settings alone.
+
+The renderer keeps its own copy of the model and its own data, so that drawing never touches the simulation: after a
+control step robosuite's derived quantities lag the joints by one 2 ms substep, and refreshing them in place would change
+the solver's warm start and with it the trajectory.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import itertools
+
+import mujoco
+import numpy as np
+
+from prism_policy.config import RenderConfig
+from prism_policy.errors import PrismError
+
+NO_OPENGL = (
+    "no working OpenGL found (tried EGL and OSMesa); install software OpenGL with `make system` or "
+    "`apt-get install libegl1 libgl1-mesa-dri libosmesa6`, then run again"
+)
+HIDDEN_GROUP = 5
+"""Geom group that is never drawn; geoms out of view are moved there."""
+
+
+class Renderer:
+    """Draws fixed cameras of a model.
+
+    Args:
+        model: the simulation's `mujoco.MjModel`; copied.
+        settings: size and quality of the frames.
+        cull: leave out geoms whose bounding box lies outside the camera's view. Does not change a pixel and halves the
+            cost, as most of the vertices belong to parts of the robot that the cameras do not see.
+
+    Raises:
+        PrismError: no OpenGL.
+    """
+
+    def __init__(self, model: mujoco.MjModel, settings: RenderConfig, cull: bool = True) -> None:
+        self.settings = settings
+        self.model = copy.copy(model)
+        self.data = mujoco.MjData(self.model)
+        # An object outside the view may still throw a shadow or be mirrored into it.
+        self.cull = cull and not settings.shadows and not settings.reflections
+        self._groups = self.model.geom_group.copy()
+        signs = np.array(list(itertools.product((-1, 1), repeat=3)))  # (8, 3)
+        centre, half = self.model.geom_aabb[:, None, :3], self.model.geom_aabb[:, None, 3:]
+        self._corners = centre + signs * half  # (ngeom, 8, 3), in the geom's frame
+        self._unbounded = self.model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
+
+        visual = self.model.vis
+        visual.quality.offsamples = settings.msaa
+        visual.quality.shadowsize = 4096 if settings.shadows else 0
+        visual.global_.offwidth = visual.global_.offheight = settings.resolution
+        try:
+            self._gl = mujoco.GLContext(settings.resolution, settings.resolution)
+            self._gl.make_current()
+            self._context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        except Exception as error:  # each OpenGL back end fails in its own way
+            raise PrismError(NO_OPENGL) from error
+        atexit.register(self.close)  # left to __del__, it would come after OpenGL's own end, with a traceback
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._scene = mujoco.MjvScene(self.model, maxgeom=self.model.ngeom + self.model.nsite + 100)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = settings.shadows
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = settings.reflections
+        self._option = mujoco.MjvOption()
+        self._option.geomgroup[:] = (0, 1, 1, 0, 0, 0)  # robosuite's choice: 0 holds collision shapes
+        self._perturb = mujoco.MjvPerturb()
+
+    def pose(self, qpos: np.ndarray) -> mujoco.MjData:
+        """Place everything at joint positions `qpos` (nq,); returns the data with body, site and camera poses."""
+        self.data.qpos[:] = qpos
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_comPos(self.model, self.data)
+        mujoco.mj_camlight(self.model, self.data)
+        return self.data
+
+    def draw(self, camera: str, resolution: int | None = None) -> np.ndarray:
+        """Draw the pose last set.
+
+        Returns:
+            uint8 (H, W, 3), row 0 at the top.
+
+        Raises:
+            PrismError: unknown camera.
+        """
+        size = resolution or self.settings.resolution
+        cam = mujoco.MjvCamera()
+        cam.type, cam.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, camera_id(self.model, camera)
+        self._gl.make_current()
+        if size > self._context.offWidth:
+            mujoco.mjr_resizeOffscreen(size, size, self._context)
+        if self.cull:
+            inside = self._in_view(cam.fixedcamid)
+            self.model.geom_group[:] = np.where(inside, self._groups, HIDDEN_GROUP)
+        mujoco.mjv_updateScene(
+            self.model, self.data, self._option, self._perturb, cam, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+        )
+        viewport = mujoco.MjrRect(0, 0, size, size)
+        mujoco.mjr_render(viewport, self._scene, self._context)
+        frame = np.empty((size, size, 3), np.uint8)
+        mujoco.mjr_readPixels(frame, None, viewport, self._context)
+        return np.ascontiguousarray(frame[::-1])  # OpenGL counts rows from the bottom
+
+    def _in_view(self, camera: int) -> np.ndarray:
+        """bool (ngeom,): the bounding box is not wholly beyond one side of the square image's pyramid."""
+        if self.model.cam_sensorsize[camera].any():  # an off-centre pyramid: draw everything
+            return np.ones(self.model.ngeom, bool)
+        view = self.data.cam_xmat[camera].reshape(3, 3)
+        turn = view.T @ self.data.geom_xmat.reshape(-1, 3, 3)  # (ngeom, 3, 3), geom to camera
+        shift = (self.data.geom_xpos - self.data.cam_xpos[camera]) @ view
+        corners = self._corners @ turn.transpose(0, 2, 1) + shift[:, None]  # (ngeom, 8, 3)
+        reach = -corners[..., 2:] * np.tan(np.deg2rad(self.model.cam_fovy[camera]) / 2)  # the camera looks along -z
+        beyond = np.concatenate([corners[..., :2] > reach, corners[..., :2] < -reach, reach < 0], axis=-1)
+        return np.asarray(~beyond.all(1).any(1) | self._unbounded)
+
+    def close(self) -> None:
+        """Free the OpenGL context."""
+        atexit.unregister(self.close)
+        self._gl.make_current()
+        self._context.free()
+        self._gl.free()
+
+
+def camera_names(model: mujoco.MjModel) -> list[str]:
+    """Names of the model's fixed cameras."""
+    return [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_CAMERA, i) for i in range(model.ncam)]
+
+
+def camera_id(model: mujoco.MjModel, camera: str) -> int:
+    """Index of a camera.
+
+    Raises:
+        PrismError: there is none of this name.
+    """
+    index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
+    if index < 0:
+        raise PrismError(f"unknown camera {camera!r}; this task has {', '.join(map(repr, camera_names(model)))}")
+    return int(index)

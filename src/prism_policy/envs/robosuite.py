@@ -1,0 +1,258 @@
+"""robosuite's tasks behind the library's environment contract.
+
+Robot: Panda, operational-space pose control, delta actions in the base frame at 20 Hz (robosuite's BASIC controller).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+
+from prism_policy.config import TaskConfig
+from prism_policy.envs.episode import episode_rng
+from prism_policy.envs.opengl import choose_opengl
+from prism_policy.errors import PrismError
+
+choose_opengl()
+_logging_level = logging.root.manager.disable
+logging.disable(logging.WARNING)  # robosuite warns about optional packages on import
+try:
+    import mujoco
+    import robosuite
+
+    from prism_policy.envs.rendering import Renderer, camera_id, camera_names
+except ModuleNotFoundError as error:
+    raise PrismError(
+        f"the simulator is not installed ({error.name} is missing); run `pip install prism-policy[sim]`"
+    ) from error
+except PrismError:
+    raise
+except Exception as error:  # PyOpenGL raises what it likes when MUJOCO_GL names a back end that is not there
+    raise PrismError(
+        f"MuJoCo does not start with MUJOCO_GL={os.environ.get('MUJOCO_GL')} ({error}); unset it to let prism choose, or "
+        "install software OpenGL with `make system`"
+    ) from error
+finally:
+    logging.disable(_logging_level)
+logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+
+TASKS = {"lift": "Lift"}
+"""Our name of a task -> robosuite's."""
+PROPRIO = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
+"""What makes up `proprio`, in this order, by robomimic's names; the quaternion is (x, y, z, w)."""
+
+Observation = dict[str, Any]
+
+
+class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
+    """One simulated task: `{"images": {camera: uint8 (H, W, 3)}, "proprio": float32 (9,)}` in, actions (7,) out.
+
+    An action is (dx, dy, dz, rx, ry, rz, gripper) in [-1, 1]: 5 cm and 0.5 rad at full scale; gripper +1 closes.
+    Observations and frames are functions of the simulator state alone, so replaying `states` gives the same pixels.
+
+    ```
+    env = RobosuiteEnv(TaskConfig("lift"))
+    observation, info = env.reset(seed=0, options={"split": "evaluate", "episode": 3})
+    ```
+
+    Raises:
+        PrismError: unknown task or camera, or no OpenGL.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
+
+    def __init__(self, task: TaskConfig, render_images: bool = True) -> None:
+        if task.name not in TASKS:
+            raise PrismError(f"unknown task {task.name!r}; there are {', '.join(TASKS)}")
+        self.task = task
+        self.render_images = render_images
+        self.env_kwargs = {
+            "robots": "Panda",
+            "controller_configs": robosuite.load_composite_controller_config(controller="BASIC", robot="Panda"),
+            "control_freq": 20,
+            "has_renderer": False,
+            "has_offscreen_renderer": False,
+            "use_camera_obs": False,
+            "use_object_obs": False,
+            "ignore_done": True,
+            "hard_reset": False,
+            "renderer": "mujoco",
+        }
+        # The seed decides what is drawn once at construction, such as the size of Lift's cube: the same for everybody.
+        self.sim_env = robosuite.make(TASKS[task.name], seed=0, **self.env_kwargs)
+        self.sim_env.reset()
+        # Observations come from the state (see `observe`); robosuite's own would be recomputed at each 2 ms substep.
+        self.sim_env._observables.clear()
+        self.model_xml: str = self.sim_env.sim.model.get_xml()
+        for camera in task.cameras:
+            camera_id(self.model, camera)
+        self._renderer: Renderer | None = None
+        self._data = mujoco.MjData(self.model)
+        hand = self.sim_env.robots[0]
+        self.eef_site = hand.eef_site_id["right"]
+        self._eef_body = self.sim_env.sim.model.body_name2id(hand.robot_model.eef_name["right"])
+        self.fingers = np.array(hand._ref_gripper_joint_pos_indexes["right"])
+        self.states: list[np.ndarray] = [self.state]
+        """States since the reset, the start included; each float64 (S,)."""
+
+        size = task.render.resolution
+        image = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (7,), np.float32)
+        self.observation_space = gymnasium.spaces.Dict(
+            {
+                "images": gymnasium.spaces.Dict(dict.fromkeys(task.cameras, image)),
+                "proprio": gymnasium.spaces.Box(-np.inf, np.inf, (sum(PROPRIO.values()),), np.float32),
+            }
+        )
+
+    @property
+    def model(self) -> mujoco.MjModel:
+        """MuJoCo's model."""
+        return self.sim_env.sim.model._model
+
+    @property
+    def cameras(self) -> list[str]:
+        """Names of all cameras of the scene."""
+        return camera_names(self.model)
+
+    @property
+    def success(self) -> bool:
+        """robosuite's own success rule, now."""
+        return bool(self.sim_env._check_success())
+
+    @property
+    def state(self) -> np.ndarray:
+        """The simulator's state as robomimic stores it: (time, qpos, qvel), float64 (S,)."""
+        return np.asarray(self.sim_env.sim.get_state().flatten())
+
+    def set_state(self, state: np.ndarray) -> None:
+        """Put the simulation into `state` (S,), with the solver's memory wiped so that nothing else matters.
+
+        Raises:
+            PrismError: a state of another size, or one that is not finite.
+        """
+        expected = 1 + self.model.nq + self.model.nv
+        if state.shape != (expected,) or not np.isfinite(state).all():
+            raise PrismError(
+                f"expected a finite state of {expected} numbers for task {self.task.name!r}, got shape {state.shape}"
+            )
+        sim = self.sim_env.sim
+        sim.set_state_from_flattened(state)
+        sim.data._data.qacc_warmstart[:] = 0
+        sim.forward()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode.
+
+        Args:
+            seed: seed of the run; None is 0.
+            options: `split` ("evaluate" unless told), `episode` (0), or `state` (S,): start from this recorded state
+                instead, as the replay of a demonstration does.
+        """
+        options = options or {}
+        env = self.sim_env
+        env.rng = episode_rng(options.get("split", "evaluate"), seed or 0, options.get("episode", 0))
+        initializer = env.placement_initializer
+        for sampler in (initializer, *getattr(initializer, "samplers", {}).values()):
+            sampler.rng = env.rng
+        env.reset()
+        self.set_state(np.asarray(options.get("state", self.state), np.float64))
+        for controller in env.robots[0].part_controllers.values():
+            # The null space pulls towards the start's joint positions, which are the state's now.
+            controller.update_initial_joints(env.sim.data.qpos[controller.qpos_index])
+        self.set_state(self.state)
+        self.states = [self.state]
+        return self.observe(), {"success": self.success}
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """One control step of 50 ms; ends at success, truncated at `task.max_steps`. Actions are clipped to [-1, 1]."""
+        success = self.advance(action)
+        truncated = len(self.states) > self.task.max_steps
+        return self.observe(), float(success), success, truncated, {"success": success}
+
+    def step_chunk(self, actions: np.ndarray, n_obs: int) -> tuple[list[Observation], bool, int]:
+        """Execute actions (Ta, 7) until success or `task.max_steps`; only the last frames are drawn.
+
+        Returns:
+            The last min(n_obs, steps done) observations, success, and the number of steps done.
+        """
+        done, success = 0, False
+        for action in actions[: self.task.max_steps - len(self.states) + 1]:
+            success, done = self.advance(action), done + 1
+            if success:
+                break
+        return [self.observe(state) for state in self.states[1:][-min(n_obs, done) :] if done], success, done
+
+    def advance(self, action: np.ndarray) -> bool:
+        """One control step without looking; returns success.
+
+        Raises:
+            PrismError: an action of another shape, or one that is not finite.
+        """
+        action = np.asarray(action, np.float64)
+        if action.shape != (7,) or not np.isfinite(action).all():
+            raise PrismError(f"expected a finite action of shape (7,), got {action}")
+        self.sim_env.step(np.clip(action, -1.0, 1.0))
+        self.states.append(self.state)
+        return self.success
+
+    def observe(self, state: np.ndarray | None = None) -> Observation:
+        """The observation of `state` (S,), by default the current one; without images if `render_images` is off."""
+        data = self._pose(state)
+        proprio = np.concatenate(
+            [data.site_xpos[self.eef_site], np.roll(data.xquat[self._eef_body], -1), data.qpos[self.fingers]]
+        ).astype(np.float32)
+        images = {camera: self._draw(camera) for camera in self.task.cameras} if self.render_images else {}
+        return {"images": images, "proprio": proprio}
+
+    def render(  # type: ignore[override]
+        self, camera: str | None = None, resolution: int | None = None, state: np.ndarray | None = None
+    ) -> np.ndarray:
+        """A frame uint8 (H, W, 3) of any camera at any resolution, of `state` (S,) or of now.
+
+        Raises:
+            PrismError: unknown camera, or no OpenGL.
+        """
+        camera_id(self.model, camera or self.task.cameras[0])
+        self._renderer = self._renderer or Renderer(self.model, self.task.render)
+        self._pose(state)
+        return self._draw(camera or self.task.cameras[0], resolution)
+
+    def metadata_json(self) -> str:
+        """robomimic's `env_args`: what makes this environment, as JSON."""
+        return json.dumps(
+            {
+                "env_name": TASKS[self.task.name],
+                "env_version": robosuite.__version__,
+                "type": 1,
+                "env_kwargs": self.env_kwargs,
+            }
+        )
+
+    def close(self) -> None:
+        """Free OpenGL and the simulation."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+        self.sim_env.close()
+
+    def _pose(self, state: np.ndarray | None) -> mujoco.MjData:
+        """Poses of `state` in data of their own: the simulation stays untouched."""
+        qpos = (self.state if state is None else state)[1 : 1 + self.model.nq]
+        if self.render_images or self._renderer is not None:
+            self._renderer = self._renderer or Renderer(self.model, self.task.render)
+            return self._renderer.pose(qpos)
+        self._data.qpos[:] = qpos
+        mujoco.mj_kinematics(self.model, self._data)
+        return self._data
+
+    def _draw(self, camera: str, resolution: int | None = None) -> np.ndarray:
+        assert self._renderer is not None
+        return self._renderer.draw(camera, resolution)

@@ -1,0 +1,61 @@
+"""Files that are either whole or not there, whatever kills the process or fills the disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prism_policy.errors import PrismError
+
+
+_UMASK = os.umask(0)
+os.umask(_UMASK)  # reading it means setting it
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what a full or read-only disk raises into one sentence that names the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            raise PrismError(
+                f"no space left on the disk of {path}; free some and run the same command again, it goes on from there"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise PrismError(f"cannot write {path} ({error.strerror}); choose a folder you may write to") from error
+        raise
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is flushed to the disk and takes `path`'s place.
+
+    Usage::
+
+        with atomic(folder / "weights.safetensors") as temporary:
+            save_file(tensors, temporary)
+
+    Raises:
+        PrismError: no space left, or no permission.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fchmod(file.fileno(), 0o666 & ~_UMASK)  # safetensors makes its files readable by their owner alone
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

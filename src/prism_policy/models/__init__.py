@@ -1,0 +1,1 @@
+"""Networks: the visual encoder algebra and the conditional 1D U-Net."""

@@ -1,0 +1,90 @@
+"""ResNet-18/34 trunk (He et al., 2016) with named stages, for small images and small batches.
+
+Parameter names follow torchvision's, so that an ImageNet state dict of the same width and norm loads.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Norm = Literal["group", "batch"]
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+
+def make_norm(norm: Norm, channels: int) -> nn.Module:
+    """GroupNorm with C/16 groups (at least one), as in diffusion policies, or BatchNorm."""
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(max(channels // 16, 1), channels)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = make_norm(norm, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = make_norm(norm, channels)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), make_norm(norm, channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = self.bn2(self.conv2(x))
+        return F.relu(x.add_(shortcut), inplace=True)
+
+
+class ResNet(nn.Module):
+    """Feature maps of every residual stage.
+
+    Usage::
+
+        trunk = ResNet(depth=18, width=64)
+        c1, c2, c3, c4 = trunk(images)  # (B, 64, H/4, W/4) ... (B, 512, H/32, W/32)
+    """
+
+    def __init__(self, depth: int = 18, width: int = 64, norm: Norm = "group", num_stages: int = 4) -> None:
+        super().__init__()
+        self.channels = [width * 2**i for i in range(num_stages)]
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = make_norm(norm, width)
+        in_channels = width
+        for i, channels in enumerate(self.channels):
+            strides = [1 if i == 0 else 2] + [1] * (BLOCKS[depth][i] - 1)
+            blocks = []
+            for stride in strides:
+                blocks.append(BasicBlock(in_channels, channels, stride, norm))
+                in_channels = channels
+            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) to a list over stages of (B, C_l, H_l, W_l)."""
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)  # (B, width, H/2, W/2)
+        x = F.max_pool2d(x, 3, 2, 1)  # (B, width, H/4, W/4)
+        stages = []
+        for i in range(len(self.channels)):
+            x = self.get_submodule(f"layer{i + 1}")(x)
+            stages.append(x)
+        return stages
+
+    def output_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Height and width of each stage's feature map for an input of this size."""
+        sizes = []
+        h, w = (-(-n // 2) for n in (height, width))  # conv1 halves, rounding up
+        for _ in self.channels:  # the max-pool before layer1 and the stride of the later stages halve alike
+            h, w = -(-h // 2), -(-w // 2)
+            sizes.append((h, w))
+        return sizes

@@ -1,0 +1,116 @@
+"""The conditional 1D U-Net over action chunks that all three policies share (Table 11; Chi et al., 2025)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from prism_policy.errors import PrismError
+
+
+def sinusoidal_embedding(step: Tensor, dim: int) -> Tensor:
+    """(B,) steps to (B, dim): sines and cosines at wavelengths from 2 pi to 10000 * 2 pi."""
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half, device=step.device) * (-math.log(10_000) / (half - 1)))
+    angles = step.float()[:, None] * frequencies  # (B, dim / 2)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class Conv1dBlock(nn.Sequential):
+    """Conv1d, GroupNorm, Mish."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, n_groups: int) -> None:
+        super().__init__(
+            nn.Conv1d(in_channels, out_channels, kernel_size, padding=kernel_size // 2),
+            nn.GroupNorm(n_groups, out_channels),
+            nn.Mish(),
+        )
+
+
+class ResidualBlock1D(nn.Module):
+    """Two convolution blocks with FiLM between them: `scale * x + bias`, both from the condition."""
+
+    def __init__(self, in_channels: int, out_channels: int, cond_dim: int, kernel_size: int, n_groups: int) -> None:
+        super().__init__()
+        self.block1 = Conv1dBlock(in_channels, out_channels, kernel_size, n_groups)
+        self.block2 = Conv1dBlock(out_channels, out_channels, kernel_size, n_groups)
+        self.film = nn.Sequential(nn.Mish(), nn.Linear(cond_dim, 2 * out_channels))
+        self.shortcut = nn.Conv1d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        scale, bias = self.film(cond).unsqueeze(-1).chunk(2, dim=1)  # (B, C, 1) each
+        h = scale * self.block1(x) + bias
+        return self.block2(h) + self.shortcut(x)
+
+
+class ConditionalUNet1D(nn.Module):
+    """U-Net over the horizon, FiLM-conditioned on the observation and the diffusion step or flow time.
+
+    Usage::
+
+        net = ConditionalUNet1D(action_dim=10, cond_dim=274)
+        out = net(actions, step, cond)  # (B, T, 10), (B,), (B, 274) -> (B, T, 10)
+
+    Raises:
+        PrismError: at the first call, where the horizon cannot be halved and doubled back.
+    """
+
+    def __init__(
+        self,
+        action_dim: int,
+        cond_dim: int,
+        down_dims: Sequence[int] = (256, 512, 1024),
+        kernel_size: int = 5,
+        n_groups: int = 8,
+        step_embed_dim: int = 128,
+    ) -> None:
+        super().__init__()
+        self.step_embed_dim = step_embed_dim
+        self.step_encoder = nn.Sequential(
+            nn.Linear(step_embed_dim, 4 * step_embed_dim), nn.Mish(), nn.Linear(4 * step_embed_dim, step_embed_dim)
+        )
+        cond_dim += step_embed_dim
+
+        def residual(in_channels: int, out_channels: int) -> ResidualBlock1D:
+            return ResidualBlock1D(in_channels, out_channels, cond_dim, kernel_size, n_groups)
+
+        dims = [action_dim, *down_dims]
+        self.down = nn.ModuleList()
+        for i, (d_in, d_out) in enumerate(zip(dims, dims[1:], strict=False)):
+            last = i == len(down_dims) - 1
+            shrink = nn.Identity() if last else nn.Conv1d(d_out, d_out, 3, 2, 1)
+            self.down.append(nn.ModuleList([residual(d_in, d_out), residual(d_out, d_out), shrink]))
+        self.mid = nn.ModuleList([residual(dims[-1], dims[-1]) for _ in range(2)])
+        self.up = nn.ModuleList()
+        for d_out, d_in in zip(dims[-2:0:-1], dims[:1:-1], strict=True):
+            grow = nn.ConvTranspose1d(d_out, d_out, 4, 2, 1)
+            self.up.append(nn.ModuleList([residual(2 * d_in, d_out), residual(d_out, d_out), grow]))
+        self.final = nn.Sequential(
+            Conv1dBlock(dims[1], dims[1], kernel_size, n_groups), nn.Conv1d(dims[1], action_dim, 1)
+        )
+
+    def forward(self, actions: Tensor, step: Tensor, cond: Tensor) -> Tensor:
+        """(B, T, A), (B,) and (B, D) to (B, T, A)."""
+        factor = 2 ** len(self.up)
+        if actions.shape[1] % factor:
+            raise PrismError(
+                f"horizon {actions.shape[1]} does not suit a U-Net that halves it {len(self.up)} times: "
+                f"choose a multiple of {factor}"
+            )
+        embedding = self.step_encoder(sinusoidal_embedding(step, self.step_embed_dim))
+        cond = torch.cat([embedding, cond], dim=-1)
+        x = actions.transpose(1, 2)  # (B, A, T)
+        skips = []
+        for block1, block2, shrink in self.down:  # type: ignore[misc]
+            x = block2(block1(x, cond), cond)
+            skips.append(x)
+            x = shrink(x)  # (B, C, T / 2), the last level keeps T
+        for block in self.mid:
+            x = block(x, cond)
+        for block1, block2, grow in self.up:  # type: ignore[misc]
+            x = torch.cat([x, skips.pop()], dim=1)
+            x = grow(block2(block1(x, cond), cond))  # (B, C, 2 T)
+        return self.final(x).transpose(1, 2)  # type: ignore[no-any-return]

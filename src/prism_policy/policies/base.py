@@ -1,0 +1,110 @@
+"""What every policy shares: observation encoder, U-Net, normalisers, the executed slice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prism_policy.config import PolicyConfig
+from prism_policy.data.normalizer import LinearNormalizer
+from prism_policy.errors import PrismError
+from prism_policy.models.encoder import VisualEncoder
+from prism_policy.models.unet1d import ConditionalUNet1D
+
+Observation = Mapping[str, Any]
+"""{"images": {camera: uint8 (B, To, H, W, 3)}, "proprio": float32 (B, To, P)}"""
+
+
+class Policy(nn.Module):
+    """A distribution of action chunks given the last observations. Subclasses define `chunk_loss` and `sample_chunk`.
+
+    Usage::
+
+        loss, metrics = policy(batch)                    # training: `forward` is the loss, one module for DDP and compile
+        actions = policy.act(observation, generator)     # (B, n_action_steps, A), in the environment's units
+    """
+
+    def __init__(
+        self, config: PolicyConfig, cameras: Mapping[str, tuple[int, int]], proprio_dim: int, action_dim: int
+    ) -> None:
+        super().__init__()
+        last = config.n_obs_steps - 1 + config.n_action_steps
+        if last > config.horizon:
+            raise PrismError(
+                f"n_obs_steps {config.n_obs_steps} and n_action_steps {config.n_action_steps} need a horizon of at "
+                f"least {last}, got {config.horizon}"
+            )
+        self.config = config
+        self.action_dim = action_dim
+        self.encoder = VisualEncoder(config.encoder, cameras)
+        self.net = ConditionalUNet1D(
+            action_dim,
+            config.n_obs_steps * (self.encoder.out_dim + proprio_dim),
+            config.down_dims,
+            config.kernel_size,
+            config.n_groups,
+            config.step_embed_dim,
+        )
+        self.normalizer = nn.ModuleDict({"action": LinearNormalizer(action_dim), "proprio": LinearNormalizer(proprio_dim)})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.parameters()).device
+
+    def condition(self, observation: Observation) -> Tensor:
+        """Encode the observation to (B, To * D)."""
+        images: Mapping[str, Tensor] = observation["images"]
+        proprio: Tensor = self.normalizer["proprio"](observation["proprio"])  # (B, To, P)
+        batch, steps = proprio.shape[:2]
+        features = self.encoder({c: x.flatten(0, 1) for c, x in images.items()})  # (B * To, D_img)
+        return torch.cat([features.view(batch, steps, -1), proprio], dim=-1).flatten(1)
+
+    def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The training loss of a batch of windows, and detached figures to log."""
+        actions = self.normalizer["action"](batch["actions"])  # (B, T, A)
+        loss = self.chunk_loss(actions, self.condition(batch))
+        return loss, {"loss": loss.detach()}
+
+    loss = forward
+
+    def draw_noise(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """Gaussian start of sampling, (B, T, A); drawn on the CPU so that a seed means the same on every device."""
+        return torch.randn(batch, self.config.horizon, self.action_dim, generator=generator).to(self.device)
+
+    def sample(self, observation: Observation, noise: Tensor) -> Tensor:
+        """Normalised action chunk (B, T, A) from the given noise; differentiable with respect to the observation."""
+        return self.sample_chunk(noise, self.condition(observation))
+
+    @torch.no_grad()
+    def act(self, observation: Observation, generator: torch.Generator | None = None) -> Tensor:
+        """The actions to execute now, (B, n_action_steps, A), in the environment's units.
+
+        Raises:
+            PrismError: observations that are not finite or of another shape.
+        """
+        observation = self._checked(observation)
+        chunk = self.sample(observation, self.draw_noise(len(observation["proprio"]), generator))
+        first = self.config.n_obs_steps - 1  # the chunk starts at the oldest frame; the newest one's action is due now
+        return self.normalizer["action"].invert(chunk)[:, first : first + self.config.n_action_steps]  # type: ignore[operator]
+
+    def _checked(self, observation: Observation) -> Observation:
+        proprio = torch.as_tensor(observation["proprio"], dtype=torch.float32, device=self.device)
+        images = {c: torch.as_tensor(x, device=self.device) for c, x in observation["images"].items()}
+        expected = (self.config.n_obs_steps, self.normalizer["proprio"].scale.numel())  # type: ignore[union-attr, operator]
+        if proprio.shape[1:] != expected:
+            raise PrismError(f"proprio: expected (B, {expected[0]}, {expected[1]}), got {tuple(proprio.shape)}")
+        if not torch.isfinite(proprio).all():
+            raise PrismError("proprio holds NaN or infinity; check the robot's state before calling the policy")
+        return {"images": images, "proprio": proprio}
+
+    def chunk_loss(self, actions: Tensor, cond: Tensor) -> Tensor:
+        """Scalar loss for normalised chunks (B, T, A) given conditions (B, D)."""
+        raise NotImplementedError
+
+    def sample_chunk(self, noise: Tensor, cond: Tensor) -> Tensor:
+        """Normalised chunk (B, T, A) from noise (B, T, A) given conditions (B, D)."""
+        raise NotImplementedError

@@ -1,0 +1,75 @@
+"""Functions that return a config: the paper's encoders, and whole runs by scale."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from prism_policy.config import (
+    DemoConfig,
+    EncoderConfig,
+    EvalConfig,
+    PolicyConfig,
+    PolicyKind,
+    RunConfig,
+    TaskConfig,
+    TaskName,
+    TrainConfig,
+)
+from prism_policy.errors import PrismError
+
+_LAST = EncoderConfig(fusion="last", refine=False)
+_CONCAT = EncoderConfig(fusion="concat", refine=False)
+
+ENCODERS: dict[str, EncoderConfig] = {
+    "avgpool": replace(_LAST, pooling="avg"),
+    "maxpool": replace(_LAST, pooling="max"),
+    "nopool": replace(_LAST, pooling="none"),
+    "sspool": _LAST,
+    "ms_avgpool": replace(_CONCAT, pooling="avg"),
+    "ms_maxpool": replace(_CONCAT, pooling="max"),
+    "ms_nopool": replace(_CONCAT, pooling="none"),
+    "ms_sspool": replace(_CONCAT, num_keypoints=48),
+    "prism": EncoderConfig(num_keypoints=48),
+}
+
+
+def encoder(name: str) -> EncoderConfig:
+    """The paper's encoder of this name, at full width.
+
+    Raises:
+        PrismError: no such preset.
+    """
+    if name not in ENCODERS:
+        raise PrismError(f"unknown encoder '{name}'; available: {', '.join(ENCODERS)}")
+    return ENCODERS[name]
+
+
+def nano(
+    task: TaskName = "lift", policy: PolicyKind = "flow_matching", encoder_name: str = "prism", seed: int = 0
+) -> RunConfig:
+    """A run that two CPU cores finish in ten minutes: a trunk a quarter as wide, a U-Net a tenth as large."""
+    base = encoder(encoder_name)
+    return RunConfig(
+        task=TaskConfig(name=task),
+        demos=DemoConfig(seed=seed),
+        policy=PolicyConfig(
+            kind=policy,
+            encoder=replace(base, width=16, num_keypoints=min(base.num_keypoints, 32), attention_dim=64, out_dim=64),
+            down_dims=(64, 128, 256),
+            step_embed_dim=64,
+        ),
+        train=TrainConfig(steps=1000, batch_size=64, lr=1e-3, warmup_steps=50, checkpoint_every=100, log_every=10),
+        evaluate=EvalConfig(seed=seed),
+        seed=seed,
+    )
+
+
+def smoke(config: RunConfig) -> RunConfig:
+    """The same path at the smallest size: it shows that everything works and claims nothing about success."""
+    return replace(
+        config,
+        demos=replace(config.demos, num_demos=2),
+        train=replace(config.train, steps=10, batch_size=8, warmup_steps=2, checkpoint_every=5, log_every=1),
+        task=replace(config.task, max_steps=24),
+        evaluate=replace(config.evaluate, n_episodes=2),
+    )

@@ -1,0 +1,139 @@
+"""The main job from one command: demonstrations, policy, measured success, report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prism_policy.collect import collect, render_demos
+from prism_policy.config import RunConfig
+from prism_policy.data.robomimic import read_demos
+from prism_policy.data.windows import Windows
+from prism_policy.evaluate import evaluate, states_path, summarise
+from prism_policy.files import write_text
+from prism_policy.memory import PeakMemory
+from prism_policy.progress import Bar, console
+from prism_policy.replay import observe_moments, render_videos
+from prism_policy.report import write_report
+from prism_policy.run_folder import load_policy, open_run
+from prism_policy.saliency import draw_keypoints, draw_saliency
+from prism_policy.train import train
+
+
+@dataclass
+class Ledger:
+    """Seconds a stage and peak memory, kept in the run folder so that a resumed run counts what was spent before."""
+
+    path: Path
+    wall_s: dict[str, float] = field(default_factory=dict)
+    peak_rss_mib: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.path.exists():
+            found = json.loads(self.path.read_text())
+            self.wall_s, self.peak_rss_mib = found["wall_s"], found["peak_rss_mib"]
+
+    @contextmanager
+    def stage(self, name: str, memory: PeakMemory) -> Iterator[None]:
+        """Count the time of the block under `name`, also when it is interrupted."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.wall_s[name] = round(self.wall_s.get(name, 0.0) + time.perf_counter() - started, 2)
+            self.peak_rss_mib = round(max(self.peak_rss_mib, memory.peak_mib), 1)
+            write_text(self.path, json.dumps({"wall_s": self.wall_s, "peak_rss_mib": self.peak_rss_mib}))
+
+
+def quickstart(folder: Path, config: RunConfig, labels: dict[str, str]) -> dict[str, Any]:
+    """Run (or go on with) the whole chain in `folder`; returns the summary, which is also results/summary.json.
+
+    Args:
+        labels: names to show beside the numbers (`policy`, `encoder`, `preset`).
+
+    Raises:
+        PrismError: bad input, see each stage.
+    """
+    open_run(folder, config)
+    ledger = Ledger(folder / "results" / "ledger.json")
+    with PeakMemory() as memory:
+        with ledger.stage("demos", memory):
+            with Bar("Demonstrations", config.demos.num_demos) as bar:
+                states = collect(config.task, config.demos, progress=_forward(bar))
+        with ledger.stage("render", memory):
+            with Bar("Rendering", config.demos.num_demos) as bar:
+                images = render_demos(states, config.task, progress=_forward(bar))
+        with ledger.stage("train", memory):
+            if not (folder / "weights.safetensors").exists():
+                with Bar("Training", config.train.steps) as bar:
+                    episodes = read_demos(images, config.task.cameras)
+                    policy = config.policy
+                    windows = Windows(episodes, policy.horizon, policy.n_obs_steps, policy.n_action_steps)
+                    train(folder, config, windows, _show_update(bar))
+                    del episodes, windows
+        with ledger.stage("evaluate", memory):
+            policy = load_policy(folder)
+            with Bar("Evaluation", config.evaluate.n_episodes) as bar:
+                records = evaluate(folder, config, policy, on_episode=_show_episodes(bar))
+        with ledger.stage("report", memory):
+            with Bar("Videos", config.evaluate.n_episodes) as bar:
+                render_videos(
+                    config.task, records, lambda i: states_path(folder, i), folder / "videos", progress=_forward(bar)
+                )
+            _draw_figures(folder, config, policy)
+        summary = summarise(records) | labels
+        summary |= {"task": config.task.name, "seed": config.seed, "split": config.evaluate.split}
+        summary |= {"wall_s": ledger.wall_s, "peak_rss_mib": ledger.peak_rss_mib}
+        write_text(folder / "results" / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_report(folder)
+    return summary
+
+
+def _draw_figures(folder: Path, config: RunConfig, policy: Any) -> None:
+    """Saliency and keypoints at a few moments of the first episode (whatever its outcome: no picking)."""
+    pictures = {"saliency": folder / "figures" / "saliency.png", "keypoints": folder / "figures" / "keypoints.png"}
+    has_keypoints = config.policy.encoder.pooling == "spatial_softmax"
+    if all(path.exists() for name, path in pictures.items() if name == "saliency" or has_keypoints):
+        return
+    found = observe_moments(config.task, states_path(folder, 0), count=5, n_obs_steps=config.policy.n_obs_steps)
+    moments = {
+        title: {
+            "images": {c: torch.from_numpy(x)[None] for c, x in observation["images"].items()},
+            "proprio": torch.from_numpy(observation["proprio"])[None],
+        }
+        for title, observation in found.items()
+    }
+    draw_saliency(policy, moments, pictures["saliency"])
+    if has_keypoints:
+        draw_keypoints(policy, moments, pictures["keypoints"])
+
+
+def _forward(bar: Bar) -> Callable[[int, int], None]:
+    return lambda done, total: bar.update(done, f"{done} of {total}")
+
+
+def _show_update(bar: Bar) -> Callable[[int, dict[str, float]], None]:
+    return lambda done, line: bar.update(done, f"loss {line['loss']:.4f}, {line['samples_per_s']:.0f} samples/s")
+
+
+def _show_episodes(bar: Bar) -> Callable[[list[dict[str, Any]]], None]:
+    return lambda records: bar.update(len(records), f"{sum(r['success'] for r in records)} of {len(records)} succeeded")
+
+
+def print_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """The closing lines: success with its interval, where the report lies, what to run next."""
+    low, high = summary["wilson_95"]
+    console.print(
+        f"\nSuccess: {summary['n_success']} of {summary['n_episodes']} unseen episodes ({summary['success_rate']:.0%}, "
+        f"95% interval {low:.0%} to {high:.0%}), seed {summary['seed']}; "
+        f"{sum(summary['wall_s'].values()):.0f} s, peak memory {summary['peak_rss_mib'] / 1024:.1f} GiB"
+    )
+    console.print(f"Report:  {folder / 'report.html'} (open it in a browser)")
+    console.print(f"Next:    prism quickstart --encoder avgpool --out {folder.with_name('avgpool')}")

@@ -1,0 +1,74 @@
+"""Recorded episodes drawn again from their simulator states: videos with the outcome marked, frames for figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prism_policy.collect import WorkerPool, environment
+from prism_policy.config import TaskConfig
+from prism_policy.video import mark_outcome, write_video
+
+VIDEO_RESOLUTION = 240  # [px]: enough to see the fingers close
+
+
+def render_videos(
+    task: TaskConfig,
+    episodes: Sequence[dict[str, Any]],
+    states: Callable[[int], Path],
+    folder: Path,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """A video of every episode, folder/episode_000.mp4, all cameras side by side; those that exist are kept.
+
+    Args:
+        episodes: records with `episode`, `success` and `steps`.
+        states: episode -> file of its states, float64 (steps + 1, S).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [r for r in episodes if not (folder / f"episode_{r['episode']:03d}.mp4").exists()]
+    with WorkerPool(workers) as pool:
+        futures = [
+            pool.submit(_video, task, r, states(r["episode"]), folder / f"episode_{r['episode']:03d}.mp4") for r in missing
+        ]
+        for done, future in enumerate(as_completed(futures), start=len(episodes) - len(missing) + 1):
+            future.result()
+            if progress:
+                progress(done, len(episodes))
+
+
+def _video(task: TaskConfig, record: dict[str, Any], states: Path, path: Path) -> None:
+    env = environment(task, render_images=True)
+    outcome = "success" if record["success"] else "failure"
+    text = f"episode {record['episode']}: {outcome} after {record['steps']} steps"
+    frames = (
+        np.concatenate([env.render(camera, VIDEO_RESOLUTION, state) for camera in task.cameras], axis=1)
+        for state in np.load(states, allow_pickle=False)
+    )
+    write_video(path, mark_outcome(frames, text, record["success"], scale=1), fps=env.metadata["render_fps"])
+
+
+def observe_moments(task: TaskConfig, states: Path, count: int, n_obs_steps: int) -> dict[str, dict[str, Any]]:
+    """Observations at `count` moments spread evenly over an episode, drawn in a process of their own.
+
+    Returns:
+        "step 12" -> {"images": {camera: uint8 (To, H, W, 3)}, "proprio": float32 (To, P)}, in time order.
+    """
+    with WorkerPool(1) as pool:
+        return pool.submit(_moments, task, states, count, n_obs_steps).result()  # type: ignore[no-any-return]
+
+
+def _moments(task: TaskConfig, path: Path, count: int, n_obs_steps: int) -> dict[str, dict[str, Any]]:
+    env = environment(task, render_images=True)
+    states = np.load(path, allow_pickle=False)
+    moments = {}
+    for step in np.unique(np.linspace(0, len(states) - 1, count).astype(int)):
+        history = [env.observe(states[max(step - i, 0)]) for i in reversed(range(n_obs_steps))]
+        images = {c: np.stack([o["images"][c] for o in history]) for c in task.cameras}
+        moments[f"step {step}"] = {"images": images, "proprio": np.stack([o["proprio"] for o in history])}
+    return moments

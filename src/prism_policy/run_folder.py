@@ -1,0 +1,128 @@
+"""The run folder: what a user keeps of a run, and all that a later command needs to go on.
+
+config.json, normalizer.safetensors and weights.safetensors (EMA), checkpoints/, metrics.jsonl, results/, videos/,
+report.html. Tensors are safetensors; nothing in it is a pickle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prism_policy import config as configs
+from prism_policy.config import RunConfig
+from prism_policy.errors import PrismError
+from prism_policy.files import atomic, disk_errors, write_text
+from prism_policy.policies import Policy, build_policy
+
+
+def open_run(folder: Path, config: RunConfig) -> None:
+    """Make the run folder for this configuration, or accept the one that already holds it.
+
+    Raises:
+        PrismError: the folder belongs to another configuration, or holds foreign files.
+    """
+    path = folder / "config.json"
+    if path.exists():
+        found = configs.load(RunConfig, path)
+        if found != config:
+            field, old, new = next(_differences(dataclasses.asdict(found), dataclasses.asdict(config)))
+            raise PrismError(
+                f"{folder} holds another run: {field} is {old!r} there and {new!r} now; choose another --out or repeat "
+                "the command that made it"
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise PrismError(f"{folder} exists and is no run folder (no config.json in it); choose another --out")
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, configs.to_json(config))
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for key in old:
+        if isinstance(old[key], dict):
+            yield from _differences(old[key], new[key], f"{where}{key}.")
+        elif old[key] != new[key]:
+            yield f"{where}{key}", old[key], new[key]
+
+
+def make_policy(config: RunConfig, proprio_dim: int, action_dim: int) -> Policy:
+    """A fresh policy for the run's task."""
+    size = config.task.render.resolution
+    return build_policy(config.policy, dict.fromkeys(config.task.cameras, (size, size)), proprio_dim, action_dim)
+
+
+def save_weights(folder: Path, policy: Policy, ema: dict[str, Tensor]) -> None:
+    """Write the EMA weights and, apart, the normaliser's statistics."""
+    with atomic(folder / "normalizer.safetensors") as temporary:
+        save_file(policy.normalizer.state_dict(), temporary)
+    with atomic(folder / "weights.safetensors") as temporary:
+        save_file({name: value.contiguous() for name, value in ema.items()}, temporary)
+
+
+def load_policy(run_dir: Path | str) -> Policy:
+    """The trained policy of a run folder: EMA weights, evaluation mode.
+
+    Raises:
+        PrismError: a file is missing or damaged, or the weights belong to another configuration.
+    """
+    folder = Path(run_dir)
+    config = configs.load(RunConfig, folder / "config.json")
+    statistics = read_tensors(folder / "normalizer.safetensors")
+    weights = read_tensors(folder / "weights.safetensors")
+    policy = make_policy(config, len(statistics["proprio.scale"]), len(statistics["action.scale"]))
+    policy.normalizer.load_state_dict(statistics)
+    expected = dict(policy.named_parameters())
+    for name in sorted(expected.keys() | weights.keys()):
+        want = tuple(expected[name].shape) if name in expected else "no such weight"
+        got = tuple(weights[name].shape) if name in weights else "no such weight"
+        if want != got:
+            raise PrismError(
+                f"{folder / 'weights.safetensors'} does not fit {folder / 'config.json'}: '{name}' expected {want}, "
+                f"found {got}; restore the two files of one run"
+            )
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            parameter.copy_(weights[name])
+    return policy.eval()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        PrismError: missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise PrismError(f"{path} not found; train the run first") from error
+    except safetensors.SafetensorError as error:
+        raise PrismError(f"{path} is damaged ({error}); restore it or train again") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; a last line cut off by a kill is left out. Missing file: no lines."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Write a JSON-lines file atomically."""
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

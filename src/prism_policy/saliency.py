@@ -1,0 +1,157 @@
+"""What a policy looks at: the pixels that move its action, and the keypoints that its encoder hands on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prism_policy.files import atomic
+from prism_policy.models.encoder import crop_size
+
+if TYPE_CHECKING:
+    from prism_policy.policies.base import Observation, Policy
+
+STAGE_COLOURS = (
+    "#3b78c2",
+    "#14a085",
+    "#e8a317",
+    "#d4433f",
+)  # shallow to deep, told apart on table, robot and by all eyes
+_INCHES_A_FRAME = 2.3
+
+
+def input_gradient(policy: Policy, observation: Observation, noise: Tensor) -> dict[str, NDArray[np.float32]]:
+    """How much each pixel moves the action chunk: |d <a, sg[a]> / d pixel|, summed over colours.
+
+    The chunk a is normalised and sampled from the given noise, so the result is deterministic; gradients flow through
+    the whole sampler. Pixels outside the centre crop have no saliency.
+
+    Args:
+        policy: a policy in evaluation mode.
+        observation: images uint8 (B, To, H, W, 3), proprio (B, To, P).
+        noise: (B, T, A), from `policy.draw_noise`.
+
+    Returns:
+        float32 (B, To, H, W) a camera [squared normalised action per grey level of 255].
+    """
+    images = {c: x.detach().float().requires_grad_() for c, x in observation["images"].items()}
+    chunk = policy.sample({**observation, "images": images}, noise)  # (B, T, A)
+    target = (chunk * chunk.detach()).sum()
+    gradients = torch.autograd.grad(target, list(images.values()))
+    return {c: g.abs().sum(-1).cpu().numpy() for c, g in zip(images, gradients, strict=True)}
+
+
+def overlay(frame: NDArray[np.uint8], saliency: NDArray[np.float32], scale: float) -> NDArray[np.uint8]:
+    """Paint saliency (H, W) over a frame (H, W, 3): a dim frame where it is 0, bright yellow from `scale` on."""
+    strength = np.clip(saliency / scale, 0, 1)[..., None]  # (H, W, 1)
+    grey = frame.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
+    backdrop = 0.6 * (0.5 * grey + 0.5 * frame)
+    heat = 255 * mpl.colormaps["inferno"](0.25 + 0.75 * strength[..., 0])[..., :3]
+    painted: NDArray[np.uint8] = ((1 - strength) * backdrop + strength * heat).round().astype(np.uint8)
+    return painted
+
+
+def keypoint_pixels(keypoints: NDArray[np.float32], height: int, width: int, crop: float) -> NDArray[np.float32]:
+    """Pixel coordinates (column, row) in the whole image of keypoints (..., 2) in [-1, 1] of its centre crop.
+
+    -1 is the centre of the crop's first pixel and +1 of its last, as in the grid of `SpatialSoftmax`.
+    """
+    size = np.array([crop_size(width, crop), crop_size(height, crop)])
+    first = (np.array([width, height]) - size) // 2
+    pixels: NDArray[np.float32] = (first + (keypoints + 1) / 2 * (size - 1)).astype(np.float32)
+    return pixels
+
+
+def draw_saliency(policy: Policy, moments: Mapping[str, Observation], path: Path, seed: int = 0) -> None:
+    """Draw the newest frame of each moment with its input gradient: a row a camera, a column a moment.
+
+    Args:
+        policy: a policy in evaluation mode.
+        moments: a title, such as "grasp" -> the observation then, with B = 1, in the order of the columns.
+        path: where the PNG goes.
+        seed: of the noise from which every chunk is sampled.
+
+    Raises:
+        PrismError: the picture cannot be written.
+    """
+    noise = policy.draw_noise(1, torch.Generator().manual_seed(seed))
+    maps = [input_gradient(policy, m, noise) for m in moments.values()]
+    figure, axes = _grid(policy, moments)
+    for row, camera in zip(axes, policy.encoder.cameras, strict=True):
+        # A few pixels dwarf all others: the scale leaves them out and is the same for the whole row.
+        newest = [m[camera][0, -1] for m in maps]  # (H, W) each
+        scale = max(float(np.percentile(newest, 99.5)), 1e-12)
+        for axis, observation, saliency in zip(row, moments.values(), newest, strict=True):
+            axis.imshow(overlay(_newest_frame(observation, camera), saliency, scale), interpolation="nearest")
+    _save(figure, path)
+
+
+def draw_keypoints(policy: Policy, moments: Mapping[str, Observation], path: Path) -> None:
+    """Draw the keypoints of every stage on the newest frame of each moment; arguments as for `draw_saliency`.
+
+    Raises:
+        PrismError: the encoder has no keypoints (its pooling is no spatial softmax), or the picture cannot be written.
+    """
+    share = policy.config.encoder.crop
+    found = []
+    for observation in moments.values():
+        with torch.no_grad():
+            found.append(policy.encoder.keypoints({c: x[:, -1] for c, x in observation["images"].items()}))
+    num_stages = len(next(iter(found[0].values())))
+    first_stage = (3 if policy.config.encoder.truncate else 4) - num_stages  # fusion "last" reads the deepest only
+    figure, axes = _grid(policy, moments, legend=0.35)
+    for row, (camera, (height, width)) in zip(axes, policy.encoder.cameras.items(), strict=True):
+        size = np.array([crop_size(width, share), crop_size(height, share)])
+        corner = (np.array([width, height]) - size) // 2 - 0.5  # imshow puts pixel centres on whole numbers
+        for axis, observation, keypoints in zip(row, moments.values(), found, strict=True):
+            axis.imshow(_newest_frame(observation, camera), interpolation="nearest")
+            axis.add_patch(Rectangle(corner, *size, fill=False, linestyle=(0, (4, 4)), linewidth=0.7, edgecolor="grey"))
+            for stage, points in enumerate(keypoints[camera], start=first_stage):
+                x, y = keypoint_pixels(points[0].cpu().numpy(), height, width, share).T
+                axis.scatter(
+                    x,
+                    y,
+                    s=16,
+                    color=STAGE_COLOURS[stage],
+                    edgecolors="white",
+                    linewidths=0.6,
+                    label=f"stage {stage + 1}",
+                )
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=num_stages, frameon=False, markerscale=1.5)
+    _save(figure, path)
+
+
+def _newest_frame(observation: Observation, camera: str) -> NDArray[np.uint8]:
+    frame: Tensor = observation["images"][camera][0, -1]
+    return frame.cpu().numpy()
+
+
+def _grid(policy: Policy, moments: Mapping[str, Observation], legend: float = 0.0) -> tuple[Figure, NDArray[Any]]:
+    """An empty picture with a row a camera, a column a moment and `legend` inches below; axes (cameras, moments)."""
+    cameras = list(policy.encoder.cameras)
+    size = (_INCHES_A_FRAME * len(moments) + 0.3, _INCHES_A_FRAME * len(cameras) + 0.25 + legend)
+    figure = Figure(figsize=size, layout="constrained")  # no pyplot: no window system, nothing to close
+    axes: NDArray[Any] = figure.subplots(len(cameras), len(moments), squeeze=False)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    for axis, title in zip(axes[0], moments, strict=True):
+        axis.set_title(title, fontsize=11)
+    for axis, camera in zip(axes[:, 0], cameras, strict=True):
+        axis.set_ylabel(camera, fontsize=10)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)

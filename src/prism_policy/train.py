@@ -1,0 +1,192 @@
+"""The training loop: windows in, EMA weights out, resumable to the update."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prism_policy.config import RunConfig, TrainConfig
+from prism_policy.data.normalizer import LinearNormalizer
+from prism_policy.data.windows import Windows, batch_indices
+from prism_policy.errors import PrismError
+from prism_policy.files import atomic
+from prism_policy.policies import Policy
+from prism_policy.run_folder import make_policy, read_lines, save_weights, write_lines
+
+OnUpdate = Callable[[int, dict[str, float]], None]
+"""Called with the number of updates done and the latest figures (loss, lr, samples_per_s)."""
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Linear warm-up, then a half cosine to zero at the last update (Table 8)."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def ema_decay(step: int, config: TrainConfig) -> float:
+    """1 - (1 + n)^-power at update n, so that the average forgets the random start quickly."""
+    return min(1 - (1 + step) ** -config.ema_power, config.ema_max_decay)
+
+
+def fit_normalizers(policy: Policy, windows: Windows) -> None:
+    """Min-max for positions and finger widths; rotations and the gripper command pass unchanged."""
+    policy.normalizer["proprio"] = LinearNormalizer.min_max(windows.proprio.numpy(), keep=range(3, 7))
+    policy.normalizer["action"] = LinearNormalizer.min_max(windows.actions.numpy(), keep=range(3, windows.actions.shape[1]))
+
+
+def train(folder: Path, config: RunConfig, windows: Windows, on_update: OnUpdate | None = None) -> Policy:
+    """Train (or go on training) the run in `folder`; returns the policy with its EMA weights, which are also saved.
+
+    Every update's batch, crop and noise derive from (seed, update) alone, so a run that was killed and resumed ends with
+    the weights of one that was not.
+
+    Raises:
+        PrismError: the loss is not finite; the disk is full.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint written.
+    """
+    settings = config.train
+    torch.manual_seed(config.seed)
+    policy = make_policy(config, windows.proprio.shape[1], windows.actions.shape[1])
+    fit_normalizers(policy, windows)
+    policy.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    parameters = dict(policy.named_parameters())
+    ema = {name: p.detach().clone() for name, p in parameters.items()}
+    optimizer = torch.optim.AdamW(
+        parameters.values(), settings.lr, settings.betas, settings.eps, settings.weight_decay, fused=True
+    )
+    done = restore(folder, parameters, ema, optimizer)
+    metrics = [line for line in read_lines(folder / "metrics.jsonl") if line["step"] <= done]
+    trained_s = metrics[-1]["wall_s"] if metrics else 0.0
+    started, last_log, losses = time.perf_counter(), time.perf_counter(), []
+    with stop_signal() as stopped:
+        for step in range(done, settings.steps):
+            torch.manual_seed(_update_seed(config.seed, step))  # crop and noise
+            batch = windows.batch(batch_indices(step, settings.batch_size, len(windows), config.seed))
+            loss, _ = policy(batch)
+            optimizer.zero_grad()
+            loss.backward()
+            if settings.grad_clip:
+                torch.nn.utils.clip_grad_norm_(parameters.values(), settings.grad_clip)
+            lr = learning_rate(step, settings)
+            optimizer.param_groups[0]["lr"] = lr
+            optimizer.step()
+            with torch.no_grad():
+                torch._foreach_lerp_(list(ema.values()), list(parameters.values()), 1 - ema_decay(step, settings))
+            losses.append(loss.detach())
+            done = step + 1
+            if done % settings.log_every == 0 or done == settings.steps:
+                now = time.perf_counter()
+                line = {
+                    "step": done,
+                    "loss": float(torch.stack(losses).mean()),
+                    "lr": lr,
+                    "samples_per_s": len(losses) * settings.batch_size / (now - last_log),
+                    "wall_s": trained_s + now - started,
+                }
+                losses, last_log = [], now
+                if not math.isfinite(line["loss"]):
+                    raise PrismError(
+                        f"the loss became {line['loss']} before update {done}; the checkpoint before it is kept. "
+                        f"Lower the learning rate ({settings.lr}) or look for odd actions in the demonstrations"
+                    )
+                metrics.append(line)
+                if on_update:
+                    on_update(done, line)
+            if done % settings.checkpoint_every == 0 or done == settings.steps or stopped():
+                save_checkpoint(folder, done, parameters, ema, optimizer)
+                write_lines(folder / "metrics.jsonl", metrics)
+            if stopped():
+                raise KeyboardInterrupt
+    save_weights(folder, policy, ema)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(ema[name])
+    return policy.eval()
+
+
+def _update_seed(seed: int, step: int) -> int:
+    # Any fixed map of the pair to well-spread 63-bit numbers will do; Python's hash of integers is stable but not spread.
+    return (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xBF58476D1CE4E5B9) % 2**63
+
+
+def save_checkpoint(
+    folder: Path, done: int, parameters: dict[str, Tensor], ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> None:
+    """Everything the loop needs to go on after `done` updates; the checkpoint before it is kept as a spare."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        state = optimizer.state[parameter]
+        tensors |= {f"model/{name}": parameter.detach(), f"ema/{name}": ema[name]}
+        tensors |= {f"optimizer/{key}/{name}": value for key, value in state.items()}
+    last = folder / "checkpoints" / "last.safetensors"
+    with atomic(last) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"updates": json.dumps(done)})
+        if last.exists():
+            last.replace(last.with_name("previous.safetensors"))
+
+
+def restore(
+    folder: Path, parameters: dict[str, Tensor], ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> int:
+    """Load the newest sound checkpoint in place; returns the number of updates it holds, 0 where there is none."""
+    for name in ("last", "previous"):
+        path = folder / "checkpoints" / f"{name}.safetensors"
+        if not path.exists():
+            continue
+        try:
+            with safetensors.safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+                done = int(json.loads(file.metadata()["updates"]))
+                tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+            print(f"{path} is damaged ({error}); going back to the checkpoint before it")
+            continue
+        with torch.no_grad():
+            for key, parameter in parameters.items():
+                parameter.copy_(tensors[f"model/{key}"])
+                ema[key].copy_(tensors[f"ema/{key}"])
+        optimizer.load_state_dict(_optimizer_state(optimizer, list(parameters), tensors))
+        return done
+    return 0
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    state: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(names))}
+    index = {name: i for i, name in enumerate(names)}
+    parameters = optimizer.param_groups[0]["params"]
+    for key, value in tensors.items():
+        if key.startswith("optimizer/"):
+            _, field, name = key.split("/", 2)
+            like = parameters[index[name]]
+            # The file holds plain layout; the fused update walks memory and needs the weight's own.
+            state[index[name]][field] = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+
+
+@contextmanager
+def stop_signal() -> Iterator[Callable[[], bool]]:
+    """Within, Ctrl-C and SIGTERM are noted instead of acted on, so that the loop can stop between two updates."""
+    received: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    try:
+        before = [signal.signal(s, lambda number, _: received.append(number)) for s in signals]
+    except ValueError:  # not in the main thread: signals are somebody else's
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
