@@ -1,28 +1,22 @@
-"""Demonstrations from the scripted experts, then their images: in parallel, cached by content, and safe against any kill.
+"""Demonstrations from the scripted experts, then their images: in parallel, cached by content, safe against any kill.
 
-Each finished episode is a small file of its own (a part), written whole or not at all; when all are there they become one
-HDF5 file. Its folder's name is a digest of everything that decides the content, so a stale file is never used.
+Each finished episode is a small file of its own (a part), written whole or not at all; when all are there they become
+one HDF5 file. Its folder's name is a digest of everything that decides the content, so a stale file is never used.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import hashlib
 import importlib.metadata
 import io
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +25,10 @@ import numpy as np
 
 from prism_policy.config import DemoConfig, TaskConfig
 from prism_policy.data.robomimic import demo_names, merge_demos, open_demos, write_demo
+from prism_policy.envs.pool import WorkerPool, environment
 from prism_policy.errors import PrismError
+from prism_policy.files import atomic, disk_errors, write_text
+from prism_policy.progress import console
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) when work begins and after each episode."""
@@ -52,13 +49,17 @@ def collect(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Demonstrations of the task's expert as simulator states; the first `num_demos` successes in the order of episodes.
+    """Demonstrations of the task's expert as states: the first `num_demos` successes in the order of episodes.
 
-    The result depends on the configuration alone, not on the number of workers.
+    The result depends on the configuration alone, not on the number of workers. Killed at any moment and called again,
+    it goes on with the episodes that are missing.
 
     Args:
+        task: the task; its cameras and render settings play no part yet.
+        demos: how many, how disturbed, and from which seed.
         cache_dir: where results are kept; None is `default_cache_dir()`.
         workers: processes; None is one for each core.
+        progress: called as the work goes on.
 
     Returns:
         An HDF5 file in robomimic's layout. Its `data` group's attribute `tried` is the number of episodes it took.
@@ -87,10 +88,17 @@ def render_demos(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """The demonstrations of `states` with the images of `task.cameras` and robomimic's low-dimensional observations added.
+    """The demonstrations of `states` with images of `task.cameras` and robomimic's low-dimensional observations added.
+
+    Args:
+        states: a file with `states`, such as `collect` returns.
+        task: the cameras and the render settings.
+        cache_dir: as in `collect`.
+        workers: as in `collect`.
+        progress: as in `collect`.
 
     Returns:
-        An HDF5 file in robomimic's layout; the attribute `render` of its `data` group holds the render settings as JSON.
+        An HDF5 file in robomimic's layout; the attribute `render` of its `data` group is the render settings as JSON.
 
     Raises:
         PrismError: as `collect`; also an unreadable file, an unknown camera, no OpenGL.
@@ -113,13 +121,10 @@ def render_demos(
         missing = [i for i, part in enumerate(parts) if _read_success(part) is None]
         done = len(parts) - len(missing)
         report(done, len(parts))
-        pending = {pool.submit(_render_part, task, states, names[i], parts[i]) for i in missing}
-        while pending:
-            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in finished:
-                future.result()
-                done += 1
-                report(done, len(parts))
+        futures = [pool.submit(_render_part, task, states, names[i], parts[i]) for i in missing]
+        for count, future in enumerate(as_completed(futures), start=done + 1):
+            future.result()
+            report(count, len(parts))
         return parts, env_args, {"render": json.dumps(key["render"])}
 
     return _cached(f"images-{task.name}", key, cache_dir, workers, build)
@@ -139,8 +144,8 @@ def _collect_parts(
         while sum(outcomes.values()) + len(pending) < demos.num_demos:
             if episode >= most:
                 raise PrismError(
-                    f"the expert of task {task.name!r} succeeded {sum(outcomes.values())} times in {episode} episodes with "
-                    f"noise {demos.noise}, expected {demos.num_demos}; choose a smaller noise"
+                    f"expected {demos.num_demos} successes of the expert of task {task.name!r}, got "
+                    f"{sum(outcomes.values())} in {episode} episodes with noise {demos.noise}; choose a smaller noise"
                 )
             kept = _read_success(part(episode))
             if kept is None:
@@ -158,32 +163,6 @@ def _collect_parts(
     with h5py.File(chosen[0]) as first:
         env_args = str(first.attrs["env_args"])
     return chosen, env_args, {"tried": episode, "noise": demos.noise, "seed": demos.seed}
-
-
-# ---- in a worker process: one environment, kept for its lifetime ----------------------------------------------------------
-
-_env: Any = None
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
-    threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _follow_parent(parent: int) -> None:
-    """A parent killed with -9 cannot end its workers; nobody should find them working on afterwards."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-def environment(task: TaskConfig, render_images: bool) -> Any:
-    global _env
-    if _env is None:
-        from prism_policy.envs.robosuite import RobosuiteEnv
-
-        _env = RobosuiteEnv(task, render_images)
-    return _env
 
 
 def _collect_part(task: TaskConfig, demos: DemoConfig, episode: int, path: Path) -> bool:
@@ -223,9 +202,6 @@ def _render_part(task: TaskConfig, states: Path, name: str, path: Path) -> None:
     _write_part(path, arrays, attributes, True, env.metadata_json())
 
 
-# ---- parts and the cache ---------------------------------------------------------------------------------------------------
-
-
 def _write_part(
     path: Path, arrays: dict[str, np.ndarray], attributes: dict[str, Any], success: bool, env_args: str
 ) -> None:
@@ -234,21 +210,8 @@ def _write_part(
         write_demo(file.create_group("demo"), arrays, attributes)
         file.attrs["success"] = success
         file.attrs["env_args"] = env_args
-    _write_whole(path, memory.getbuffer())
-
-
-def _write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file such that it is either complete or absent, whenever the process dies."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic(path) as temporary:
+        temporary.write_bytes(memory.getbuffer())
 
 
 def _read_success(part: Path) -> bool | None:
@@ -260,34 +223,31 @@ def _read_success(part: Path) -> bool | None:
         return None
 
 
-Build = Callable[[Path, "WorkerPool"], tuple[list[Path], str, dict[str, Any]]]
+_Build = Callable[[Path, "WorkerPool"], tuple[list[Path], str, dict[str, Any]]]
 """(folder, pool) -> parts in order, env_args, attributes of the merged file."""
 
 
-def _cached(name: str, key: dict[str, Any], cache_dir: Path | None, workers: int | None, build: Build) -> Path:
+def _cached(name: str, key: dict[str, Any], cache_dir: Path | None, workers: int | None, build: _Build) -> Path:
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = (cache_dir or default_cache_dir()).expanduser() / f"{name}-{digest}"
     data, manifest, parts = folder / _DATA_FILE, folder / _MANIFEST, folder / "parts"
-    with _disk_full_is_an_error(folder):
+    with disk_errors(folder):
         parts.mkdir(parents=True, exist_ok=True)
         with _lock(folder):
             if manifest.exists():
                 if _intact(data, manifest):
                     shutil.rmtree(parts, ignore_errors=True)
                     return data
-                print(f"{data} is damaged (its checksum differs); making it again", flush=True)
+                console.print(f"{data} is damaged (its checksum differs): making it again")
                 manifest.unlink()
             parts.mkdir(exist_ok=True)
-            for leftover in parts.glob("*.tmp"):
+            for leftover in (*folder.glob(".*.tmp"), *parts.glob(".*.tmp")):  # of processes that were killed
                 leftover.unlink()
             with WorkerPool(workers) as pool:
                 chosen, env_args, attributes = build(parts, pool)
-            temporary = folder / f"{_DATA_FILE}.tmp"
-            merge_demos(chosen, temporary, env_args, attributes)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, data)
-            _write_whole(manifest, json.dumps({"sha256": _sha256(data), **key}, indent=2).encode())
+            with atomic(data) as temporary:
+                merge_demos(chosen, temporary, env_args, attributes)
+            write_text(manifest, json.dumps({"sha256": _sha256(data), **key}, indent=2))
             shutil.rmtree(parts)
     return data
 
@@ -302,68 +262,13 @@ def _intact(data: Path, manifest: Path) -> bool:
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """One process at a time builds in `folder`; the kernel frees the lock of a process that dies."""
-    with open(folder / "lock", "w") as file:
+    with (folder / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"another process is making {folder}; waiting for it", flush=True)
+            console.print(f"another process is making {folder}: waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-@contextlib.contextmanager
-def _disk_full_is_an_error(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        # HDF5 reports the system's error inside its own message.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and f"errno = {errno.ENOSPC}" not in str(error):
-            raise
-        raise PrismError(
-            f"the disk of {folder} is full; finished episodes are kept: free some space, or set PRISM_CACHE to a folder on "
-            "another disk, and run again to go on"
-        ) from error
-
-
-class WorkerPool:
-    """Worker processes, started with the first piece of work and ended with the block, whatever ends it."""
-
-    def __init__(self, workers: int | None) -> None:
-        self.workers = workers or os.cpu_count() or 1
-        self._executor: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> WorkerPool:
-        return self
-
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        if self._executor is None:
-            from prism_policy.envs.opengl import choose_opengl
-
-            choose_opengl()  # once here, not in each worker
-            for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
-                os.environ.setdefault(name, "1")  # a worker is one core; more threads only wait for each other
-            self._before = set(multiprocessing.active_children())
-            context = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(self.workers, context, initializer=_start_worker)
-        return self._executor.submit(function, *arguments)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if self._executor is None:
-            return
-        if error is None:
-            self._executor.shutdown()
-            return
-        children = set(multiprocessing.active_children()) - self._before
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        for child in children:
-            child.terminate()
-        for child in children:
-            child.join()
-        if isinstance(error, BrokenProcessPool):
-            raise PrismError(
-                "a simulator process died (out of memory, or killed); finished episodes are kept: run again to go on, with "
-                "fewer workers if memory is short"
-            ) from error
 
 
 def _quiet(done: int, total: int) -> None:
@@ -384,5 +289,5 @@ def _source_digest(*names: str) -> str:
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

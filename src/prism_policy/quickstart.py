@@ -74,8 +74,8 @@ def quickstart(folder: Path, config: RunConfig, labels: dict[str, str]) -> dict[
             if not (folder / "weights.safetensors").exists():
                 with Bar("Training", config.train.steps) as bar:
                     episodes = read_demos(images, config.task.cameras)
-                    policy = config.policy
-                    windows = Windows(episodes, policy.horizon, policy.n_obs_steps, policy.n_action_steps)
+                    shape = config.policy
+                    windows = Windows(episodes, shape.horizon, shape.n_obs_steps, shape.n_action_steps)
                     train(folder, config, windows, _show_update(bar))
                     del episodes, windows
         with ledger.stage("evaluate", memory):

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from prism_policy.collect import WorkerPool, environment
 from prism_policy.config import TaskConfig
+from prism_policy.envs.pool import WorkerPool, environment
 from prism_policy.video import mark_outcome, write_video
 
 VIDEO_RESOLUTION = 240  # [px]: enough to see the fingers close
@@ -34,7 +34,8 @@ def render_videos(
     missing = [r for r in episodes if not (folder / f"episode_{r['episode']:03d}.mp4").exists()]
     with WorkerPool(workers) as pool:
         futures = [
-            pool.submit(_video, task, r, states(r["episode"]), folder / f"episode_{r['episode']:03d}.mp4") for r in missing
+            pool.submit(_video, task, r, states(r["episode"]), folder / f"episode_{r['episode']:03d}.mp4")
+            for r in missing
         ]
         for done, future in enumerate(as_completed(futures), start=len(episodes) - len(missing) + 1):
             future.result()

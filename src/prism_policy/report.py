@@ -49,7 +49,8 @@ def write_report(run_dir: Path) -> Path:
     """
     run = config.load(config.RunConfig, run_dir / "config.json")
     summary = _read_summary(run_dir / "results" / "summary.json")
-    episodes = read_lines(run_dir / "results" / "episodes.jsonl")
+    # The journal is in the order in which episodes ended.
+    episodes = sorted(read_lines(run_dir / "results" / "episodes.jsonl"), key=lambda e: int(e["episode"]))
     metrics = read_lines(run_dir / "metrics.jsonl")
     title = f"{summary.get('task', run.task.name)}: {percent(summary['success_rate'])} success"
     style = files("prism_policy").joinpath("report.css").read_text(encoding="utf-8")
@@ -57,11 +58,11 @@ def write_report(run_dir: Path) -> Path:
         [
             _headline(run, summary),
             _section("Episodes", _episodes(run_dir, episodes)),
-            _section("What the policy looks at", _pictures(run_dir / "figures")),
+            _section("What the policy looks at", _pictures(run_dir / "figures", run)),
             _section("Training", _training(metrics)),
             _section("Time and memory", _times(summary)),
             _section("Configuration", _configuration(run)),
-            _section("What to run next", _next_steps(run_dir, run)),
+            _section("What to run next", _next_steps(run_dir, run, summary)),
         ]
     )
     page = f"""<!doctype html>
@@ -131,13 +132,18 @@ def _headline(run: config.RunConfig, summary: dict[str, Any]) -> str:
         "Seed": summary.get("seed", run.seed),
     }
     items = "".join(f"<li><span>{escape(k)}</span><b>{escape(str(v))}</b></li>" for k, v in facts.items())
+    note = (
+        '<p class="soft">A smoke run: the whole path at its smallest size. Its success rate means nothing.</p>'
+        if summary.get("preset") == "smoke"
+        else ""
+    )
     return f"""<header>
 <h1>{escape(str(facts["Task"]))}: how often the learned policy succeeds</h1>
 <div class="result">
 <div class="rate">{percent(rate)}<small>{escape(str(successes))} of {escape(str(n))} episodes</small></div>
 <div class="interval">{interval(rate, low, high)}</div>
 </div>
-<ul class="facts">{items}</ul>
+<ul class="facts">{items}</ul>{note}
 </header>"""
 
 
@@ -205,13 +211,15 @@ def _data_url(path: Path, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _pictures(folder: Path) -> str:
-    parts = []
+def _pictures(folder: Path, run: config.RunConfig) -> str:
+    parts = ['<p class="soft">At a few moments of the first episode, whatever its outcome.</p>']
     for name, caption in (("saliency", _SALIENCY_CAPTION), ("keypoints", _KEYPOINTS_CAPTION)):
         path = folder / f"{name}.png"
         if path.is_file():
             image = f'<img alt="{name}" src="{_data_url(path, "image/png")}">'
             parts.append(f'<figure class="picture">{image}<figcaption>{escape(caption)}</figcaption></figure>')
+        elif name == "keypoints" and run.policy.encoder.pooling != "spatial_softmax":
+            parts.append(_missing(f"No keypoints: this encoder pools by '{run.policy.encoder.pooling}'."))
         else:
             parts.append(_missing(f"figures/{name}.png is not there: no {name} to show."))
     return "\n".join(parts)
@@ -265,13 +273,16 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
-def _next_steps(run_dir: Path, run: config.RunConfig) -> str:
-    other = shlex.quote(f"{run_dir}-seed{run.seed + 1}")
+def _next_steps(run_dir: Path, run: config.RunConfig, summary: dict[str, Any]) -> str:
+    encoder = shlex.quote(str(summary.get("encoder", "prism")))
     code = f"import prism_policy as pp; print(pp.load_policy({json.dumps(str(run_dir))}))"
     shell = f"""# the same again from another seed: how much of the result is luck?
-prism quickstart --task {run.task.name} --seed {run.seed + 1} --out {other}
+prism quickstart --task {run.task.name} --policy {run.policy.kind} --encoder {encoder} --seed {run.seed + 1}
 
-# the policy on your own observations
+# another encoder: how strongly features respond, instead of where
+prism quickstart --task {run.task.name} --policy {run.policy.kind} --encoder avgpool --seed {run.seed}
+
+# the policy for your own observations
 python -c {shlex.quote(code)}
 
 # everything else

@@ -22,6 +22,7 @@ from prism_policy.data.windows import Windows, batch_indices
 from prism_policy.errors import PrismError
 from prism_policy.files import atomic
 from prism_policy.policies import Policy
+from prism_policy.progress import console
 from prism_policy.run_folder import make_policy, read_lines, save_weights, write_lines
 
 OnUpdate = Callable[[int, dict[str, float]], None]
@@ -38,7 +39,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 def ema_decay(step: int, config: TrainConfig) -> float:
     """1 - (1 + n)^-power at update n, so that the average forgets the random start quickly."""
-    return min(1 - (1 + step) ** -config.ema_power, config.ema_max_decay)
+    return min(1 - float((1 + step) ** -config.ema_power), config.ema_max_decay)
 
 
 def fit_normalizers(policy: Policy, windows: Windows) -> None:
@@ -62,7 +63,7 @@ def train(folder: Path, config: RunConfig, windows: Windows, on_update: OnUpdate
     policy = make_policy(config, windows.proprio.shape[1], windows.actions.shape[1])
     fit_normalizers(policy, windows)
     policy.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    parameters = dict(policy.named_parameters())
+    parameters: dict[str, Tensor] = dict(policy.named_parameters())
     ema = {name: p.detach().clone() for name, p in parameters.items()}
     optimizer = torch.optim.AdamW(
         parameters.values(), settings.lr, settings.betas, settings.eps, settings.weight_decay, fused=True
@@ -151,7 +152,7 @@ def restore(
                 done = int(json.loads(file.metadata()["updates"]))
                 tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
         except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
-            print(f"{path} is damaged ({error}); going back to the checkpoint before it")
+            console.print(f"{path} is damaged ({error}); going back to the checkpoint before it")
             continue
         with torch.no_grad():
             for key, parameter in parameters.items():

@@ -48,6 +48,7 @@ def write_demo(group: h5py.Group, arrays: dict[str, np.ndarray], attributes: dic
     """Fill `group` with one demonstration.
 
     Args:
+        group: an empty group, such as `data/demo_0`.
         arrays: by path in the group (`actions`, `obs/agentview_image`, ...), each (T, ...); `actions` must be there.
         attributes: e.g. `model_file`, an XML that may exceed HDF5's 64 KB for compact attributes.
     """
@@ -125,6 +126,7 @@ def read_demos(path: Path, cameras: Sequence[str] | None = None, mask: str | Non
     """Read all demonstrations into memory.
 
     Args:
+        path: the file.
         cameras: which images; None is all the file holds.
         mask: only the demos of this list.
 

@@ -62,11 +62,8 @@ def batch_indices(step: int, batch_size: int, n_windows: int, seed: int) -> Tens
 
     A function of its arguments alone, so that a resumed run draws the same batches with no sampler state to save.
     """
-    first = step * batch_size
-    parts = []
-    while len(parts) == 0 or sum(map(len, parts)) < batch_size:
-        position = first + sum(map(len, parts))
-        epoch, begin = divmod(position, n_windows)
-        order = np.random.default_rng((seed, epoch)).permutation(n_windows)
-        parts.append(order[begin : begin + batch_size - sum(map(len, parts))])
-    return torch.from_numpy(np.concatenate(parts))
+    first, last = step * batch_size, (step + 1) * batch_size - 1
+    epochs = range(first // n_windows, last // n_windows + 1)
+    order = np.concatenate([np.random.default_rng((seed, epoch)).permutation(n_windows) for epoch in epochs])
+    begin = first - epochs[0] * n_windows
+    return torch.from_numpy(order[begin : begin + batch_size])

@@ -17,7 +17,8 @@ def episode_rng(split: str, seed: int, episode: int, stream: int = 0) -> np.rand
 
     Args:
         split: which family of episodes; the same seed gives unrelated episodes in each.
-        seed, episode: non-negative integers.
+        seed: of the run, >= 0.
+        episode: number of the episode, >= 0.
         stream: independent generators of one episode (0 start state, 1 policy noise, 2 expert).
 
     Raises:

@@ -1,7 +1,7 @@
 """Scripted experts: generators that yield clean actions from live poses, and their demonstrations under disturbance.
 
-An expert sees the simulator's ground truth and closes its loop on it: what it does next follows (nearly) from the state,
-not from elapsed time, so that a policy can learn it and every disturbance shows how to recover.
+An expert sees the simulator's ground truth and closes its loop on it: what it does next follows (nearly) from the
+state, not from elapsed time, so that a policy can learn it and every disturbance shows how to recover.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Lift(Expert):
     REACHED, LOST = 0.008, 0.02
     """Distance to the grasp at which the fingers start to close, and at which a closing hand gives up [m]."""
 
-    def script(self) -> Iterator[np.ndarray]:
+    def script(self) -> Iterator[np.ndarray]:  # noqa: D102 (inherited)
         rng = self.rng
         hover = rng.uniform(0.04, 0.07)  # [m] above the cube while off to the side
         offset = np.array([0.0, rng.uniform(-0.004, 0.004), rng.uniform(-0.002, 0.006)])  # [m] in the hand's frame
@@ -166,7 +166,13 @@ class Demonstration:
 
 
 def demonstrate(env: RobosuiteEnv, demos: DemoConfig, episode: int) -> Demonstration:
-    """One episode of the task's expert; it goes on for a few steps after the success, so that a policy sees that, too."""
+    """One episode of the task's expert, which goes on for a few steps after the success: a policy should see that.
+
+    Args:
+        env: the task, without images.
+        demos: strength of the disturbances and the seed.
+        episode: number of the episode, >= 0; it and the seed decide everything.
+    """
     rng = episode_rng("collect", demos.seed, episode, stream=2)
     expert = EXPERTS[env.task.name](env, rng)
     disturbance = Disturbance(demos.noise, rng)
@@ -206,4 +212,5 @@ def nearest_quarter(rotation: np.ndarray, reference: float = np.pi / 2) -> float
 
 def _limit(values: np.ndarray, most: float) -> np.ndarray:
     """Scale a vector down so that no component exceeds `most`; the direction stays."""
-    return values * min(1.0, most / max(np.abs(values).max(), 1e-9))
+    limited: np.ndarray = values * min(1.0, most / max(np.abs(values).max(), 1e-9))
+    return limited

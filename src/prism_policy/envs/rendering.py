@@ -1,8 +1,8 @@
 """Frames of a MuJoCo model off screen, as a function of the joint positions and the settings alone.
 
 The renderer keeps its own copy of the model and its own data, so that drawing never touches the simulation: after a
-control step robosuite's derived quantities lag the joints by one 2 ms substep, and refreshing them in place would change
-the solver's warm start and with it the trajectory.
+control step robosuite's derived quantities lag the joints by one 2 ms substep, and refreshing them in place would
+change the solver's warm start and with it the trajectory.
 """
 
 from __future__ import annotations
@@ -15,12 +15,9 @@ import mujoco
 import numpy as np
 
 from prism_policy.config import RenderConfig
+from prism_policy.envs.opengl import opengl_context
 from prism_policy.errors import PrismError
 
-NO_OPENGL = (
-    "no working OpenGL found (tried EGL and OSMesa); install software OpenGL with `make system` or "
-    "`apt-get install libegl1 libgl1-mesa-dri libosmesa6`, then run again"
-)
 HIDDEN_GROUP = 5
 """Geom group that is never drawn; geoms out of view are moved there."""
 
@@ -54,12 +51,8 @@ class Renderer:
         visual.quality.offsamples = settings.msaa
         visual.quality.shadowsize = 4096 if settings.shadows else 0
         visual.global_.offwidth = visual.global_.offheight = settings.resolution
-        try:
-            self._gl = mujoco.GLContext(settings.resolution, settings.resolution)
-            self._gl.make_current()
-            self._context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        except Exception as error:  # each OpenGL back end fails in its own way
-            raise PrismError(NO_OPENGL) from error
+        self._gl = opengl_context(settings.resolution)
+        self._context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_100)
         atexit.register(self.close)  # left to __del__, it would come after OpenGL's own end, with a traceback
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(self.model, maxgeom=self.model.ngeom + self.model.nsite + 100)
@@ -105,7 +98,7 @@ class Renderer:
         return np.ascontiguousarray(frame[::-1])  # OpenGL counts rows from the bottom
 
     def _in_view(self, camera: int) -> np.ndarray:
-        """bool (ngeom,): the bounding box is not wholly beyond one side of the square image's pyramid."""
+        """Mask (ngeom,): the bounding box is not wholly beyond one side of the square image's pyramid."""
         if self.model.cam_sensorsize[camera].any():  # an off-centre pyramid: draw everything
             return np.ones(self.model.ngeom, bool)
         view = self.data.cam_xmat[camera].reshape(3, 3)

@@ -1,21 +1,20 @@
 """robosuite's tasks behind the library's environment contract.
 
-Robot: Panda, operational-space pose control, delta actions in the base frame at 20 Hz (robosuite's BASIC controller).
+Robot: Panda; operational-space pose control, delta actions in the base frame at 20 Hz (robosuite's BASIC controller).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
 
 from prism_policy.config import TaskConfig
 from prism_policy.envs.episode import episode_rng
-from prism_policy.envs.opengl import choose_opengl
+from prism_policy.envs.opengl import choose_opengl, opengl_trouble
 from prism_policy.errors import PrismError
 
 choose_opengl()
@@ -33,10 +32,7 @@ except ModuleNotFoundError as error:
 except PrismError:
     raise
 except Exception as error:  # PyOpenGL raises what it likes when MUJOCO_GL names a back end that is not there
-    raise PrismError(
-        f"MuJoCo does not start with MUJOCO_GL={os.environ.get('MUJOCO_GL')} ({error}); unset it to let prism choose, or "
-        "install software OpenGL with `make system`"
-    ) from error
+    raise PrismError(f"{opengl_trouble()} ({error})") from error
 finally:
     logging.disable(_logging_level)
 logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
@@ -64,7 +60,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         PrismError: unknown task or camera, or no OpenGL.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (declared so by gymnasium)
 
     def __init__(self, task: TaskConfig, render_images: bool = True) -> None:
         if task.name not in TASKS:
@@ -122,7 +118,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
 
     @property
     def success(self) -> bool:
-        """robosuite's own success rule, now."""
+        """Whether the task is done now, by robosuite's own rule."""
         return bool(self.sim_env._check_success())
 
     @property
@@ -212,7 +208,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         images = {camera: self._draw(camera) for camera in self.task.cameras} if self.render_images else {}
         return {"images": images, "proprio": proprio}
 
-    def render(  # type: ignore[override]
+    def render(
         self, camera: str | None = None, resolution: int | None = None, state: np.ndarray | None = None
     ) -> np.ndarray:
         """A frame uint8 (H, W, 3) of any camera at any resolution, of `state` (S,) or of now.
@@ -226,7 +222,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         return self._draw(camera or self.task.cameras[0], resolution)
 
     def metadata_json(self) -> str:
-        """robomimic's `env_args`: what makes this environment, as JSON."""
+        """What makes this environment, as JSON: robomimic's `env_args`."""
         return json.dumps(
             {
                 "env_name": TASKS[self.task.name],

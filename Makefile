@@ -1,0 +1,50 @@
+# `make demo` on a fresh Linux machine: virtual environment, pinned packages, software OpenGL, then `prism quickstart`.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+# What `make demo` and `make test` hand on, e.g. make demo ARGS="--seed 1".
+ARGS ?=
+
+.PHONY: help
+help: ## Show this list.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt scripts/setup.sh
+	@scripts/setup.sh
+	@touch $@
+
+.PHONY: system
+system: $(STAMP) ## Check for OpenGL without a screen; install Mesa's software one if there is none.
+	@scripts/opengl.sh
+
+.PHONY: demo
+demo: system ## Demonstrations, training, evaluation, report: ten minutes on two CPU cores.
+	@$(BIN)/prism quickstart --out runs/quickstart $(ARGS)
+
+.PHONY: test
+test: system ## The tests that run in a few minutes.
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+.PHONY: test-all
+test-all: system ## All tests.
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: $(STAMP) ## Format, lint, types.
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+.PHONY: docs
+docs: $(STAMP) ## The API from the docstrings, as HTML in docs/api.
+	@$(BIN)/pdoc --docformat google --output-directory docs/api prism_policy
+	@echo "Documentation: docs/api/index.html"
+
+.PHONY: clean
+clean: ## Remove everything made here except run folders.
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache dist docs/api
+	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,108 @@
+"""Worker processes that hold one simulator each, for work that comes in independent pieces (episodes, frames)."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from prism_policy.config import TaskConfig
+from prism_policy.envs.opengl import choose_opengl
+from prism_policy.envs.workers import single_threaded
+from prism_policy.errors import PrismError
+
+_env: Any = None
+
+
+def environment(task: TaskConfig, render_images: bool) -> Any:
+    """This worker process's `RobosuiteEnv`, made at the first call and kept: that takes seconds, an episode less."""
+    global _env
+    if _env is None or (_env.task, _env.render_images) != (task, render_images):
+        from prism_policy.envs.robosuite import RobosuiteEnv
+
+        if _env is not None:
+            _env.close()
+        _env = RobosuiteEnv(task, render_images)
+    return _env
+
+
+class WorkerPool:
+    """Processes that start with the first piece of work and end with the block, whatever ends it.
+
+    Usage::
+
+        with WorkerPool(workers=2) as pool:
+            futures = [pool.submit(draw, task, episode) for episode in range(10)]  # `draw` calls `environment`
+
+    Raises:
+        PrismError: a process died.
+    """
+
+    def __init__(self, workers: int | None) -> None:
+        self.workers = workers or os.cpu_count() or 1
+        self._executor: ProcessPoolExecutor | None = None
+        self._others = set(multiprocessing.active_children())
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Have a worker call `function`, which must be importable by name."""
+        if self._executor is None:
+            choose_opengl()  # once here, not in each worker
+            context = multiprocessing.get_context("spawn")  # a fork would carry torch's threads and OpenGL along
+            self._executor = ProcessPoolExecutor(
+                self.workers, context, initializer=_start_worker, initargs=(os.getpid(),)
+            )
+        with single_threaded(), _interrupts_ignored():  # submitting is what starts the processes
+            return self._executor.submit(function, *arguments)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if self._executor is None:
+            return
+        if error is None:
+            self._executor.shutdown()
+            return
+        children = set(multiprocessing.active_children()) - self._others
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.join()
+        if isinstance(error, BrokenProcessPool):
+            raise PrismError(
+                "a simulator process died (killed, or out of memory); finished episodes are kept: run again to go on, "
+                "with fewer workers if memory is short"
+            ) from error
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes started within never see Ctrl-C, not even while they import: it is their parent's affair."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _start_worker(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+
+
+def _follow(parent: int) -> None:
+    """A parent killed with -9 cannot end its workers; nobody should find them working on afterwards."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

@@ -1,0 +1,31 @@
+"""Shared pieces: a run small enough for tests, and synthetic episodes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from prism_policy import presets
+from prism_policy.config import RunConfig
+from prism_policy.data.robomimic import Episode
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> RunConfig:
+    """The smoke preset with a narrow network: an update takes a few milliseconds."""
+    config = presets.smoke(presets.nano())
+    policy = replace(config.policy, down_dims=(16, 32), step_embed_dim=16)
+    return replace(config, policy=policy, train=replace(config.train, steps=8, checkpoint_every=3))
+
+
+@pytest.fixture(scope="session")
+def episodes() -> list[Episode]:
+    """Two episodes of random frames and actions, 30 and 25 steps."""
+    rng = np.random.default_rng(0)
+    made = []
+    for name, steps in (("demo_0", 30), ("demo_1", 25)):
+        images = {c: rng.integers(0, 256, (steps, 84, 84, 3), np.uint8) for c in ("agentview", "robot0_eye_in_hand")}
+        proprio = rng.normal(size=(steps, 9)).astype(np.float32)
+        actions = rng.uniform(-1, 1, (steps, 7)).astype(np.float32)
+        made.append(Episode(name, images, proprio, actions, actions, np.zeros((steps, 0))))
+    return made

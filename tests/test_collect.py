@@ -1,0 +1,223 @@
+"""Demonstrations: the same whatever the number of workers, and nothing lost or corrupt whatever kills the work."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import psutil
+import pytest
+
+pytest.importorskip("robosuite", reason="needs prism-policy[sim]")
+
+from prism_policy import collect as module
+from prism_policy.collect import collect, render_demos
+from prism_policy.config import DemoConfig, TaskConfig
+from prism_policy.data.robomimic import read_attributes, read_demos
+from prism_policy.errors import PrismError
+
+TASK, DEMOS = TaskConfig("lift"), DemoConfig(num_demos=3)
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return collect(TASK, DEMOS, tmp_path_factory.mktemp("one"), workers=1)
+
+
+@pytest.fixture(scope="module")
+def images(states: Path) -> Path:
+    return render_demos(states, TASK, states.parents[1], workers=1)
+
+
+def contents(path: Path) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return arrays
+
+
+def assert_equal(a: Path, b: Path) -> None:
+    one, other = contents(a), contents(b)
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_two_workers_make_the_same_data_as_one(states: Path, images: Path, tmp_path: Path) -> None:
+    other = collect(TASK, DEMOS, tmp_path, workers=2)
+    assert_equal(states, other)
+    assert_equal(images, render_demos(other, TASK, tmp_path, workers=2))
+
+
+def test_the_data_are_complete_and_say_how_they_were_made(states: Path, images: Path) -> None:
+    episodes = read_demos(images, TASK.cameras)
+    assert len(episodes) == DEMOS.num_demos
+    for episode in episodes:
+        assert episode.images["agentview"].shape == (len(episode), 84, 84, 3)
+        assert episode.proprio.shape == (len(episode), 9)
+        assert episode.extras["rewards"][-1] == 1
+    attributes = read_attributes(images)
+    assert attributes["render"]["resolution"] == 84
+    assert attributes["env_args"]["env_name"] == "Lift"
+    assert read_attributes(states)["tried"] >= DEMOS.num_demos
+
+
+def test_finished_work_is_reused_without_starting_a_worker(
+    states: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.WorkerPool, "submit", None)
+    assert collect(TASK, DEMOS, states.parents[1]) == states
+    assert render_demos(states, TASK, states.parents[1]) == images
+    assert not (images.parent / "parts").exists()
+
+
+def test_another_setting_is_another_folder(
+    states: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+
+    def remember(folder: Path, *_: Any) -> Any:
+        folders.append(folder)
+        raise InterruptedError
+
+    monkeypatch.setattr(module, "_collect_parts", remember)
+    for demos in (DEMOS, DemoConfig(num_demos=3, noise=0.3), DemoConfig(num_demos=3, seed=1)):
+        with pytest.raises(InterruptedError):
+            collect(TASK, demos, tmp_path)
+    assert len({folder.parent.name for folder in folders}) == 3
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "gone"])
+def test_a_damaged_file_is_made_again_and_said_so(
+    harm: str, states: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shutil.copytree(states.parent, tmp_path / states.parent.name) / states.name
+    content = bytearray(path.read_bytes())
+    if harm == "flip":
+        content[len(content) // 2] ^= 1
+    path.write_bytes(content[: len(content) // 2] if harm == "cut" else content)
+    if harm == "gone":
+        path.unlink()
+    monkeypatch.setattr(module, "_collect_parts", lambda *_: ([part], "{}", {}))
+    part = tmp_path / "part.hdf5"
+    module._write_part(part, {"actions": np.zeros((2, 7))}, {}, True, "{}")
+    assert collect(TASK, DEMOS, tmp_path) == path
+    assert "damaged" in capsys.readouterr().out
+    assert len(read_demos(path)) == 1  # the new one
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from prism_policy.collect import collect
+from prism_policy.config import DemoConfig, TaskConfig
+if __name__ == "__main__":
+    collect(TaskConfig("lift"), DemoConfig(num_demos=3), Path(sys.argv[1]), workers=2)
+"""
+
+
+def start(tmp_path: Path) -> tuple[subprocess.Popen[str], list[Path]]:
+    """A collection in a process of its own, running, with its first part finished."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    process = subprocess.Popen(
+        [sys.executable, str(program), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if parts := sorted(tmp_path.glob("states-*/parts/part_*.hdf5")):
+            return process, parts
+        time.sleep(0.01)
+    raise AssertionError(process.communicate()[0])
+
+
+def wait_for_end(processes: list[psutil.Process], timeout: float = 10) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=timeout)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_after_kill_9_finished_parts_are_kept_and_the_data_are_the_same(states: Path, tmp_path: Path) -> None:
+    process, _ = start(tmp_path)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_for_end(children)  # nobody works on for a dead parent
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("states-*/parts/part_*.hdf5")}
+    seen: dict[Path, int] = {}
+
+    def remember(done: int, total: int) -> None:
+        seen.update({path: path.stat().st_mtime_ns for path in kept})
+
+    path = collect(TASK, DEMOS, tmp_path, workers=2, progress=remember)
+    assert seen == kept
+    assert_equal(path, states)
+
+
+def test_ctrl_c_ends_everything_promptly(tmp_path: Path) -> None:
+    process, _ = start(tmp_path)
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    output = process.communicate(timeout=10)[0]
+    wait_for_end(children)
+    assert process.returncode != 0
+    assert "Process SpawnProcess" not in output  # only the parent speaks
+    assert output.count("Traceback") <= 1
+
+
+def test_a_worker_that_dies_is_one_sentence(tmp_path: Path) -> None:
+    def kill(done: int, total: int) -> None:
+        if done == 0:
+            while not (workers := psutil.Process().children(recursive=True)):
+                time.sleep(0.01)
+            workers[-1].kill()
+
+    with pytest.raises(PrismError, match=r"a simulator process died .* run again to go on"):
+        collect(TASK, DEMOS, tmp_path, workers=1, progress=kill)
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(
+    states: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    demos = DemoConfig(num_demos=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "merge_demos", full)
+        with pytest.raises(PrismError, match="no space left"):
+            collect(TASK, demos, tmp_path, workers=1)
+    assert len(list(tmp_path.glob("states-*/parts/part_*.hdf5"))) == 1
+    assert not list(tmp_path.glob("states-*/demos.hdf5"))
+    monkeypatch.setattr(module.WorkerPool, "submit", None)  # what is there suffices
+    assert len(read_demos(collect(TASK, demos, tmp_path))) == 1
+
+
+def test_an_expert_that_keeps_failing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_read_success", lambda part: False)
+    with pytest.raises(PrismError, match=r"expected 3 successes .* choose a smaller noise"):
+        collect(TASK, DEMOS, tmp_path)
+
+
+def test_the_manifest_says_what_decided_the_content(states: Path) -> None:
+    manifest = json.loads((states.parent / "manifest.json").read_text())
+    assert manifest["demos"]["noise"] == DEMOS.noise
+    assert manifest["versions"].keys() == {"robosuite", "mujoco"}
+
+
+def test_an_unknown_camera_is_one_sentence(states: Path, tmp_path: Path) -> None:
+    with pytest.raises(PrismError, match="unknown camera 'front'; this task has"):
+        render_demos(states, TaskConfig("lift", cameras=("front",)), tmp_path, workers=1)
