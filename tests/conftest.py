@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from prism_policy import presets
 from prism_policy.config import RunConfig
 from prism_policy.data.robomimic import Episode
+
+torch.set_num_threads(1)  # the tests' networks are small, and waiting threads steal the simulator workers' cores
 
 
 @pytest.fixture(scope="session")
@@ -27,5 +30,5 @@ def episodes() -> list[Episode]:
         images = {c: rng.integers(0, 256, (steps, 84, 84, 3), np.uint8) for c in ("agentview", "robot0_eye_in_hand")}
         proprio = rng.normal(size=(steps, 9)).astype(np.float32)
         actions = rng.uniform(-1, 1, (steps, 7)).astype(np.float32)
-        made.append(Episode(name, images, proprio, actions, actions, np.zeros((steps, 0))))
+        made.append(Episode(name, images, proprio, actions, np.zeros(steps, bool), np.zeros((steps, 0))))
     return made

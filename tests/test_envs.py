@@ -169,9 +169,10 @@ def test_the_expert_lifts_the_cube_under_disturbance(env: RobosuiteEnv) -> None:
     demos = [demonstrate(blind, DemoConfig(noise=0.4), episode) for episode in range(6)]
     assert all(demo.success for demo in demos)
     for demo in demos:
-        assert len({len(a) for a in (demo.states, demo.actions, demo.actions_expert, demo.rewards, demo.stages)}) == 1
-        for actions in (demo.actions, demo.actions_expert):
-            assert np.abs(actions).max() <= 1
+        assert len({len(a) for a in (demo.states, demo.actions, demo.disturbed, demo.rewards, demo.stages)}) == 1
+        assert np.abs(demo.actions).max() <= 1
+    assert any(demo.disturbed.any() for demo in demos)
+    for demo in demos:
         assert demo.rewards.sum() >= 5 or not demo.success
     blind.close()
 
@@ -189,7 +190,11 @@ def test_replaying_the_executed_actions_succeeds_again_in_the_same_states(env: R
 
 def test_no_noise_means_no_disturbance() -> None:
     action = np.linspace(-1, 1, 7)
-    np.testing.assert_array_equal(Disturbance(0.0, np.random.default_rng(0))(action), action)
+    disturbance = Disturbance(0.0, np.random.default_rng(0))
+    for _ in range(100):
+        executed, pushed = disturbance(action)
+        assert not pushed
+        np.testing.assert_array_equal(executed, action)
 
 
 def test_a_hand_that_points_down_is_a_rotation() -> None:

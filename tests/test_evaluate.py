@@ -98,5 +98,5 @@ def test_zero_episodes_and_an_unknown_camera_are_refused(tmp_path: Path, short: 
     with pytest.raises(PrismError, match="at least one episode, got 0"):
         evaluate(tmp_path, replace(short, evaluate=replace(short.evaluate, n_episodes=0)), make_policy(short, 9, 7))
     blind = replace(short, task=replace(short.task, cameras=("front",)))
-    with pytest.raises(PrismError, match="unknown camera 'front'; this task has .*'agentview'"):
+    with pytest.raises(PrismError, match=r"unknown camera 'front'; this task has .*'agentview'"):
         evaluate(tmp_path, blind, make_policy(blind, 9, 7))

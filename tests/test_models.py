@@ -36,7 +36,7 @@ def test_trunk_names_are_torchvisions() -> None:
     names = set(ResNet(18, 64, norm="batch").state_dict())
     assert len(names) == 120  # torchvision's resnet18 has 122 entries, two of them the classifier's
     assert {"conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "layer4.1.bn2.bias"} <= names
-    assert "layer2.0.downsample.0.weight" in names and "layer2.0.downsample.1.running_var" in names
+    assert {"layer2.0.downsample.0.weight", "layer2.0.downsample.1.running_var"} <= names
 
 
 def spatial_softmax_by_loops(features: Tensor, temperature: float) -> Tensor:
@@ -57,7 +57,9 @@ def spatial_softmax_by_loops(features: Tensor, temperature: float) -> Tensor:
 def test_spatial_softmax_equals_a_float64_loop(temperature: float) -> None:
     features = torch.randn(2, 3, 4, 6)
     expected = spatial_softmax_by_loops(features, temperature)
-    torch.testing.assert_close(SpatialSoftmax(3, temperature=temperature)(features).double(), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        SpatialSoftmax(3, temperature=temperature)(features).double(), expected, atol=1e-6, rtol=0
+    )
 
 
 def test_keypoints_of_a_uniform_map_lie_in_the_middle() -> None:
@@ -77,7 +79,8 @@ def test_spatial_softmax_is_safe_in_half_precision() -> None:
     for dtype in (torch.float16, torch.bfloat16):
         low = features.to(dtype)
         got = pool(low)
-        assert got.dtype == torch.float32 and torch.isfinite(got).all()
+        assert got.dtype == torch.float32
+        assert torch.isfinite(got).all()
         torch.testing.assert_close(got, pool(low.float()))
 
 

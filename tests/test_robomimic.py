@@ -50,11 +50,12 @@ def test_demos_come_back_as_written_in_numeric_order(tmp_path: Path) -> None:
         assert len(episode) == T
 
 
-def test_the_expert_s_actions_are_the_label_where_recorded(tmp_path: Path) -> None:
-    arrays = {**demo_arrays(), "actions_expert": np.full((T, 7), 0.25)}
-    (episode,) = read_demos(write(tmp_path / "demos.hdf5", arrays))
-    assert (episode.actions == 0.25).all()
-    np.testing.assert_array_equal(episode.executed, arrays["actions"].astype(np.float32))
+def test_pushed_steps_are_known_where_recorded(tmp_path: Path) -> None:
+    pushed = np.array([False, True, True, False, False])
+    path = write(tmp_path / "demos.hdf5", {**demo_arrays(), "disturbed": pushed}, demo_arrays(1))
+    first, second = read_demos(path)
+    assert first.disturbed.tolist() == pushed.tolist()
+    assert not second.disturbed.any()
 
 
 def test_attributes_follow_robomimic(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class Killed(Exception):
     pass
 
 
-def killed_after(update: int):  # noqa: ANN201
+def killed_after(update: int):
     def on_update(done: int, line: dict[str, float]) -> None:
         if done == update:
             raise Killed

@@ -30,12 +30,30 @@ def test_a_batch_pairs_frames_with_their_actions(episodes: list[Episode]) -> Non
     np.testing.assert_array_equal(batch["actions"][1, -1], episodes[1].actions[-1])
 
 
+def cut(episode: Episode, steps: int, pushed: list[int] | None = None) -> Episode:
+    disturbed = np.zeros(steps, bool)
+    disturbed[pushed or []] = True
+    images = {c: x[:steps] for c, x in episode.images.items()}
+    return Episode("cut", images, episode.proprio[:steps], episode.actions[:steps], disturbed, np.zeros((steps, 0)))
+
+
 def test_an_episode_shorter_than_the_horizon_still_gives_windows(episodes: list[Episode]) -> None:
-    short = episodes[0]
-    cut = Episode(short.name, {c: x[:5] for c, x in short.images.items()}, short.proprio[:5], short.actions[:5],
-                  short.executed[:5], short.states[:5])  # fmt: skip
-    windows = Windows([cut], horizon=16, n_obs_steps=2, n_action_steps=8)
+    windows = Windows([cut(episodes[0], 5)], horizon=16, n_obs_steps=2, n_action_steps=8)
     assert windows.predicted[0].tolist() == [0, 0, 1, 2, 3] + [4] * 11
+    assert windows.mask.all()
+
+
+def test_pushes_and_what_follows_them_unseen_are_masked(episodes: list[Episode]) -> None:
+    episode = cut(episodes[0], 12, pushed=[5, 6])
+    windows = Windows([episode], horizon=4, n_obs_steps=2, n_action_steps=4)
+    newest = windows.observed[:, 1].tolist()
+    assert newest == [0, 1, 2, 3, 4, 7, 8, 9, 10, 11, 11]  # frames 5 and 6 are never the newest
+    # The chunk of newest frame n holds the steps n - 1 .. n + 2; of n = 4, steps 5 and 6 are pushes.
+    assert dict(zip(newest, windows.mask.int().tolist(), strict=True)) == {
+        0: [1, 1, 1, 1], 1: [1, 1, 1, 1], 2: [1, 1, 1, 1], 3: [1, 1, 1, 0], 4: [1, 1, 0, 0],
+        7: [0, 1, 1, 1], 8: [1, 1, 1, 1], 9: [1, 1, 1, 1], 10: [1, 1, 1, 1], 11: [1, 1, 1, 1],
+    }  # fmt: skip
+    assert windows.predicted[newest.index(4)].tolist() == [3, 4, 4, 4]  # masked steps hold no pushed action
 
 
 def test_every_epoch_is_a_permutation_and_epochs_join_without_a_gap() -> None:

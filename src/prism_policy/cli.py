@@ -75,7 +75,9 @@ Command = Annotated[Quickstart, tyro.conf.subcommand("quickstart")] | Annotated[
 
 def main() -> None:
     """Entry point: exit code 0 on success, 2 on bad input, 130 on Ctrl-C."""
-    command = tyro.cli(Command, prog="prism", description="Robot demonstrations into visuomotor policies, measured honestly.")
+    command = tyro.cli(
+        Command, prog="prism", description="Robot demonstrations into visuomotor policies, measured honestly."
+    )
     try:
         command.run()
     except PrismError as error:

@@ -175,7 +175,7 @@ def _collect_part(task: TaskConfig, demos: DemoConfig, episode: int, path: Path)
     arrays = {
         "states": demo.states,
         "actions": demo.actions,
-        "actions_expert": demo.actions_expert,
+        "disturbed": demo.disturbed,
         "rewards": demo.rewards,
         "dones": dones,
         "stages": demo.stages,

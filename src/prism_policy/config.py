@@ -1,7 +1,7 @@
 """Every setting of the library: frozen dataclasses without torch, one source of each default, JSON in and out.
 
-The text under a field is its documentation and becomes `--help`. Variants are functions in `presets.py` that return these
-types; nothing is changed behind the user's back, derived values are properties.
+The text under a field is its documentation and becomes `--help`. Variants are functions in `presets.py` that return
+these types; nothing is changed behind the user's back, derived values are properties.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class EncoderConfig:
     """A visual encoder as independent choices; `presets.encoder(name)` spells out the paper's."""
 
     pooling: Pooling = "spatial_softmax"
-    """What is kept of a feature map: where it responds (spatial softmax, Eq. 1), its mean, its maximum, or all of it."""
+    """What is kept of a feature map: where it responds (spatial softmax, Eq. 1), its mean, its maximum, or all."""
     fusion: Fusion = "tdca"
     """Last stage only, all stages concatenated, or top-down cross-attention over the stages (Eq. 3)."""
     refine: bool = True

@@ -24,7 +24,7 @@ NOISE_STREAM = 1  # stream 0 of an episode's random generators places the object
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95% score interval of a proportion: sound for few episodes and at 0 and 100%, where the normal one is not."""
+    """Wilson's 95% score interval of a proportion: sound for few episodes and at 0 and 100%, unlike the normal one."""
     if not 0 <= successes <= n or n == 0:
         raise PrismError(f"expected 0 <= successes <= n and n > 0, got {successes} of {n}")
     p = successes / n

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from prism_policy.errors import PrismError
 
-
 _UMASK = os.umask(0)
 os.umask(_UMASK)  # reading it means setting it
 
@@ -50,7 +49,7 @@ def atomic(path: Path) -> Iterator[Path]:
             with open(temporary, "rb+") as file:
                 os.fchmod(file.fileno(), 0o666 & ~_UMASK)  # safetensors makes its files readable by their owner alone
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 

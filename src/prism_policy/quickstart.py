@@ -64,12 +64,10 @@ def quickstart(folder: Path, config: RunConfig, labels: dict[str, str]) -> dict[
     open_run(folder, config)
     ledger = Ledger(folder / "results" / "ledger.json")
     with PeakMemory() as memory:
-        with ledger.stage("demos", memory):
-            with Bar("Demonstrations", config.demos.num_demos) as bar:
-                states = collect(config.task, config.demos, progress=_forward(bar))
-        with ledger.stage("render", memory):
-            with Bar("Rendering", config.demos.num_demos) as bar:
-                images = render_demos(states, config.task, progress=_forward(bar))
+        with ledger.stage("demos", memory), Bar("Demonstrations", config.demos.num_demos) as bar:
+            states = collect(config.task, config.demos, progress=_forward(bar))
+        with ledger.stage("render", memory), Bar("Rendering", config.demos.num_demos) as bar:
+            images = render_demos(states, config.task, progress=_forward(bar))
         with ledger.stage("train", memory):
             if not (folder / "weights.safetensors").exists():
                 with Bar("Training", config.train.steps) as bar:

@@ -61,7 +61,7 @@ def observe_moments(task: TaskConfig, states: Path, count: int, n_obs_steps: int
         "step 12" -> {"images": {camera: uint8 (To, H, W, 3)}, "proprio": float32 (To, P)}, in time order.
     """
     with WorkerPool(1) as pool:
-        return pool.submit(_moments, task, states, count, n_obs_steps).result()  # type: ignore[no-any-return]
+        return pool.submit(_moments, task, states, count, n_obs_steps).result()
 
 
 def _moments(task: TaskConfig, path: Path, count: int, n_obs_steps: int) -> dict[str, dict[str, Any]]:

@@ -102,7 +102,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
         raise PrismError(
             f"{path}: expected rates in [0, 1] of at least one episode, got {summary}; evaluate the run again"
         )
-    return summary  # type: ignore[no-any-return]
+    return summary
 
 
 def _section(title: str, content: str) -> str:

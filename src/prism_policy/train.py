@@ -45,14 +45,16 @@ def ema_decay(step: int, config: TrainConfig) -> float:
 def fit_normalizers(policy: Policy, windows: Windows) -> None:
     """Min-max for positions and finger widths; rotations and the gripper command pass unchanged."""
     policy.normalizer["proprio"] = LinearNormalizer.min_max(windows.proprio.numpy(), keep=range(3, 7))
-    policy.normalizer["action"] = LinearNormalizer.min_max(windows.actions.numpy(), keep=range(3, windows.actions.shape[1]))
+    policy.normalizer["action"] = LinearNormalizer.min_max(
+        windows.actions.numpy(), keep=range(3, windows.actions.shape[1])
+    )
 
 
 def train(folder: Path, config: RunConfig, windows: Windows, on_update: OnUpdate | None = None) -> Policy:
     """Train (or go on training) the run in `folder`; returns the policy with its EMA weights, which are also saved.
 
-    Every update's batch, crop and noise derive from (seed, update) alone, so a run that was killed and resumed ends with
-    the weights of one that was not.
+    Every update's batch, crop and noise derive from (seed, update) alone, so a run that was killed and resumed ends
+    with the weights of one that was not.
 
     Raises:
         PrismError: the loss is not finite; the disk is full.
@@ -119,7 +121,7 @@ def train(folder: Path, config: RunConfig, windows: Windows, on_update: OnUpdate
 
 
 def _update_seed(seed: int, step: int) -> int:
-    # Any fixed map of the pair to well-spread 63-bit numbers will do; Python's hash of integers is stable but not spread.
+    # Any fixed map of the pair to well-spread numbers of 63 bits will do.
     return (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xBF58476D1CE4E5B9) % 2**63
 
 
@@ -148,7 +150,7 @@ def restore(
         if not path.exists():
             continue
         try:
-            with safetensors.safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+            with safetensors.safe_open(path, "pt") as file:
                 done = int(json.loads(file.metadata()["updates"]))
                 tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
         except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:

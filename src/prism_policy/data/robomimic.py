@@ -2,7 +2,7 @@
 
 `data` (attributes `total`, `env_args`) / `demo_i` (`num_samples`, `model_file`, `ep_meta`): `actions`, `states`,
 `rewards`, `dones`, `obs/<camera>_image` uint8 (T, H, W, 3), `obs/robot0_*`; `mask/*` holds lists of demo names. Of our
-own: `actions_expert`, what the expert wanted where a disturbance was executed instead, and `stages`.
+own: `disturbed`, where a push was executed instead of the expert's choice, and `stages`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Episode:
     proprio: np.ndarray
     """float32 (T, 9), or (T, 0) where the file holds only states."""
     actions: np.ndarray
-    """float32 (T, 7): what to learn, the expert's where recorded, else what was executed."""
-    executed: np.ndarray
     """float32 (T, 7): what was executed; replays the states."""
+    disturbed: np.ndarray
+    """bool (T,): the action was forced on the demonstrator and is not to be learned; all False where not recorded."""
     states: np.ndarray
     """float64 (T, S) simulator states; (T, 0) where the file has none."""
     extras: dict[str, np.ndarray] = field(default_factory=dict)
@@ -165,14 +165,12 @@ def read_attributes(path: Path) -> dict[str, Any]:
 
 def _read_demo(demo: h5py.Group, name: str, cameras: list[str], path: Path) -> Episode:
     where = f"{path}, {name}"
-    executed = demo["actions"][:].astype(np.float32)
-    actions = demo["actions_expert"][:].astype(np.float32) if "actions_expert" in demo else executed
-    for label, values in (("actions", executed), ("actions_expert", actions)):
-        if values.ndim != 2 or values.shape[1] != 7 or len(values) == 0:
-            raise PrismError(f"{where}: expected {label} of shape (T, 7), got {values.shape}")
-        if not np.isfinite(values).all():
-            step = int(np.argwhere(~np.isfinite(values))[0, 0])
-            raise PrismError(f"{where}: {label} are not finite at step {step}; repair or remove this demo")
+    actions = demo["actions"][:].astype(np.float32)
+    if actions.ndim != 2 or actions.shape[1] != 7 or len(actions) == 0:
+        raise PrismError(f"{where}: expected actions of shape (T, 7), got {actions.shape}")
+    if not np.isfinite(actions).all():
+        step = int(np.argwhere(~np.isfinite(actions))[0, 0])
+        raise PrismError(f"{where}: actions are not finite at step {step}; repair or remove this demo")
     if missing := [camera for camera in cameras if camera not in cameras_of(demo)]:
         held = ", ".join(map(repr, cameras_of(demo))) or "no images (run `prism render` first)"
         raise PrismError(f"{where}: unknown camera {missing[0]!r}; the file has {held}")
@@ -180,9 +178,10 @@ def _read_demo(demo: h5py.Group, name: str, cameras: list[str], path: Path) -> E
     images = {camera: demo[f"obs/{camera}_image"][:] for camera in cameras}
     observations = demo.get("obs", {})
     low_dim = [observations[key][:] for key in PROPRIO if key in observations]
+    disturbed = demo["disturbed"][:].astype(bool) if "disturbed" in demo else np.zeros(steps, bool)
     states = demo["states"][:] if "states" in demo else np.zeros((steps, 0))
     extras = {key: demo[key][:] for key in ("rewards", "dones", "stages") if key in demo}
-    for values in (actions, executed, states, *images.values(), *low_dim, *extras.values()):
+    for values in (disturbed, states, *images.values(), *low_dim, *extras.values()):
         if len(values) != steps:
             raise PrismError(f"{where}: expected {steps} steps everywhere, got an array of shape {values.shape}")
     for camera, frames in images.items():
@@ -191,4 +190,4 @@ def _read_demo(demo: h5py.Group, name: str, cameras: list[str], path: Path) -> E
             raise PrismError(f"{where}: expected images of {camera!r} as uint8 (T, H, W, 3), got {found}")
     complete = len(low_dim) == len(PROPRIO)
     proprio = np.concatenate(low_dim, axis=1).astype(np.float32) if complete else np.zeros((steps, 0), np.float32)
-    return Episode(name, images, proprio, actions, executed, states, extras)
+    return Episode(name, images, proprio, actions, disturbed, states, extras)

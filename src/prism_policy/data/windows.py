@@ -20,29 +20,40 @@ class Windows:
 
     A window starting at step s of an episode holds the observations s .. s + n_obs_steps - 1 and the actions
     s .. s + horizon - 1. Starts run from n_obs_steps - 1 before the episode to n_action_steps - 1 past its last whole
-    window; what lies outside repeats the edge.
+    window; what lies outside repeats the edge. An action that was forced on the demonstrator is not to be learned, nor
+    is what followed it, of which nothing can be seen yet: the mask (the M of Eq. 7, arXiv:2606.15232) leaves both out,
+    and no window's newest frame is a pushed one.
 
     Usage::
 
         windows = Windows(episodes, horizon=16, n_obs_steps=2, n_action_steps=8)
-        batch = windows.batch(indices)  # {"images": {camera: (B, 2, H, W, 3)}, "proprio": (B, 2, P), "actions": (B, 16, A)}
+        windows.batch(indices)
+        # {"images": {camera: (B, 2, H, W, 3)}, "proprio": (B, 2, P), "actions": (B, 16, A), "mask": bool (B, 16)}
     """
 
     def __init__(self, episodes: Sequence[Episode], horizon: int, n_obs_steps: int, n_action_steps: int) -> None:
         self.images = {
-            camera: torch.from_numpy(np.concatenate([e.images[camera] for e in episodes])) for camera in episodes[0].images
+            camera: torch.from_numpy(np.concatenate([e.images[camera] for e in episodes]))
+            for camera in episodes[0].images
         }  # (N, H, W, 3)
         self.proprio = torch.from_numpy(np.concatenate([e.proprio for e in episodes]))  # (N, P)
         self.actions = torch.from_numpy(np.concatenate([e.actions for e in episodes]))  # (N, A)
-        observed, predicted, first = [], [], 0
+        observed, predicted, masks, first = [], [], [], 0
         for episode in episodes:
             length = len(episode.actions)
-            starts = np.arange(-(n_obs_steps - 1), max(length - horizon + n_action_steps, 1))[:, None]
+            starts = np.arange(-(n_obs_steps - 1), max(length - horizon + n_action_steps, 1))
+            current = np.clip(starts + n_obs_steps - 1, 0, length - 1)  # the newest frame's step
+            starts, current = starts[~episode.disturbed[current], None], current[~episode.disturbed[current], None]
+            begin, end = _undisturbed_stretches(episode.disturbed)
+            steps = np.clip(starts + np.arange(horizon), 0, length - 1)  # (m, H)
+            known = np.clip(steps, begin[current], end[current])
             observed.append(first + np.clip(starts + np.arange(n_obs_steps), 0, length - 1))
-            predicted.append(first + np.clip(starts + np.arange(horizon), 0, length - 1))
+            predicted.append(first + known)
+            masks.append(known == steps)
             first += length
         self.observed = torch.from_numpy(np.concatenate(observed))  # (M, To), rows of the frames
         self.predicted = torch.from_numpy(np.concatenate(predicted))  # (M, H)
+        self.mask = torch.from_numpy(np.concatenate(masks))  # (M, H)
 
     def __len__(self) -> int:
         return len(self.observed)
@@ -54,7 +65,16 @@ class Windows:
             "images": {camera: frames[observed] for camera, frames in self.images.items()},
             "proprio": self.proprio[observed],
             "actions": self.actions[self.predicted[indices]],
+            "mask": self.mask[indices],
         }
+
+
+def _undisturbed_stretches(disturbed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and last step (T,) of the undisturbed stretch that each step (T,) lies in; itself where disturbed."""
+    steps = np.arange(len(disturbed))
+    begin = np.maximum.accumulate(np.where(disturbed, steps + 1, 0))
+    end = np.minimum.accumulate(np.where(disturbed, steps - 1, len(steps) - 1)[::-1])[::-1]
+    return np.where(disturbed, steps, begin), np.where(disturbed, steps, end)
 
 
 def batch_indices(step: int, batch_size: int, n_windows: int, seed: int) -> Tensor:

@@ -113,38 +113,35 @@ EXPERTS: dict[str, type[Expert]] = {"lift": Lift}
 
 
 class Disturbance:
-    """Pushes and tremor added to the expert's action, and fingers that slip open or shut.
+    """Pushes that take over from the expert for a few steps: the hand drifts off, turns, and may open or shut.
 
-    A push points one way for 3 to 8 steps; white noise alone would average out within a step or two and show the policy
-    nothing but the expert's own line.
+    What the expert does afterwards demonstrates recovery. The pushed steps themselves are marked, for nobody should
+    learn to push: an action noise on every step would leave no action chunk that shows what the expert meant.
     """
+
+    RATE = 0.05
+    """Chance that a push begins at an undisturbed step; it is ten times as likely at the first one."""
 
     def __init__(self, strength: float, rng: np.random.Generator) -> None:
         self.strength = strength
         self.rng = rng
-        self.push, self.push_left = np.zeros(6), 0
-        self.slip, self.slip_left = 0.0, 0
+        self.rate = 10 * self.RATE
+        self.push, self.flip, self.left = np.zeros(6), False, 0
 
-    def __call__(self, action: np.ndarray) -> np.ndarray:
-        """The disturbed action (7,), in [-1, 1]."""
-        if self.strength == 0:
-            return action
+    def __call__(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
+        """The action to execute (7,), in [-1, 1], and whether it is a push."""
         rng = self.rng
-        if self.push_left == 0 and rng.random() < 0.06:
+        if self.left == 0 and self.strength > 0 and rng.random() < self.rate:
             direction = rng.standard_normal(6) * (1, 1, 1, 0.3, 0.3, 0.6)
-            self.push = direction / np.linalg.norm(direction) * rng.uniform(1.0, 3.0) * self.strength
-            self.push_left = int(rng.integers(3, 9))
-        if self.slip_left == 0 and rng.random() < 0.02 * self.strength:
-            self.slip, self.slip_left = -action[6], int(rng.integers(3, 7))
-        disturbed = action.copy()
-        disturbed[:6] += 0.25 * self.strength * rng.standard_normal(6)
-        if self.push_left > 0:
-            disturbed[:6] += self.push
-            self.push_left -= 1
-        if self.slip_left > 0:
-            disturbed[6] = self.slip
-            self.slip_left -= 1
-        return np.clip(disturbed, -1.0, 1.0)
+            self.push = direction / np.linalg.norm(direction[:3]) * rng.uniform(0.5, 1.5) * self.strength
+            self.flip = rng.random() < 0.2
+            self.left = int(rng.integers(3, 9))
+        self.rate = self.RATE
+        if self.left == 0:
+            return action, False
+        self.left -= 1
+        grip = -action[6] if self.flip else action[6]
+        return np.clip(np.append(self.push, grip), -1.0, 1.0), True
 
 
 @dataclass(frozen=True)
@@ -155,8 +152,8 @@ class Demonstration:
     """Simulator states, float64 (T, S)."""
     actions: np.ndarray
     """What was executed, float64 (T, 7): replaying it gives the same states."""
-    actions_expert: np.ndarray
-    """What the expert wanted there, float64 (T, 7): the label to learn from."""
+    disturbed: np.ndarray
+    """Where that was a push and not the expert's choice, bool (T,)."""
     rewards: np.ndarray
     """1 where the step ended in success, float64 (T,)."""
     stages: np.ndarray
@@ -178,19 +175,20 @@ def demonstrate(env: RobosuiteEnv, demos: DemoConfig, episode: int) -> Demonstra
     disturbance = Disturbance(demos.noise, rng)
     env.reset(seed=demos.seed, options={"split": "collect", "episode": episode})
     linger = int(rng.integers(5, 11))
-    clean, executed, rewards, stages = [], [], [], []
-    for action in expert.script():
-        clean.append(action)
-        executed.append(disturbance(action))
+    executed, disturbed, rewards, stages = [], [], [], []
+    for wanted in expert.script():
+        action, pushed = disturbance(wanted)
+        executed.append(action)
+        disturbed.append(pushed)
         stages.append(expert.stages.index(expert.stage))
-        success = env.advance(executed[-1])
+        success = env.advance(action)
         rewards.append(float(success))
-        if sum(rewards) >= linger or len(clean) == MAX_STEPS:
+        if sum(rewards) >= linger or len(executed) == MAX_STEPS:
             break
     return Demonstration(
         states=np.stack(env.states[:-1]),
         actions=np.stack(executed),
-        actions_expert=np.stack(clean),
+        disturbed=np.array(disturbed),
         rewards=np.array(rewards),
         stages=np.array(stages, np.uint8),
         success=success,

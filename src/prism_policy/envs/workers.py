@@ -81,8 +81,8 @@ def rollouts(
                     del running[connection]
                     if tries[episode] == 3:
                         raise PrismError(
-                            f"the simulator worker of episode {episode} died three times (exit code {process.exitcode}); "
-                            "is the machine out of memory?"
+                            f"the simulator worker of episode {episode} died three times (exit code "
+                            f"{process.exitcode}); is the machine out of memory?"
                         ) from error
                     waiting.append(episode)
                     start_next()

@@ -26,8 +26,8 @@ def crop(images: Tensor, height: int, width: int, random: bool) -> Tensor:
     """(B, H, W, 3) to (B, height, width, 3): an offset of its own for every image, or the centre."""
     batch, full_height, full_width, _ = images.shape
     if not random:
-        top, left = (full_height - height) // 2, (full_width - width) // 2
-        return images[:, top : top + height, left : left + width]
+        y, x = (full_height - height) // 2, (full_width - width) // 2
+        return images[:, y : y + height, x : x + width]
     device = images.device
     top = torch.randint(full_height - height + 1, (batch, 1, 1), device=device)
     left = torch.randint(full_width - width + 1, (batch, 1, 1), device=device)
@@ -50,15 +50,13 @@ class CameraEncoder(nn.Module):
         self.refine = nn.ModuleList(Refine(c) if config.refine else nn.Identity() for c in channels)
         if config.pooling == "spatial_softmax" and min(min(s) for s in sizes) < 2:
             raise PrismError(
-                f"an image of {height}x{width} after the crop leaves a last feature map of {sizes[-1][0]}x{sizes[-1][1]}, "
-                "where a keypoint has no place to point to; use larger images or truncate"
+                f"an image of {height}x{width} after the crop leaves a last feature map of {sizes[-1][0]}x"
+                f"{sizes[-1][1]}, where a keypoint has no place to point to; use larger images or truncate"
             )
         self.pool: nn.ModuleList
         match config.pooling:
             case "spatial_softmax":
-                self.pool = nn.ModuleList(
-                    SpatialSoftmax(c, config.num_keypoints, config.temperature) for c in channels
-                )
+                self.pool = nn.ModuleList(SpatialSoftmax(c, config.num_keypoints, config.temperature) for c in channels)
                 numbers = 2 * config.num_keypoints * len(channels)
             case "avg":
                 self.pool = nn.ModuleList(nn.AdaptiveAvgPool2d(1) for _ in channels)
@@ -77,7 +75,7 @@ class CameraEncoder(nn.Module):
             self.out_dim = config.out_dim
 
     def pooled(self, x: Tensor) -> list[Tensor]:
-        """(B, 3, h, w) to a list over the stages read: keypoints (B, K, 2), or pooled values (B, C, 1, 1) or (B, C, H, W)."""
+        """(B, 3, h, w) to a list over the stages read: keypoints (B, K, 2), or values (B, C, 1, 1) or (B, C, H, W)."""
         stages = self.trunk(x)[self.first_stage :]
         return [pool(refine(s)) for s, refine, pool in zip(stages, self.refine, self.pool, strict=True)]
 
@@ -87,7 +85,7 @@ class CameraEncoder(nn.Module):
         if self.shuffle_keypoints:
             pooled = [shuffle_pairs(p) for p in pooled]
         if self.fuse is not None:
-            return self.fuse(pooled)  # type: ignore[no-any-return]
+            return self.fuse(pooled)
         return torch.cat([p.flatten(1) for p in pooled], dim=1)
 
 
@@ -145,7 +143,7 @@ class VisualEncoder(nn.Module):
         share = self.config.crop
         x = crop(images, crop_size(height, share), crop_size(width, share), random=self.training)
         # Images lie with their channels last in memory; so does the result, which the convolutions prefer.
-        return torch.addcmul(self.shift, x.to(self.shift.dtype), self.scale).permute(0, 3, 1, 2)  # type: ignore[arg-type, union-attr]
+        return torch.addcmul(self.shift, x.to(self.shift.dtype), self.scale).permute(0, 3, 1, 2)  # type: ignore[arg-type]
 
     def _inputs(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if missing := [c for c in self.cameras if c not in images]:

@@ -10,7 +10,7 @@ from prism_policy.models.resnet import Norm, make_norm
 
 
 class Refine(nn.Module):
-    """Residual refine block, x + F_ref(x) (Eq. 2, arXiv:2606.15232), as a bottleneck of two 1x1 around a 3x3 convolution."""
+    """Residual refine block, x + F_ref(x) (Eq. 2, arXiv:2606.15232): a bottleneck, two 1x1 around a 3x3 convolution."""
 
     def __init__(self, channels: int, norm: Norm = "group", reduction: int = 2) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Refine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
-        return x + self.block(x)  # type: ignore[no-any-return]
+        return x + self.block(x)
 
 
 class TopDownCrossAttention(nn.Module):
@@ -58,4 +58,4 @@ class TopDownCrossAttention(nn.Module):
         tokens = self.embed(torch.stack(keypoints, dim=1)) + self.identity  # (B, L, K, d)
         deepest, earlier = tokens[:, -1], tokens[:, :-1].flatten(1, 2)  # (B, K, d), (B, (L-1) K, d)
         z = F.scaled_dot_product_attention(self.query(deepest), self.key(earlier), self.value(earlier))
-        return self.project(z.flatten(1))  # type: ignore[no-any-return]
+        return self.project(z.flatten(1))

@@ -33,4 +33,5 @@ class SpatialSoftmax(nn.Module):
         ys = torch.linspace(-1, 1, height, device=features.device)
         grid = torch.stack([xs.repeat(height), ys.repeat_interleave(width)], dim=1)  # (H*W, 2)
         with torch.autocast(features.device.type, enabled=False):
-            return logits.softmax(dim=-1) @ grid  # (B, K, 2)
+            keypoints: Tensor = logits.softmax(dim=-1) @ grid  # (B, K, 2)
+        return keypoints

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -41,9 +42,23 @@ class ResidualBlock1D(nn.Module):
         self.shortcut = nn.Conv1d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        scale, bias = self.film(cond).unsqueeze(-1).chunk(2, dim=1)  # (B, C, 1) each
+        """(B, C_in, T) and (B, D) to (B, C_out, T)."""
+        scale, bias = self.film(cond).unsqueeze(-1).chunk(2, dim=1)  # (B, C_out, 1) each
         h = scale * self.block1(x) + bias
         return self.block2(h) + self.shortcut(x)
+
+
+class Level(nn.Module):
+    """Two residual blocks and what leads from their resolution to the next."""
+
+    def __init__(self, block1: ResidualBlock1D, block2: ResidualBlock1D, resize: nn.Module) -> None:
+        super().__init__()
+        self.block1, self.block2, self.resize = block1, block2, resize
+
+    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C_in, T) to (B, C_out, T) before and after the change of resolution."""
+        x = self.block2(self.block1(x, cond), cond)
+        return x, self.resize(x)
 
 
 class ConditionalUNet1D(nn.Module):
@@ -79,15 +94,15 @@ class ConditionalUNet1D(nn.Module):
 
         dims = [action_dim, *down_dims]
         self.down = nn.ModuleList()
-        for i, (d_in, d_out) in enumerate(zip(dims, dims[1:], strict=False)):
+        for i, (d_in, d_out) in enumerate(itertools.pairwise(dims)):
             last = i == len(down_dims) - 1
             shrink = nn.Identity() if last else nn.Conv1d(d_out, d_out, 3, 2, 1)
-            self.down.append(nn.ModuleList([residual(d_in, d_out), residual(d_out, d_out), shrink]))
+            self.down.append(Level(residual(d_in, d_out), residual(d_out, d_out), shrink))
         self.mid = nn.ModuleList([residual(dims[-1], dims[-1]) for _ in range(2)])
         self.up = nn.ModuleList()
         for d_out, d_in in zip(dims[-2:0:-1], dims[:1:-1], strict=True):
             grow = nn.ConvTranspose1d(d_out, d_out, 4, 2, 1)
-            self.up.append(nn.ModuleList([residual(2 * d_in, d_out), residual(d_out, d_out), grow]))
+            self.up.append(Level(residual(2 * d_in, d_out), residual(d_out, d_out), grow))
         self.final = nn.Sequential(
             Conv1dBlock(dims[1], dims[1], kernel_size, n_groups), nn.Conv1d(dims[1], action_dim, 1)
         )
@@ -104,13 +119,11 @@ class ConditionalUNet1D(nn.Module):
         cond = torch.cat([embedding, cond], dim=-1)
         x = actions.transpose(1, 2)  # (B, A, T)
         skips = []
-        for block1, block2, shrink in self.down:  # type: ignore[misc]
-            x = block2(block1(x, cond), cond)
-            skips.append(x)
-            x = shrink(x)  # (B, C, T / 2), the last level keeps T
+        for level in self.down:
+            skip, x = level(x, cond)  # (B, C, T), then (B, C, T / 2); the last level keeps T
+            skips.append(skip)
         for block in self.mid:
             x = block(x, cond)
-        for block1, block2, grow in self.up:  # type: ignore[misc]
-            x = torch.cat([x, skips.pop()], dim=1)
-            x = grow(block2(block1(x, cond), cond))  # (B, C, 2 T)
-        return self.final(x).transpose(1, 2)  # type: ignore[no-any-return]
+        for level in self.up:
+            _, x = level(torch.cat([x, skips.pop()], dim=1), cond)  # (B, C, 2 T)
+        return self.final(x).transpose(1, 2)

@@ -18,13 +18,20 @@ Observation = Mapping[str, Any]
 """{"images": {camera: uint8 (B, To, H, W, 3)}, "proprio": float32 (B, To, P)}"""
 
 
+def masked_mean(error: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of (B, T, A) over the steps in `mask`, bool (B, T): the masked squared error of Eq. 5 and 7."""
+    if mask is None:
+        return error.mean()
+    return (error.mean(dim=-1) * mask).sum() / mask.sum()
+
+
 class Policy(nn.Module):
     """A distribution of action chunks given the last observations. Subclasses define `chunk_loss` and `sample_chunk`.
 
     Usage::
 
-        loss, metrics = policy(batch)                    # training: `forward` is the loss, one module for DDP and compile
-        actions = policy.act(observation, generator)     # (B, n_action_steps, A), in the environment's units
+        loss, metrics = policy(batch)  # `forward` is the loss, so that DDP and compile see one module
+        actions = policy.act(observation, generator)  # (B, n_action_steps, A), in the environment's units
     """
 
     def __init__(
@@ -38,7 +45,7 @@ class Policy(nn.Module):
                 f"least {last}, got {config.horizon}"
             )
         self.config = config
-        self.action_dim = action_dim
+        self.action_dim, self.proprio_dim = action_dim, proprio_dim
         self.encoder = VisualEncoder(config.encoder, cameras)
         self.net = ConditionalUNet1D(
             action_dim,
@@ -48,7 +55,9 @@ class Policy(nn.Module):
             config.n_groups,
             config.step_embed_dim,
         )
-        self.normalizer = nn.ModuleDict({"action": LinearNormalizer(action_dim), "proprio": LinearNormalizer(proprio_dim)})
+        self.normalizer = nn.ModuleDict(
+            {"action": LinearNormalizer(action_dim), "proprio": LinearNormalizer(proprio_dim)}
+        )
 
     @property
     def device(self) -> torch.device:
@@ -66,7 +75,7 @@ class Policy(nn.Module):
     def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss of a batch of windows, and detached figures to log."""
         actions = self.normalizer["action"](batch["actions"])  # (B, T, A)
-        loss = self.chunk_loss(actions, self.condition(batch))
+        loss = self.chunk_loss(actions, self.condition(batch), batch.get("mask"))
         return loss, {"loss": loss.detach()}
 
     loss = forward
@@ -94,15 +103,15 @@ class Policy(nn.Module):
     def _checked(self, observation: Observation) -> Observation:
         proprio = torch.as_tensor(observation["proprio"], dtype=torch.float32, device=self.device)
         images = {c: torch.as_tensor(x, device=self.device) for c, x in observation["images"].items()}
-        expected = (self.config.n_obs_steps, self.normalizer["proprio"].scale.numel())  # type: ignore[union-attr, operator]
+        expected = (self.config.n_obs_steps, self.proprio_dim)
         if proprio.shape[1:] != expected:
             raise PrismError(f"proprio: expected (B, {expected[0]}, {expected[1]}), got {tuple(proprio.shape)}")
         if not torch.isfinite(proprio).all():
             raise PrismError("proprio holds NaN or infinity; check the robot's state before calling the policy")
         return {"images": images, "proprio": proprio}
 
-    def chunk_loss(self, actions: Tensor, cond: Tensor) -> Tensor:
-        """Scalar loss for normalised chunks (B, T, A) given conditions (B, D)."""
+    def chunk_loss(self, actions: Tensor, cond: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Scalar loss for normalised chunks (B, T, A) given conditions (B, D), over steps in `mask`, bool (B, T)."""
         raise NotImplementedError
 
     def sample_chunk(self, noise: Tensor, cond: Tensor) -> Tensor:

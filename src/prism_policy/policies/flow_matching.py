@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from prism_policy.policies.base import Policy
+from prism_policy.policies.base import Policy, masked_mean
 
 
 class FlowMatchingPolicy(Policy):
-    """x_t = (1 - t) x_0 + t tau with noise x_0 and t uniform on (0, 1); the network regresses the velocity tau - x_0."""
+    """x_t = (1 - t) x_0 + t tau with noise x_0 and t uniform on (0, 1); the network regresses tau - x_0."""
 
     def velocity(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """v(x, t, cond) for x (B, T, A), t (B,) in [0, 1]."""
-        return self.net(x, t * self.config.time_scale, cond)  # type: ignore[no-any-return]
+        return self.net(x, t * self.config.time_scale, cond)
 
-    def chunk_loss(self, actions: Tensor, cond: Tensor) -> Tensor:
-        """Mean squared error of the velocity (Eq. 7)."""
+    def chunk_loss(self, actions: Tensor, cond: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mean squared error of the velocity over the steps in `mask` (Eq. 7)."""
         x_0 = torch.randn_like(actions)
         t = torch.rand(len(actions), device=actions.device)
         x_t = torch.lerp(x_0, actions, t[:, None, None])
-        return F.mse_loss(self.velocity(x_t, t, cond), actions - x_0)
+        return masked_mean((self.velocity(x_t, t, cond) - (actions - x_0)).square(), mask)
 
     def sample_chunk(self, noise: Tensor, cond: Tensor) -> Tensor:
         """Euler integration from noise at t = 0 to actions at t = 1 in uniform steps."""
