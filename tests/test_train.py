@@ -16,7 +16,8 @@ from prism_policy.config import RunConfig, TrainConfig
 from prism_policy.data.robomimic import Episode
 from prism_policy.data.windows import Windows
 from prism_policy.errors import PrismError
-from prism_policy.run_folder import open_run, read_lines
+from prism_policy.files import read_lines
+from prism_policy.run_folder import open_run
 from prism_policy.train import ema_decay, learning_rate, train
 
 

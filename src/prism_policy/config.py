@@ -38,6 +38,10 @@ class RenderConfig:
     """Draw reflections."""
 
 
+CAMERAS = ("agentview", "frontview", "birdview", "sideview", "robot0_robotview", "robot0_eye_in_hand")
+"""Cameras of robosuite's scenes."""
+
+
 @dataclass(frozen=True)
 class TaskConfig:
     """A simulated task as the policy meets it."""
@@ -170,6 +174,36 @@ class RunConfig:
     evaluate: EvalConfig = EvalConfig()
     seed: int = 0
     """Seed of the initial weights, the batches and the noise in training."""
+
+
+def check(config: RunConfig) -> None:
+    """Find what cannot work before anything is written.
+
+    Raises:
+        PrismError: an unknown or repeated camera, or none; a count that must be positive and is not.
+    """
+    cameras = config.task.cameras
+    if unknown := [c for c in cameras if c not in CAMERAS]:
+        raise PrismError(f"unknown camera '{unknown[0]}'; task '{config.task.name}' has {', '.join(CAMERAS)}")
+    if not cameras or len(set(cameras)) < len(cameras):
+        raise PrismError(f"expected at least one camera and each only once, got {', '.join(cameras) or 'none'}")
+    counts = {
+        "demos.num_demos": config.demos.num_demos,
+        "train.steps": config.train.steps,
+        "train.batch_size": config.train.batch_size,
+        "evaluate.n_episodes": config.evaluate.n_episodes,
+        "task.max_steps": config.task.max_steps,
+    }
+    for name, value in counts.items():
+        if value < 1:
+            raise PrismError(f"{name}: expected at least 1, got {value}")
+    for name, value in {
+        "seed": config.seed,
+        "demos.seed": config.demos.seed,
+        "evaluate.seed": config.evaluate.seed,
+    }.items():
+        if value < 0:
+            raise PrismError(f"{name}: expected 0 or more, got {value}")
 
 
 def to_json(config: Any) -> str:

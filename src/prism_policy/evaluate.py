@@ -16,9 +16,8 @@ from prism_policy.config import RunConfig
 from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.workers import Outcome, rollouts
 from prism_policy.errors import PrismError
-from prism_policy.files import atomic, disk_errors
+from prism_policy.files import atomic, disk_errors, read_lines, write_lines
 from prism_policy.policies import Policy
-from prism_policy.run_folder import read_lines, write_lines
 
 NOISE_STREAM = 1  # stream 0 of an episode's random generators places the objects
 

@@ -20,8 +20,7 @@ from typing import Any
 from prism_policy import __version__, config
 from prism_policy.charts import interval, loss_curve, percent
 from prism_policy.errors import PrismError
-from prism_policy.files import write_text
-from prism_policy.run_folder import read_lines
+from prism_policy.files import read_lines, write_text
 
 # The browser may load nothing and run no script: what the page shows is what it holds.
 _CONTENT_POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"

@@ -7,7 +7,6 @@ report.html. Tensors are safetensors; nothing in it is a pickle.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,12 @@ from prism_policy.policies import Policy, build_policy
 
 
 def open_run(folder: Path, config: RunConfig) -> None:
-    """Make the run folder for this configuration, or accept the one that already holds it.
+    """Make the run folder for this configuration, or accept the one that already holds it; bad input writes nothing.
 
     Raises:
-        PrismError: the folder belongs to another configuration, or holds foreign files.
+        PrismError: the configuration cannot work; the folder belongs to another one, or holds foreign files.
     """
+    configs.check(config)
     path = folder / "config.json"
     if path.exists():
         found = configs.load(RunConfig, path)
@@ -108,21 +108,3 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise PrismError(f"{path} not found; train the run first") from error
     except safetensors.SafetensorError as error:
         raise PrismError(f"{path} is damaged ({error}); restore it or train again") from error
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; a last line cut off by a kill is left out. Missing file: no lines."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
-
-
-def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Write a JSON-lines file atomically."""
-    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

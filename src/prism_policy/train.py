@@ -20,10 +20,10 @@ from prism_policy.config import RunConfig, TrainConfig
 from prism_policy.data.normalizer import LinearNormalizer
 from prism_policy.data.windows import Windows, batch_indices
 from prism_policy.errors import PrismError
-from prism_policy.files import atomic
+from prism_policy.files import atomic, read_lines, write_lines
 from prism_policy.policies import Policy
 from prism_policy.progress import console
-from prism_policy.run_folder import make_policy, read_lines, save_weights, write_lines
+from prism_policy.run_folder import make_policy, save_weights
 
 OnUpdate = Callable[[int, dict[str, float]], None]
 """Called with the number of updates done and the latest figures (loss, lr, samples_per_s)."""

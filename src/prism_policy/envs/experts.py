@@ -119,7 +119,7 @@ class Disturbance:
     learn to push: an action noise on every step would leave no action chunk that shows what the expert meant.
     """
 
-    RATE = 0.05
+    RATE = 0.035
     """Chance that a push begins at an undisturbed step; it is ten times as likely at the first one."""
 
     def __init__(self, strength: float, rng: np.random.Generator) -> None:

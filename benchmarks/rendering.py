@@ -1,0 +1,51 @@
+"""A frame's cost: robosuite's defaults against this library's settings, interleaved in one process.
+
+python benchmarks/rendering.py [--resolution 84] [--rounds 20]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+from prism_policy.config import RenderConfig, TaskConfig
+from prism_policy.envs.rendering import Renderer
+from prism_policy.envs.robosuite import RobosuiteEnv
+
+
+def main() -> None:
+    """Print a table of milliseconds a frame, one row a setting and camera."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--resolution", type=int, default=84)
+    parser.add_argument("--rounds", type=int, default=20)
+    arguments = parser.parse_args()
+    size = arguments.resolution
+    task = TaskConfig()
+    env = RobosuiteEnv(task, render_images=False)
+    env.reset(seed=0)
+    plain = RenderConfig(size)
+    settings = {
+        "robosuite's defaults: 4x MSAA, shadows, reflections": (RenderConfig(size, 4, True, True), False),
+        "no MSAA, no shadows, no reflections": (plain, False),
+        "the same, geoms out of view left out (default here)": (plain, True),
+    }
+    renderers = {name: Renderer(env.model, config, cull) for name, (config, cull) in settings.items()}
+    times: dict[tuple[str, str], list[float]] = {(n, c): [] for n in renderers for c in task.cameras}
+    for round_ in range(arguments.rounds + 2):
+        for _ in range(3):
+            env.advance(env.action_space.sample())
+        for (name, camera), seconds in times.items():
+            started = time.perf_counter()
+            renderers[name].pose(env.state[1 : 1 + env.model.nq])
+            renderers[name].draw(camera)
+            if round_ >= 2:  # the first ones compile shaders
+                seconds.append(time.perf_counter() - started)
+    print(f"| {size} px | camera | ms a frame: median (min to max) |\n|---|---|---|")
+    for (name, camera), seconds in times.items():
+        ms = [1000 * s for s in seconds]
+        print(f"| {name} | {camera} | {statistics.median(ms):.1f} ({min(ms):.1f} to {max(ms):.1f}) |")
+
+
+if __name__ == "__main__":
+    main()
