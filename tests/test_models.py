@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prism_policy import presets
-from prism_policy.config import EncoderConfig
+from prism_policy.config import EncoderConfig, Tokens
 from prism_policy.errors import PrismError
 from prism_policy.models.encoder import VisualEncoder, crop, crop_size, shuffle_pairs
 from prism_policy.models.fusion import TopDownCrossAttention
@@ -101,14 +101,17 @@ def test_spatial_softmax_gradient_is_that_of_finite_differences() -> None:
     torch.testing.assert_close(low.grad.double(), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_cross_attention_equals_an_explicit_softmax() -> None:
-    fuse = TopDownCrossAttention(num_stages=3, num_keypoints=4, dim=8, out_dim=5).double()
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("tokens", ["stage", "keypoint"])
+def test_cross_attention_equals_an_explicit_softmax(tokens: Tokens, residual: bool) -> None:
+    fuse = TopDownCrossAttention(3, num_keypoints=4, dim=8, out_dim=5, tokens=tokens, residual_query=residual).double()
     stages = [torch.randn(2, 4, 2, dtype=torch.float64) for _ in range(3)]
-    tokens = [fuse.embed(s) + fuse.identity[i] for i, s in enumerate(stages)]
-    earlier = torch.cat(tokens[:2], dim=1)
-    weights = (fuse.query(tokens[2]) @ fuse.key(earlier).transpose(1, 2) / math.sqrt(8)).softmax(-1)
-    expected = fuse.project((weights @ fuse.value(earlier)).flatten(1))
-    torch.testing.assert_close(fuse(stages), expected)
+    shaped = [s.reshape(2, 1, 8) if tokens == "stage" else s for s in stages]
+    embedded = [fuse.embed(s) + fuse.identity[i] for i, s in enumerate(shaped)]
+    earlier = torch.cat(embedded[:2], dim=1)
+    weights = (fuse.query(embedded[2]) @ fuse.key(earlier).transpose(1, 2) / math.sqrt(8)).softmax(-1)
+    z = weights @ fuse.value(earlier) + residual * embedded[2]
+    torch.testing.assert_close(fuse(stages), fuse.project(z.flatten(1)))
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_smoke_runs_the_whole_path(smoke: tuple[Path, str]) -> None:
     last = printed.strip().splitlines()[-3:]
     assert re.match(r"Success: \d of 2 unseen episodes \(\d+%, 95% interval", last[0])
     assert str(folder / "report.html") in last[1]
-    assert last[2].split()[1:3] == ["prism", "quickstart"]
+    assert last[2].split()[1:4] == ["prism", "quickstart", "--encoder"]
 
 
 def test_running_again_redoes_nothing(smoke: tuple[Path, str], cache: Path) -> None:

@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 Pooling = Literal["spatial_softmax", "avg", "max", "none"]
 Fusion = Literal["last", "concat", "tdca"]
+Tokens = Literal["keypoint", "stage"]
 PolicyKind = Literal["flow_matching"]
 TaskName = Literal["lift"]
 
@@ -59,9 +60,9 @@ class TaskConfig:
 class DemoConfig:
     """How the scripted expert's demonstrations are made."""
 
-    num_demos: int = 100
+    num_demos: int = 200
     """Successful demonstrations to keep."""
-    noise: float = 0.4
+    noise: float = 0.5
     """Strength of the disturbances the expert has to recover from, as a share of the full action range."""
     seed: int = 0
     """Seed of the demonstrations; evaluation draws from a separate stream even at the same seed."""
@@ -93,6 +94,10 @@ class EncoderConfig:
     """Share of the image kept by the crop: random in training, centred in evaluation. 84 px becomes 76, 240 px 216."""
     attention_dim: int = 192
     """Dimension of the cross-attention (d in Eq. 3)."""
+    tokens: Tokens = "stage"
+    """What the cross-attention sees as one token: all keypoints of a stage, or each keypoint."""
+    residual_query: bool = False
+    """Add the deepest stage's tokens to what they attend to; Eq. 3 has them as the query alone."""
     out_dim: int = 192
     """Numbers a camera after the fusion's projection (tdca only)."""
     share_cameras: bool = False

@@ -54,11 +54,13 @@ def nano(
         demos=DemoConfig(seed=seed),
         policy=PolicyConfig(
             kind=policy,
-            encoder=replace(base, width=16, num_keypoints=min(base.num_keypoints, 32), attention_dim=64, out_dim=64),
+            encoder=replace(
+                base, width=16, num_keypoints=min(base.num_keypoints, 32), temperature=0.3, attention_dim=64, out_dim=64
+            ),
             down_dims=(64, 128, 256),
             step_embed_dim=64,
         ),
-        train=TrainConfig(steps=1000, batch_size=64, lr=1e-3, warmup_steps=50, checkpoint_every=100, log_every=10),
+        train=TrainConfig(steps=1200, batch_size=64, lr=1e-3, warmup_steps=50, checkpoint_every=100, log_every=10),
         evaluate=EvalConfig(seed=seed),
         seed=seed,
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,4 +136,7 @@ def print_summary(folder: Path, summary: dict[str, Any]) -> None:
         f"{sum(summary['wall_s'].values()):.0f} s, peak memory {summary['peak_rss_mib'] / 1024:.1f} GiB"
     )
     console.print(f"Report:  {folder / 'report.html'} (open it in a browser)")
-    console.print(f"Next:    prism quickstart --encoder avgpool --out {folder.with_name('avgpool')}")
+    # `make demo` calls .venv/bin/prism: show the command as it can be typed here.
+    program = sys.argv[0] if Path(sys.argv[0]).name == "prism" and not shutil.which("prism") else "prism"
+    other = "sspool" if summary["encoder"] == "prism" else "prism"
+    console.print(f"Next:    {program} quickstart --encoder {other}   (the same with another encoder; --help for more)")

@@ -33,7 +33,7 @@ class Expert:
         self.sim = env.sim_env.sim
         self.rng = rng
         self.stage = self.stages[0]
-        self.speed = rng.uniform(0.8, 1.0)  # share of the full action range; people differ
+        self.speed = rng.uniform(0.6, 0.9)  # share of the full action range; people differ
 
     def script(self) -> Iterator[np.ndarray]:
         """Clean actions (7,) in [-1, 1]; reads the state anew after each yield and never ends by itself."""
@@ -55,7 +55,7 @@ class Expert:
         left, right = self.sim.data.qpos[self.env.fingers]
         return float(left - right)
 
-    def servo(self, position: np.ndarray, rotation: np.ndarray, grip: float, gain: float = 1.5) -> np.ndarray:
+    def servo(self, position: np.ndarray, rotation: np.ndarray, grip: float, gain: float = 1.0) -> np.ndarray:
         """Action (7,) that takes the hand towards a pose in proportion to its error, at most at this expert's speed."""
         p, r = self.hand()
         move = gain * (position - p) / POSITION_SCALE
@@ -119,13 +119,13 @@ class Disturbance:
     learn to push: an action noise on every step would leave no action chunk that shows what the expert meant.
     """
 
-    RATE = 0.035
-    """Chance that a push begins at an undisturbed step; it is ten times as likely at the first one."""
+    RATE = 0.07
+    """Chance that a push begins at an undisturbed step; it is five times as likely at the first one."""
 
     def __init__(self, strength: float, rng: np.random.Generator) -> None:
         self.strength = strength
         self.rng = rng
-        self.rate = 10 * self.RATE
+        self.rate = 5 * self.RATE
         self.push, self.flip, self.left = np.zeros(6), False, 0
 
     def __call__(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -133,9 +133,9 @@ class Disturbance:
         rng = self.rng
         if self.left == 0 and self.strength > 0 and rng.random() < self.rate:
             direction = rng.standard_normal(6) * (1, 1, 1, 0.3, 0.3, 0.6)
-            self.push = direction / np.linalg.norm(direction[:3]) * rng.uniform(0.5, 1.5) * self.strength
+            self.push = direction / np.linalg.norm(direction[:3]) * rng.uniform(0.4, 2.0) * self.strength
             self.flip = rng.random() < 0.2
-            self.left = int(rng.integers(3, 9))
+            self.left = int(rng.integers(1, 6))
         self.rate = self.RATE
         if self.left == 0:
             return action, False

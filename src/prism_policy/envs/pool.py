@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from prism_policy.config import TaskConfig
 from prism_policy.envs.opengl import choose_opengl
-from prism_policy.envs.workers import single_threaded
+from prism_policy.envs.workers import worker_start
 from prism_policy.errors import PrismError
 
 _env: Any = None
@@ -61,7 +60,7 @@ class WorkerPool:
             self._executor = ProcessPoolExecutor(
                 self.workers, context, initializer=_start_worker, initargs=(os.getpid(),)
             )
-        with single_threaded(), _interrupts_ignored():  # submitting is what starts the processes
+        with worker_start():  # submitting is what starts the processes
             return self._executor.submit(function, *arguments)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
@@ -81,19 +80,6 @@ class WorkerPool:
                 "a simulator process died (killed, or out of memory); finished episodes are kept: run again to go on, "
                 "with fewer workers if memory is short"
             ) from error
-
-
-@contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Processes started within never see Ctrl-C, not even while they import: it is their parent's affair."""
-    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
-        yield
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 def _start_worker(parent: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,24 +107,31 @@ def rollouts(
 
 
 @contextmanager
-def single_threaded() -> Iterator[None]:
-    """Processes started within use one thread each: a physics step is too small to share and suffers when it is."""
-    before = os.environ.get("OMP_NUM_THREADS")
+def worker_start() -> Iterator[None]:
+    """Processes started within use one thread each and never see Ctrl-C, not even while they import.
+
+    A physics step is too small to share among threads and suffers when it is; an interrupt is the parent's affair.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
+    main = threading.current_thread() is threading.main_thread()  # only that one may set handlers
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
     try:
         yield
     finally:
-        if before is None:
+        if main:
+            signal.signal(signal.SIGINT, handler)
+        if threads is None:
             del os.environ["OMP_NUM_THREADS"]
         else:
-            os.environ["OMP_NUM_THREADS"] = before
+            os.environ["OMP_NUM_THREADS"] = threads
 
 
 def _start_worker(task: TaskConfig, n_obs_steps: int) -> tuple[BaseProcess, Connection]:
     context = multiprocessing.get_context("spawn")  # a fork would carry torch's threads and an OpenGL context along
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, task, n_obs_steps), daemon=True)
-    with single_threaded():
+    with worker_start():
         process.start()
     theirs.close()
     return process, ours

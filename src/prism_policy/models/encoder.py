@@ -71,7 +71,14 @@ class CameraEncoder(nn.Module):
         self.fuse: TopDownCrossAttention | None = None
         self.out_dim = numbers
         if config.fusion == "tdca":
-            self.fuse = TopDownCrossAttention(num_stages, config.num_keypoints, config.attention_dim, config.out_dim)
+            self.fuse = TopDownCrossAttention(
+                num_stages,
+                config.num_keypoints,
+                config.attention_dim,
+                config.out_dim,
+                config.tokens,
+                config.residual_query,
+            )
             self.out_dim = config.out_dim
 
     def pooled(self, x: Tensor) -> list[Tensor]:
