@@ -21,13 +21,15 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn what a full or read-only disk raises into one sentence that names the path."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+    except Exception as error:
+        # HDF5 and safetensors wrap the system's error in their own and keep only its text.
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             raise PrismError(
                 f"no space left on the disk of {path}; free some and run the same command again, it goes on from there"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise PrismError(f"cannot write {path} ({error.strerror}); choose a folder you may write to") from error
+        if number in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise PrismError(f"cannot write {path} ({error}); choose a folder you may write to") from error
         raise
 
 
