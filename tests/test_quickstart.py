@@ -9,11 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from prism_policy.cli import EncoderName
 from prism_policy.config import CAMERAS, TaskConfig
 from prism_policy.files import read_lines
+from prism_policy.presets import ENCODERS
 
 PRISM = [sys.executable, "-m", "prism_policy.cli"]
 
@@ -180,6 +183,10 @@ def test_report_of_a_folder_without_results_is_refused(tmp_path: Path, cache: Pa
     done = prism("report", tmp_path, cache=cache)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_the_command_offers_every_encoder_preset() -> None:
+    assert get_args(EncoderName) == tuple(ENCODERS)
 
 
 def test_the_list_of_cameras_is_the_simulators() -> None:
