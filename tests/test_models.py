@@ -104,7 +104,7 @@ def test_spatial_softmax_gradient_is_that_of_finite_differences() -> None:
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("tokens", ["stage", "keypoint"])
 def test_cross_attention_equals_an_explicit_softmax(tokens: Tokens, residual: bool) -> None:
-    fuse = TopDownCrossAttention(3, num_keypoints=4, dim=8, out_dim=5, tokens=tokens, residual_query=residual).double()
+    fuse = TopDownCrossAttention([4, 4, 4], dim=8, out_dim=5, tokens=tokens, residual_query=residual).double()
     stages = [torch.randn(2, 4, 2, dtype=torch.float64) for _ in range(3)]
     shaped = [s.reshape(2, 1, 8) if tokens == "stage" else s for s in stages]
     embedded = [fuse.embed(s) + fuse.identity[i] for i, s in enumerate(shaped)]

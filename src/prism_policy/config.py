@@ -21,6 +21,8 @@ T = TypeVar("T")
 Pooling = Literal["spatial_softmax", "avg", "max", "none"]
 Fusion = Literal["last", "concat", "tdca"]
 Tokens = Literal["keypoint", "stage"]
+RefineBlock = Literal["bottleneck", "basic"]
+Norm = Literal["group", "batch"]
 PolicyKind = Literal["flow_matching"]
 TaskName = Literal["lift"]
 
@@ -75,33 +77,49 @@ class EncoderConfig:
     pooling: Pooling = "spatial_softmax"
     """What is kept of a feature map: where it responds (spatial softmax, Eq. 1), its mean, its maximum, or all."""
     fusion: Fusion = "tdca"
-    """Last stage only, all stages concatenated, or top-down cross-attention over the stages (Eq. 3)."""
+    """The deepest stage alone, all stages concatenated, or top-down cross-attention over the stages (Eq. 3)."""
     refine: bool = True
     """Residual refine block before the pooling of each stage (Eq. 2)."""
+    refine_block: RefineBlock = "bottleneck"
+    """A 3x3 convolution on half the channels between two 1x1, or two full 3x3 (about ten times the operations)."""
     truncate: bool = False
-    """Drop the trunk's last stage (the paper's Truncated ResNet18)."""
+    """Drop the deepest of `stages` (the paper's Truncated ResNet18)."""
     shuffle_keypoints: bool = False
-    """Permute the (x, y) pairs, afresh for every sample (Table 2)."""
+    """Permute the (x, y) pairs, afresh for every sample, in training and inference (Table 2)."""
     depth: Literal[18, 34] = 18
     """ResNet depth."""
     width: int = 64
     """Channels of the first stage; the following stages double it."""
-    num_keypoints: int = 32
-    """Keypoints a stage (spatial softmax only)."""
+    norm: Norm = "group"
+    """GroupNorm with C/16 groups (Table 10), or BatchNorm."""
+    stages: tuple[int, ...] = (1, 2, 3, 4)
+    """Stages of the trunk that are read, shallow to deep; fusion `last` reads the deepest of them."""
+    num_keypoints: int | None = 32
+    """Keypoints a stage (spatial softmax only); null takes the stage's own channels, without a 1x1 convolution."""
     temperature: float = 1.0
     """Temperature of the spatial softmax (tau in Eq. 1)."""
+    learn_temperature: bool = False
+    """Learn the temperature of each stage, starting from `temperature`."""
     crop: float = 0.9
     """Share of the image kept by the crop: random in training, centred in evaluation. 84 px becomes 76, 240 px 216."""
     attention_dim: int = 192
     """Dimension of the cross-attention (d in Eq. 3)."""
     tokens: Tokens = "stage"
     """What the cross-attention sees as one token: all keypoints of a stage, or each keypoint."""
+    token_identity: bool = True
+    """Add a learned embedding to each token that says which one it is: attention ignores the order of its keys."""
     residual_query: bool = False
     """Add the deepest stage's tokens to what they attend to; Eq. 3 has them as the query alone."""
     out_dim: int = 192
     """Numbers a camera after the fusion's projection (tdca only)."""
     share_cameras: bool = False
     """One trunk for all cameras instead of one each (Table 10: one each)."""
+
+    @property
+    def stages_read(self) -> tuple[int, ...]:
+        """Stages whose feature maps are pooled, shallow to deep."""
+        stages = self.stages[:-1] if self.truncate else self.stages
+        return stages[-1:] if self.fusion == "last" else stages
 
 
 @dataclass(frozen=True)

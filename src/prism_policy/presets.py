@@ -55,7 +55,12 @@ def nano(
         policy=PolicyConfig(
             kind=policy,
             encoder=replace(
-                base, width=16, num_keypoints=min(base.num_keypoints, 32), temperature=0.3, attention_dim=64, out_dim=64
+                base,
+                width=16,
+                num_keypoints=min(base.num_keypoints or 32, 32),
+                temperature=0.3,
+                attention_dim=64,
+                out_dim=64,
             ),
             down_dims=(64, 128, 256),
             step_embed_dim=64,

@@ -106,8 +106,7 @@ def draw_keypoints(policy: Policy, moments: Mapping[str, Observation], path: Pat
     for observation in moments.values():
         with torch.no_grad():
             found.append(policy.encoder.keypoints({c: x[:, -1] for c, x in observation["images"].items()}))
-    num_stages = len(next(iter(found[0].values())))
-    first_stage = (3 if policy.config.encoder.truncate else 4) - num_stages  # fusion "last" reads the deepest only
+    stages = policy.config.encoder.stages_read
     figure, axes = _grid(policy, moments, legend=0.35)
     for row, (camera, (height, width)) in zip(axes, policy.encoder.cameras.items(), strict=True):
         size = np.array([crop_size(width, share), crop_size(height, share)])
@@ -115,19 +114,19 @@ def draw_keypoints(policy: Policy, moments: Mapping[str, Observation], path: Pat
         for axis, observation, keypoints in zip(row, moments.values(), found, strict=True):
             axis.imshow(_newest_frame(observation, camera), interpolation="nearest")
             axis.add_patch(Rectangle(corner, *size, fill=False, linestyle=(0, (4, 4)), linewidth=0.7, edgecolor="grey"))
-            for stage, points in enumerate(keypoints[camera], start=first_stage):
+            for stage, points in zip(stages, keypoints[camera], strict=True):
                 x, y = keypoint_pixels(points[0].cpu().numpy(), height, width, share).T
                 axis.scatter(
                     x,
                     y,
                     s=16,
-                    color=STAGE_COLOURS[stage],
+                    color=STAGE_COLOURS[stage - 1],
                     edgecolors="white",
                     linewidths=0.6,
-                    label=f"stage {stage + 1}",
+                    label=f"stage {stage}",
                 )
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=num_stages, frameon=False, markerscale=1.5)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(stages), frameon=False, markerscale=1.5)
     _save(figure, path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -41,23 +42,27 @@ class CameraEncoder(nn.Module):
 
     def __init__(self, config: EncoderConfig, height: int, width: int) -> None:
         super().__init__()
-        num_stages = 3 if config.truncate else 4
-        self.trunk = ResNet(config.depth, config.width, num_stages=num_stages)
-        # Fusion "last" reads one stage, the others all of them.
-        self.first_stage = num_stages - 1 if config.fusion == "last" else 0
-        channels = self.trunk.channels[self.first_stage :]
-        sizes = self.trunk.output_sizes(height, width)[self.first_stage :]
-        self.refine = nn.ModuleList(Refine(c) if config.refine else nn.Identity() for c in channels)
-        if config.pooling == "spatial_softmax" and min(min(s) for s in sizes) < 2:
-            raise PrismError(
-                f"an image of {height}x{width} after the crop leaves a last feature map of {sizes[-1][0]}x"
-                f"{sizes[-1][1]}, where a keypoint has no place to point to; use larger images or truncate"
-            )
+        stages = config.stages_read
+        self.stages = stages
+        self.trunk = ResNet(config.depth, config.width, config.norm, num_stages=stages[-1])
+        channels = [self.trunk.channels[s - 1] for s in stages]
+        sizes = [self.trunk.output_sizes(height, width)[s - 1] for s in stages]
+        self.refine = nn.ModuleList(
+            Refine(c, config.norm, config.refine_block) if config.refine else nn.Identity() for c in channels
+        )
         self.pool: nn.ModuleList
         match config.pooling:
             case "spatial_softmax":
-                self.pool = nn.ModuleList(SpatialSoftmax(c, config.num_keypoints, config.temperature) for c in channels)
-                numbers = 2 * config.num_keypoints * len(channels)
+                if min(min(s) for s in sizes) < 2:
+                    raise PrismError(
+                        f"an image of {height}x{width} after the crop leaves a last feature map of {sizes[-1][0]}x"
+                        f"{sizes[-1][1]}, where a keypoint has no place to point to; use larger images or truncate"
+                    )
+                self.pool = nn.ModuleList(
+                    SpatialSoftmax(c, config.num_keypoints, config.temperature, config.learn_temperature)
+                    for c in channels
+                )
+                numbers = 2 * sum(cast(SpatialSoftmax, p).num_keypoints for p in self.pool)
             case "avg":
                 self.pool = nn.ModuleList(nn.AdaptiveAvgPool2d(1) for _ in channels)
                 numbers = sum(channels)
@@ -71,20 +76,21 @@ class CameraEncoder(nn.Module):
         self.fuse: TopDownCrossAttention | None = None
         self.out_dim = numbers
         if config.fusion == "tdca":
+            counts = [cast(SpatialSoftmax, p).num_keypoints for p in self.pool]
             self.fuse = TopDownCrossAttention(
-                num_stages,
-                config.num_keypoints,
+                counts,
                 config.attention_dim,
                 config.out_dim,
                 config.tokens,
+                config.token_identity,
                 config.residual_query,
             )
             self.out_dim = config.out_dim
 
     def pooled(self, x: Tensor) -> list[Tensor]:
         """(B, 3, h, w) to a list over the stages read: keypoints (B, K, 2), or values (B, C, 1, 1) or (B, C, H, W)."""
-        stages = self.trunk(x)[self.first_stage :]
-        return [pool(refine(s)) for s, refine, pool in zip(stages, self.refine, self.pool, strict=True)]
+        maps = self.trunk(x)
+        return [pool(refine(maps[s - 1])) for s, refine, pool in zip(self.stages, self.refine, self.pool, strict=True)]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, h, w) to (B, out_dim)."""
@@ -102,6 +108,46 @@ def shuffle_pairs(keypoints: Tensor) -> Tensor:
     return keypoints.gather(1, order[..., None].expand_as(keypoints))
 
 
+def check_encoder(config: EncoderConfig) -> None:
+    """Find parts of a configuration that exclude one another.
+
+    Raises:
+        PrismError: names the field, what was expected and what was given.
+    """
+    keypoints = config.pooling == "spatial_softmax"
+    stages = config.stages
+    if not stages or list(stages) != sorted(set(stages)) or stages[0] < 1 or stages[-1] > 4:
+        raise PrismError(f"stages: expected some of 1, 2, 3, 4 in rising order, got {stages}")
+    if config.truncate and len(stages) < 2:
+        raise PrismError(f"truncate drops the deepest of `stages`: expected at least two of them, got {stages}")
+    if config.fusion == "tdca":
+        if not keypoints:
+            raise PrismError(
+                f"fusion 'tdca' attends over keypoints: expected pooling 'spatial_softmax', got '{config.pooling}'"
+            )
+        if len(config.stages_read) < 2:
+            raise PrismError(
+                f"fusion 'tdca' needs a stage that asks and one that answers: expected two stages or more, got "
+                f"{config.stages_read} (stages {stages}, truncate {config.truncate})"
+            )
+        if config.num_keypoints is None and config.tokens == "stage":
+            raise PrismError(
+                "num_keypoints: expected a number, got none: native channels differ from stage to stage, and tokens "
+                "'stage' need equal numbers; set num_keypoints, or tokens 'keypoint'"
+            )
+    if config.shuffle_keypoints and not keypoints:
+        raise PrismError(f"shuffle_keypoints needs pooling 'spatial_softmax', got '{config.pooling}'")
+    if config.learn_temperature and not keypoints:
+        raise PrismError(f"learn_temperature needs pooling 'spatial_softmax', got '{config.pooling}'")
+    if not 0 < config.crop <= 1:
+        raise PrismError(f"crop is the share of the image kept: expected 0 < crop <= 1, got {config.crop}")
+    for name in ("width", "attention_dim", "out_dim"):
+        if getattr(config, name) < 1:
+            raise PrismError(f"{name}: expected at least 1, got {getattr(config, name)}")
+    if config.norm == "group" and config.width % max(config.width // 16, 1):
+        raise PrismError(f"width: expected a multiple of 16, or less than 32, for GroupNorm; got {config.width}")
+
+
 class VisualEncoder(nn.Module):
     """All cameras' images to one vector, a trunk a camera (Table 10).
 
@@ -111,46 +157,65 @@ class VisualEncoder(nn.Module):
         features = encoder({"agentview": images})  # uint8 (B, 84, 84, 3) -> (B, encoder.out_dim)
 
     Raises:
-        PrismError: parts of the configuration that exclude one another, a missing camera, an image of another size.
+        PrismError: parts of the configuration that exclude one another, images too small; at a call, a missing camera
+            or an image of another size, type or layout.
     """
 
     def __init__(self, config: EncoderConfig, cameras: Mapping[str, tuple[int, int]]) -> None:
         super().__init__()
-        if config.fusion == "tdca" and config.pooling != "spatial_softmax":
-            raise PrismError(
-                f"fusion 'tdca' attends over keypoints: expected pooling 'spatial_softmax', got '{config.pooling}'"
-            )
-        if config.shuffle_keypoints and config.pooling != "spatial_softmax":
-            raise PrismError(f"shuffle_keypoints needs pooling 'spatial_softmax', got '{config.pooling}'")
-        if not 0 < config.crop <= 1:
-            raise PrismError(f"crop is the share of the image kept: expected 0 < crop <= 1, got {config.crop}")
+        check_encoder(config)
         if not cameras:
             raise PrismError("expected at least one camera, got none")
+        if config.share_cameras and config.pooling == "none" and len(set(cameras.values())) > 1:
+            raise PrismError(f"share_cameras with pooling 'none' needs cameras of one size, got {dict(cameras)}")
         self.config = config
         self.cameras = dict(cameras)
+        self.crops = {
+            c: (crop_size(height, config.crop), crop_size(width, config.crop)) for c, (height, width) in cameras.items()
+        }
         self.encoders = nn.ModuleDict()
-        shared: CameraEncoder | None = None
-        for name, (height, width) in self.cameras.items():
-            if shared is None or not config.share_cameras:
-                shared = CameraEncoder(config, crop_size(height, config.crop), crop_size(width, config.crop))
-            self.encoders[name] = shared
+        # A shared encoder is made for the smallest image, which has the least room for keypoints.
+        shared = CameraEncoder(config, *min(self.crops.values())) if config.share_cameras else None
+        for name, size in self.crops.items():
+            self.encoders[name] = shared or CameraEncoder(config, *size)
         self.out_dim: int = sum(e.out_dim for e in self.encoders.values())  # type: ignore[misc]
         mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
 
     def prepare(self, camera: str, images: Tensor) -> Tensor:
-        """Images (B, H, W, 3) in 0 to 255, uint8 or float, to the trunk's cropped input (B, 3, h, w), channels last."""
+        """Images (B, H, W, 3) to the trunk's cropped and normalised input (B, 3, h, w), channels last in memory.
+
+        Floating-point images in 0 to 255 are taken only where they require a gradient, as saliency does: elsewhere they
+        are a sign of a normalisation that was done before and would be done twice.
+        """
         height, width = self.cameras[camera]
         if images.shape[1:] != (height, width, 3):
+            hint = "the encoder was built for that size"
+            if images.shape[1:] == (3, height, width):
+                hint = "channels come last: images.permute(0, 2, 3, 1)"
             raise PrismError(
-                f"camera '{camera}': expected images (B, {height}, {width}, 3), got {tuple(images.shape)}; "
-                "the encoder was built for that size"
+                f"camera '{camera}': expected images (B, {height}, {width}, 3), got {tuple(images.shape)}; {hint}"
             )
-        share = self.config.crop
-        x = crop(images, crop_size(height, share), crop_size(width, share), random=self.training)
+        if images.dtype != torch.uint8 and not (images.is_floating_point() and images.requires_grad):
+            raise PrismError(
+                f"camera '{camera}': expected images of type uint8 from 0 to 255, got {str(images.dtype)[6:]}; the "
+                "encoder crops and normalises them itself"
+            )
+        x = crop(images, *self.crops[camera], random=self.training)
         # Images lie with their channels last in memory; so does the result, which the convolutions prefer.
         return torch.addcmul(self.shift, x.to(self.shift.dtype), self.scale).permute(0, 3, 1, 2)  # type: ignore[arg-type]
+
+    def load_imagenet(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Start every camera's trunk from an ImageNet classifier's weights; see `ResNet.load_imagenet`.
+
+        Returns:
+            Names of the tensors of a trunk that start fresh.
+        """
+        fresh: list[str] = []
+        for encoder in self.encoders.values():
+            fresh = encoder.trunk.load_imagenet(state)  # type: ignore[union-attr, operator]
+        return fresh
 
     def _inputs(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if missing := [c for c in self.cameras if c not in images]:

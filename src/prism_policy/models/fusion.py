@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prism_policy.config import Tokens
-from prism_policy.models.resnet import Norm, make_norm
+from prism_policy.config import Norm, RefineBlock, Tokens
+from prism_policy.models.resnet import make_norm
 
 
 class Refine(nn.Module):
-    """Residual refine block, x + F_ref(x) (Eq. 2, arXiv:2606.15232): a bottleneck, two 1x1 around a 3x3 convolution."""
+    """Residual refine block, x + F_ref(x) (Eq. 2, arXiv:2606.15232), whose form the paper leaves open.
 
-    def __init__(self, channels: int, norm: Norm = "group", reduction: int = 2) -> None:
+    - "bottleneck": a 3x3 convolution on half the channels between two 1x1.
+    - "basic": two full 3x3 convolutions, as in the trunk.
+
+    Usage::
+
+        refined = Refine(64)(features)  # (B, 64, H, W) -> the same
+    """
+
+    def __init__(self, channels: int, norm: Norm = "group", block: RefineBlock = "bottleneck") -> None:
         super().__init__()
-        inner = channels // reduction
-        self.block = nn.Sequential(
-            nn.Conv2d(channels, inner, 1, bias=False),
-            make_norm(norm, inner),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(inner, inner, 3, padding=1, bias=False),
-            make_norm(norm, inner),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(inner, channels, 1, bias=False),
-            make_norm(norm, channels),
-        )
+        inner, kernels = (channels // 2, (1, 3, 1)) if block == "bottleneck" else (channels, (3, 3))
+        widths = [channels, *[inner] * (len(kernels) - 1), channels]
+        layers: list[nn.Module] = []
+        for i, kernel in enumerate(kernels):
+            layers += [
+                nn.Conv2d(widths[i], widths[i + 1], kernel, padding=kernel // 2, bias=False),
+                make_norm(norm, widths[i + 1]),
+                nn.ReLU(inplace=True),
+            ]
+        self.block = nn.Sequential(*layers[:-1])  # what is added may be negative
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
@@ -39,46 +48,48 @@ class TopDownCrossAttention(nn.Module):
     What a token is the paper leaves open:
 
     - "stage": all keypoints of a stage, 2 K numbers, so that s^L is one query over L - 1 keys.
-    - "keypoint": one keypoint. It is a mere 2-D point and attention ignores the order of its keys, so each token
-      carries a learned embedding of its identity. The attention starts out sharp: a uniform one would average all
+    - "keypoint": one keypoint, a mere 2-D point. The attention starts out sharp: a uniform one would average all
       keypoints away, and with them every gradient that could make it sharp.
+
+    With `identity` a learned embedding tells each token which one it is, for attention ignores the order of its keys.
 
     Usage::
 
-        fuse = TopDownCrossAttention(num_stages=4, num_keypoints=48, dim=192, out_dim=192)
+        fuse = TopDownCrossAttention([48, 48, 48, 48], dim=192, out_dim=192)
         condition = fuse([s1, s2, s3, s4])  # each (B, 48, 2) -> (B, 192)
     """
 
     def __init__(
         self,
-        num_stages: int,
-        num_keypoints: int,
+        num_keypoints: Sequence[int],
         dim: int,
         out_dim: int,
         tokens: Tokens = "stage",
+        identity: bool = True,
         residual_query: bool = False,
     ) -> None:
         super().__init__()
         self.tokens = tokens
         self.residual_query = residual_query
         by_stage = tokens == "stage"
-        self.embed = nn.Linear(2 * num_keypoints if by_stage else 2, dim)
-        self.identity = nn.Parameter(torch.randn(num_stages, 1 if by_stage else num_keypoints, dim))
+        self.embed = nn.Linear(2 * num_keypoints[0] if by_stage else 2, dim)
+        counts = [1 if by_stage else k for k in num_keypoints]  # tokens of each stage
+        self.identity = nn.ParameterList([torch.randn(n, dim) for n in counts]) if identity else None
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
-        self.project = nn.Linear(dim if by_stage else num_keypoints * dim, out_dim)
+        self.project = nn.Linear(counts[-1] * dim, out_dim)
         if not by_stage:
             for projection in (self.query, self.key):
                 nn.init.orthogonal_(projection.weight, gain=3**0.5)  # scores of standard deviation 3
 
-    def forward(self, keypoints: list[Tensor]) -> Tensor:
-        """A list over stages, shallow to deep, of (B, K, 2) to (B, out_dim)."""
-        s = torch.stack(keypoints, dim=1)  # (B, L, K, 2)
-        if self.tokens == "stage":
-            s = s.flatten(2).unsqueeze(2)  # (B, L, 1, 2 K)
-        tokens = self.embed(s) + self.identity  # (B, L, N, d)
-        deepest, earlier = tokens[:, -1], tokens[:, :-1].flatten(1, 2)  # (B, N, d), (B, (L - 1) N, d)
+    def forward(self, keypoints: Sequence[Tensor]) -> Tensor:
+        """A sequence over stages, shallow to deep, of (B, K_l, 2) to (B, out_dim)."""
+        tokens = []
+        for stage, s in enumerate(keypoints):
+            token = self.embed(s.flatten(1).unsqueeze(1) if self.tokens == "stage" else s)  # (B, N_l, d)
+            tokens.append(token if self.identity is None else token + self.identity[stage])
+        deepest, earlier = tokens[-1], torch.cat(tokens[:-1], dim=1)  # (B, N_L, d), (B, sum of the other N_l, d)
         z = F.scaled_dot_product_attention(self.query(deepest), self.key(earlier), self.value(earlier))
         if self.residual_query:
             z = z + deepest

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prism_policy.errors import PrismError
 
 
 class SpatialSoftmax(nn.Module):
@@ -11,27 +16,52 @@ class SpatialSoftmax(nn.Module):
 
     p_c = softmax(F_c / tau) over the map, (x_c, y_c) = sum of p_c times the grid, which spans [-1, 1] inclusively:
     -1 is the centre of the first column or row, x runs along the width. A 1x1 convolution maps the channels to
-    keypoints; without `num_keypoints` the channels are the keypoints.
+    keypoints; without `num_keypoints` the channels are the keypoints. With `learn_temperature`, tau = exp(theta) is
+    one learned number that starts at `temperature`.
 
     Usage::
 
         keypoints = SpatialSoftmax(512, num_keypoints=32)(features)  # (B, 512, H, W) -> (B, 32, 2)
+
+    Raises:
+        PrismError: a temperature or a number of keypoints that is not positive.
     """
 
-    def __init__(self, channels: int, num_keypoints: int | None = None, temperature: float = 1.0) -> None:
+    def __init__(
+        self, channels: int, num_keypoints: int | None = None, temperature: float = 1.0, learn_temperature: bool = False
+    ) -> None:
         super().__init__()
-        self.project = nn.Conv2d(channels, num_keypoints, 1) if num_keypoints else nn.Identity()
+        if not (temperature > 0 and math.isfinite(temperature)):
+            raise PrismError(f"temperature: expected a positive number, got {temperature}")
+        if num_keypoints is not None and num_keypoints < 1:
+            raise PrismError(
+                f"num_keypoints: expected at least 1, or none for the channels themselves; got {num_keypoints}"
+            )
+        self.project = None if num_keypoints is None else nn.Conv2d(channels, num_keypoints, 1)
         self.num_keypoints = num_keypoints or channels
-        self.temperature = temperature
+        self.fixed_temperature = temperature
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature))) if learn_temperature else None
+
+    @property
+    def temperature(self) -> Tensor | float:
+        """The tau of Eq. 1."""
+        return self.fixed_temperature if self.log_temperature is None else self.log_temperature.exp()
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, C, H, W) to keypoints (B, K, 2) as (x, y)."""
+        """(B, C, H, W) to keypoints (B, K, 2) as (x, y), float32 or, for float64 features, float64."""
         height, width = features.shape[-2:]
-        # Softmax and expectation in float32: in half precision a sharp map loses the coordinate's last bits.
-        logits = self.project(features).flatten(2).float() / self.temperature  # (B, K, H*W)
-        xs = torch.linspace(-1, 1, width, device=features.device)
-        ys = torch.linspace(-1, 1, height, device=features.device)
-        grid = torch.stack([xs.repeat(height), ys.repeat_interleave(width)], dim=1)  # (H*W, 2)
+        # All of it in float32 at least: in half precision the convolution overflows on large activations, and a sharp
+        # map loses the last bits of its coordinate.
+        dtype = torch.promote_types(features.dtype, torch.float32)
         with torch.autocast(features.device.type, enabled=False):
-            keypoints: Tensor = logits.softmax(dim=-1) @ grid  # (B, K, 2)
+            x = features.to(dtype)
+            if self.project is not None:
+                bias = self.project.bias
+                assert bias is not None
+                x = F.conv2d(x, self.project.weight.to(dtype), bias.to(dtype))  # (B, K, H, W)
+            xs = torch.linspace(-1, 1, width, device=x.device, dtype=dtype)
+            ys = torch.linspace(-1, 1, height, device=x.device, dtype=dtype)
+            grid = torch.stack([xs.repeat(height), ys.repeat_interleave(width)], dim=1)  # (H*W, 2)
+            weights = (x.flatten(2) / self.temperature).softmax(dim=-1)  # (B, K, H*W)
+            keypoints: Tensor = weights @ grid  # (B, K, 2)
         return keypoints

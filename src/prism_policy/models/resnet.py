@@ -1,16 +1,17 @@
 """ResNet-18/34 trunk (He et al., 2016) with named stages, for small images and small batches.
 
-Parameter names follow torchvision's, so that an ImageNet state dict of the same width and norm loads.
+Parameter names follow torchvision's, so that an ImageNet state dict loads (`ResNet.load_imagenet`).
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Norm = Literal["group", "batch"]
+from prism_policy.config import Norm
+from prism_policy.errors import PrismError
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
@@ -80,6 +81,39 @@ class ResNet(nn.Module):
             x = self.get_submodule(f"layer{i + 1}")(x)
             stages.append(x)
         return stages
+
+    def load_imagenet(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Take over the weights of an ImageNet classifier of torchvision's names, such as timm's `resnet18.tv_in1k`.
+
+        With BatchNorm every weight and statistic loads. GroupNorm has no counterpart there: the convolutions load and
+        the norms start fresh. The classifier and stages beyond this trunk's are left out.
+
+        Args:
+            state: the classifier's state dict.
+
+        Returns:
+            Names of this trunk's tensors that start fresh: none with BatchNorm, the norms' with GroupNorm.
+
+        Raises:
+            PrismError: a tensor is missing or has another shape (another depth or width).
+        """
+        own = self.state_dict()
+        norms = {name for name, module in self.named_modules() if isinstance(module, nn.GroupNorm)}
+        fresh = [name for name in own if name.rpartition(".")[0] in norms]
+        wanted = {name: tensor for name, tensor in own.items() if name not in fresh}
+        for name, tensor in wanted.items():
+            found = tuple(state[name].shape) if name in state else "no such tensor"
+            if found != tuple(tensor.shape):
+                raise PrismError(
+                    f"these weights do not fit the trunk: '{name}' expected {tuple(tensor.shape)}, found {found}; use "
+                    f"those of a ResNet of this depth with width 64"
+                )
+        layers = {name.partition(".")[0] for name in state if name.startswith("layer")}
+        for layer in layers & {f"layer{i + 1}" for i in range(len(self.channels))}:
+            if extra := sorted(n for n in state if n.startswith(f"{layer}.") and n not in own):
+                raise PrismError(f"these weights hold '{extra[0]}', which the trunk has not; they are of another depth")
+        self.load_state_dict({**own, **{name: state[name] for name in wanted}})
+        return fresh
 
     def output_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Height and width of each stage's feature map for an input of this size."""
