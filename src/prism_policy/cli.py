@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from prism_policy import presets
-from prism_policy.config import PolicyKind, TaskName
+from prism_policy.config import PolicyKind, ProbeConfig, TaskName
 from prism_policy.errors import PrismError
 
 EncoderName = Literal[
@@ -27,7 +27,7 @@ class Quickstart:
     on where it was.
     """
 
-    task: TaskName = "lift"
+    task: Literal["lift"] = "lift"
     """What the robot has to do."""
     policy: PolicyKind = "flow_matching"
     """Generative model of the action chunk."""
@@ -57,6 +57,51 @@ class Quickstart:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """Ask encoders where things are, and compare their errors in millimetres and radians.
+
+    Each encoder learns, with one linear layer on top, the poses of the objects and the hand in random still scenes of a
+    task, and is measured on other scenes, from several seeds. Minutes instead of a policy's hours: a way to choose an
+    encoder for a camera, a resolution or a task. Stop it whenever you like: the same command goes on where it was, and
+    more encoders, resolutions and seeds can be added to a folder later.
+    """
+
+    task: TaskName = "lift"
+    """Whose scenes."""
+    camera: str | None = None
+    """Camera that looks at them; by default sideview for tool_hang, else agentview."""
+    encoders: tuple[str, ...] = tuple(presets.ENCODERS)
+    """Presets, such as prism or sspool; sspool@2 reads the second stage; or JSON files with an EncoderConfig."""
+    resolutions: tuple[int, ...] = (84,)
+    """Sizes of the frames [px]."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the trainings; the interval is over them."""
+    width: int = ProbeConfig.width
+    """Channels of the trunk's first stage: 16 is what two cores train in seconds, 64 the paper's."""
+    steps: int = ProbeConfig.steps
+    """Updates of each encoder."""
+    batch_size: int = ProbeConfig.batch_size
+    """Frames an update."""
+    frames: int = ProbeConfig.train_frames
+    """Scenes to learn from; a quarter as many others measure."""
+    workers: int | None = None
+    """Trainings at a time; by default one for each core. A GPU does one at a time."""
+    out: Path | None = None
+    """Folder of the results; by default runs/probe-TASK-CAMERA-wWIDTH."""
+
+    def run(self) -> None:
+        """Do it."""
+        from prism_policy.probe import print_probe
+
+        camera = self.camera or ("sideview" if self.task == "tool_hang" else "agentview")
+        config = ProbeConfig(
+            self.task, camera, self.width, self.steps, self.batch_size, ProbeConfig.lr, self.frames, self.frames // 4
+        )
+        folder = self.out or Path("runs") / f"probe-{self.task}-{camera}-w{self.width}"
+        print_probe(folder, config, self.encoders, self.resolutions, self.seeds, self.workers)
+
+
+@dataclass(frozen=True)
 class Report:
     """Write report.html of a run folder anew."""
 
@@ -70,7 +115,51 @@ class Report:
         print(f"Report: {write_report(self.folder)}")
 
 
-Command = Annotated[Quickstart, tyro.conf.subcommand("quickstart")] | Annotated[Report, tyro.conf.subcommand("report")]
+@dataclass(frozen=True)
+class InfoEncoders:
+    """What each encoder costs: numbers a camera, parameters, operations and milliseconds of a forward."""
+
+    resolutions: tuple[int, ...] = (84, 240)
+    """Widths and heights of the image [px]; the encoder crops it (84 px to 76, 240 px to 216)."""
+    width: int = 64
+    """Channels of the trunk's first stage."""
+    batch_size: int = 1
+    """Images in the forward that is timed."""
+    threads: int | None = None
+    """CPU threads of that forward; by default as many as torch chooses."""
+    json: bool = False
+    """Print JSON and nothing else."""
+
+    def run(self) -> None:
+        """Do it."""
+        from prism_policy.info import print_encoders
+
+        print_encoders(self.resolutions, self.width, self.batch_size, self.threads, self.json)
+
+
+@dataclass(frozen=True)
+class Info:
+    """What the library holds, counted and timed here."""
+
+    topic: Annotated[
+        # Subcommands are a union; the suppressed arm makes it one as long as there is a single topic.
+        Annotated[InfoEncoders, tyro.conf.subcommand("encoders")] | Annotated[None, tyro.conf.Suppress],
+        tyro.conf.arg(name=""),
+    ]
+    """What to tell."""
+
+    def run(self) -> None:
+        """Do it."""
+        if self.topic is not None:
+            self.topic.run()
+
+
+Command = (
+    Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Probe, tyro.conf.subcommand("probe")]
+    | Annotated[Info, tyro.conf.subcommand("info")]
+)
 
 
 def main() -> None:

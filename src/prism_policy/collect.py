@@ -25,6 +25,7 @@ import numpy as np
 
 from prism_policy.config import DemoConfig, TaskConfig
 from prism_policy.data.robomimic import demo_names, merge_demos, open_demos, write_demo
+from prism_policy.envs.episode import Split
 from prism_policy.envs.pool import WorkerPool, environment
 from prism_policy.errors import PrismError
 from prism_policy.files import atomic, disk_errors, write_text
@@ -81,6 +82,52 @@ def collect(
     return _cached(f"states-{task.name}", key, cache_dir, workers, build)
 
 
+def collect_scenes(
+    task: TaskConfig,
+    num_scenes: int,
+    split: Split,
+    seed: int = 0,
+    cache_dir: Path | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Random still scenes of a task as states, 50 to a "demo", with the poses of what is in them.
+
+    Args:
+        task: the task.
+        num_scenes: how many.
+        split: stream of scenes.
+        seed: of the scenes.
+        cache_dir: as in `collect`.
+        workers: as in `collect`.
+        progress: as in `collect`; counts groups of 50.
+
+    Returns:
+        An HDF5 file in robomimic's layout, for `render_demos`. `poses/<thing>` is (x, y, z, angle), float64 (T, 4) [m,
+        rad]; nothing is done in a still scene, so all actions are zero.
+
+    Raises:
+        PrismError: as `collect`.
+    """
+    groups = [range(start, min(start + 50, num_scenes)) for start in range(0, num_scenes, 50)]
+    key = {
+        "kind": "scenes",
+        "task": task.name,
+        "scenes": [num_scenes, split, seed],
+        "source": _source_digest("episode.py", "robosuite.py", "scenes.py"),
+        "versions": _versions(),
+    }
+
+    def build(folder: Path, pool: WorkerPool) -> tuple[list[Path], str, dict[str, Any]]:
+        parts = [folder / f"part_{i:06d}.hdf5" for i in range(len(groups))]
+        work = [(_scenes_part, task, split, seed, group, part) for group, part in zip(groups, parts, strict=True)]
+        _make_missing(pool, parts, work, progress or _quiet)
+        with h5py.File(parts[0]) as first:
+            return parts, str(first.attrs["env_args"]), {"split": split, "seed": seed}
+
+    return _cached(f"scenes-{task.name}", key, cache_dir, workers, build)
+
+
 def render_demos(
     states: Path,
     task: TaskConfig,
@@ -114,17 +161,11 @@ def render_demos(
         "source": _source_digest("robosuite.py", "rendering.py"),
         "versions": _versions(),
     }
-    report = progress or _quiet
 
     def build(folder: Path, pool: WorkerPool) -> tuple[list[Path], str, dict[str, Any]]:
         parts = [folder / f"part_{i:06d}.hdf5" for i in range(len(names))]
-        missing = [i for i, part in enumerate(parts) if _read_success(part) is None]
-        done = len(parts) - len(missing)
-        report(done, len(parts))
-        futures = [pool.submit(_render_part, task, states, names[i], parts[i]) for i in missing]
-        for count, future in enumerate(as_completed(futures), start=done + 1):
-            future.result()
-            report(count, len(parts))
+        work = [(_render_part, task, states, name, part) for name, part in zip(names, parts, strict=True)]
+        _make_missing(pool, parts, work, progress or _quiet)
         return parts, env_args, {"render": json.dumps(key["render"])}
 
     return _cached(f"images-{task.name}", key, cache_dir, workers, build)
@@ -185,13 +226,34 @@ def _collect_part(task: TaskConfig, demos: DemoConfig, episode: int, path: Path)
     return demo.success
 
 
+def _make_missing(pool: WorkerPool, parts: list[Path], work: list[tuple[Any, ...]], progress: Progress) -> None:
+    """Have the pool do `work`, (function, *arguments) a part, where the part is not there yet."""
+    missing = [job for part, job in zip(parts, work, strict=True) if _read_success(part) is None]
+    done = len(parts) - len(missing)
+    progress(done, len(parts))
+    for count, future in enumerate(as_completed([pool.submit(*job) for job in missing]), start=done + 1):
+        future.result()
+        progress(count, len(parts))
+
+
+def _scenes_part(task: TaskConfig, split: Split, seed: int, indices: range, path: Path) -> None:
+    from prism_policy.envs.scenes import scene
+
+    env = environment(task, render_images=False)
+    scenes = [scene(env, split, seed, index) for index in indices]
+    arrays = {"states": np.stack([state for state, _ in scenes]), "actions": np.zeros((len(scenes), 7))}
+    for name in scenes[0][1]:
+        arrays[f"poses/{name}"] = np.stack([poses[name] for _, poses in scenes])
+    _write_part(path, arrays, {"model_file": env.model_xml}, True, env.metadata_json())
+
+
 def _render_part(task: TaskConfig, states: Path, name: str, path: Path) -> None:
     from prism_policy.envs.robosuite import PROPRIO
 
     env = environment(task, render_images=True)
     with open_demos(states) as file:
         demo = file["data"][name]
-        arrays = {key: demo[key][:] for key in demo if isinstance(demo[key], h5py.Dataset)}
+        arrays = _datasets(demo)
         attributes = dict(demo.attrs)
     observations = [env.observe(state) for state in arrays["states"]]
     for camera in task.cameras:
@@ -200,6 +262,13 @@ def _render_part(task: TaskConfig, states: Path, name: str, path: Path) -> None:
     columns = np.split(proprio, np.cumsum(list(PROPRIO.values()))[:-1], axis=1)
     arrays.update({f"obs/{key}": values for key, values in zip(PROPRIO, columns, strict=True)})
     _write_part(path, arrays, attributes, True, env.metadata_json())
+
+
+def _datasets(group: h5py.Group) -> dict[str, np.ndarray]:
+    """Everything in a group and the groups within, by path."""
+    arrays: dict[str, np.ndarray] = {}
+    group.visititems(lambda path, item: arrays.update({path: item[:]}) if isinstance(item, h5py.Dataset) else None)
+    return arrays
 
 
 def _write_part(

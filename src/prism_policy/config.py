@@ -24,7 +24,7 @@ Tokens = Literal["keypoint", "stage"]
 RefineBlock = Literal["bottleneck", "basic"]
 Norm = Literal["group", "batch"]
 PolicyKind = Literal["flow_matching"]
-TaskName = Literal["lift"]
+TaskName = Literal["lift", "can", "square", "tool_hang"]
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,30 @@ class EvalConfig:
     """Stream of episodes: `validate` is for choosing settings, `evaluate` for the result."""
     seed: int = 0
     """Episode i starts from (seed, i), with policy noise from the same pair."""
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """The spatial probe: encoders learn to say where things are in still scenes."""
+
+    task: TaskName = "lift"
+    """Whose scenes."""
+    camera: str = "agentview"
+    """The camera that looks at them."""
+    width: int = 16
+    """Channels of the trunk's first stage: 16 is what two cores train in seconds, 64 the paper's."""
+    steps: int = 400
+    """Updates of each encoder."""
+    batch_size: int = 32
+    """Frames an update."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW, after a warm-up of a twentieth and before a cosine to zero."""
+    train_frames: int = 2000
+    """Scenes to learn from."""
+    test_frames: int = 500
+    """Other scenes, on which the error is measured."""
+    scene_seed: int = 0
+    """Seed of the scenes."""
 
 
 @dataclass(frozen=True)

@@ -34,14 +34,43 @@ ENCODERS: dict[str, EncoderConfig] = {
 
 
 def encoder(name: str) -> EncoderConfig:
-    """The paper's encoder of this name, at full width.
+    """The paper's encoder of this name, at full width; `sspool@2` is sspool after the second stage of the trunk.
 
     Raises:
-        PrismError: no such preset.
+        PrismError: no such preset, or no such stage.
     """
-    if name not in ENCODERS:
-        raise PrismError(f"unknown encoder '{name}'; available: {', '.join(ENCODERS)}")
-    return ENCODERS[name]
+    known = {**ENCODERS, **prism_designs()}
+    base, _, stage = name.partition("@")
+    if base not in known or (stage and (known[base].fusion != "last" or stage not in ("1", "2", "3", "4"))):
+        raise PrismError(
+            f"unknown encoder '{name}'; available: {', '.join(ENCODERS)}; those that read one stage also with another "
+            "one, as in sspool@2"
+        )
+    return replace(known[base], stages=(int(stage),)) if stage else known[base]
+
+
+def prism_designs() -> dict[str, EncoderConfig]:
+    """Designs of PRISM that fit all the paper states: 384 numbers before the fusion, +15.4% parameters within 0.2.
+
+    The percentage is of the whole one-camera policy against SSPool. They are compared in `docs/prism-design.md`; the
+    preset `prism` is one of them.
+    """
+    base = EncoderConfig(num_keypoints=48)
+    stage = replace(base, attention_dim=512, out_dim=396)
+    stage_basic = replace(base, refine_block="basic", attention_dim=320, out_dim=240)
+    keypoint = replace(base, tokens="keypoint", attention_dim=200, out_dim=320)
+    keypoint_basic = replace(base, tokens="keypoint", refine_block="basic", attention_dim=192, out_dim=192)
+    return {
+        "prism-stage": stage,
+        "prism-stage-residual": replace(stage, residual_query=True),
+        "prism-stage-3x64": replace(base, stages=(2, 3, 4), num_keypoints=64, attention_dim=512, out_dim=400),
+        "prism-stage-basic": stage_basic,
+        "prism-keypoint": keypoint,
+        "prism-keypoint-residual": replace(keypoint, residual_query=True),
+        "prism-keypoint-basic": keypoint_basic,
+        "prism-keypoint-basic-residual": replace(keypoint_basic, residual_query=True),
+        "prism-keypoint-basic-anonymous": replace(keypoint_basic, token_identity=False),
+    }
 
 
 def nano(

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prism_policy import config as configs
-from prism_policy.config import RunConfig
+from prism_policy.config import ProbeConfig, RunConfig
 from prism_policy.errors import PrismError
 from prism_policy.files import atomic, disk_errors, write_text
 from prism_policy.policies import Policy, build_policy
@@ -30,9 +30,18 @@ def open_run(folder: Path, config: RunConfig) -> None:
         PrismError: the configuration cannot work; the folder belongs to another one, or holds foreign files.
     """
     configs.check(config)
+    claim_folder(folder, config)
+
+
+def claim_folder(folder: Path, config: RunConfig | ProbeConfig) -> None:
+    """Make `folder` with this configuration as its config.json, or accept the one that already holds it.
+
+    Raises:
+        PrismError: the folder belongs to another configuration, or holds foreign files.
+    """
     path = folder / "config.json"
     if path.exists():
-        found = configs.load(RunConfig, path)
+        found = configs.load(type(config), path)
         if found != config:
             field, old, new = next(_differences(dataclasses.asdict(found), dataclasses.asdict(config)))
             raise PrismError(

@@ -37,7 +37,7 @@ finally:
     logging.disable(_logging_level)
 logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
 
-TASKS = {"lift": "Lift"}
+TASKS = {"lift": "Lift", "can": "PickPlaceCan", "square": "NutAssemblySquare", "tool_hang": "ToolHang"}
 """Our name of a task -> robosuite's."""
 PROPRIO = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
 """What makes up `proprio`, in this order, by robomimic's names; the quaternion is (x, y, z, w)."""

@@ -1,0 +1,288 @@
+"""The encoder's cost: the composition users run today against this library's, and every preset against sspool.
+
+python benchmarks/encoder.py [--part a b] [--threads 2] [--batch-size 64] [--rounds 7] [--device cpu] [--width 64]
+    [--resolution 84] [--encoder prism ms_sspool]
+
+All variants run in one process, in turn: A, B, C, A, B, C, ... A ratio is taken within its round. Only the peak memory
+needs a process a variant, as a process's memory never shrinks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from prism_policy import presets
+from prism_policy.config import EncoderConfig
+from prism_policy.info import device_name, encoder_costs
+from prism_policy.models.encoder import IMAGENET_MEAN, IMAGENET_STD, VisualEncoder, crop_size
+from prism_policy.models.pooling import SpatialSoftmax
+from prism_policy.models.resnet import ResNet
+
+BASELINE = "sspool"
+MEMORY_ROUNDS = 3
+
+
+def designs() -> dict[str, EncoderConfig]:
+    """The presets, and the designs of PRISM that `presets` holds beside them."""
+    return {**presets.ENCODERS, **presets.prism_designs()} if hasattr(presets, "prism_designs") else presets.ENCODERS
+
+
+class PlainEncoder(nn.Module):
+    """The usual composition, layer for layer: float images of one size, NCHW, a crop an image, plain torch operations.
+
+    The trunk and the 1x1 convolution are this library's classes, so that only what is around them differs.
+    """
+
+    def __init__(self, config: EncoderConfig, size: int) -> None:
+        super().__init__()
+        self.size = crop_size(size, config.crop)
+        self.trunk = ResNet(config.depth, config.width)
+        self.pool = SpatialSoftmax(self.trunk.channels[-1], config.num_keypoints, config.temperature)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float images (B, 3, H, W) in 0 to 1 to (B, 2 K)."""
+        slack = images.shape[-1] - self.size
+        cropped = []
+        for image in images:
+            if self.training:
+                top, left = torch.randint(0, slack + 1, (2,)).tolist()
+            else:
+                top = left = slack // 2
+            cropped.append(image[:, top : top + self.size, left : left + self.size])
+        x = (torch.stack(cropped) - self.mean) / self.std
+        return self.pool(self.trunk(x)[-1]).flatten(1)
+
+
+class Variant:
+    """A network, and how a batch of uint8 images in host memory reaches it."""
+
+    def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        self.network, self.device, self.dtype = network.to(device).train(), device, dtype
+
+    def features(self, images: np.ndarray) -> Tensor:
+        """uint8 (B, H, W, 3) to (B, D)."""
+        if isinstance(self.network, PlainEncoder):
+            x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images.astype(np.float32) / 255, -1, 1)))
+            return self.network(x.to(self.device))
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            return self.network({"camera": torch.from_numpy(images).to(self.device)})
+
+    def step(self, images: np.ndarray) -> None:
+        """Forward and backward, as an update does them; the gradients are freed, as the optimiser's would be."""
+        self.features(images).float().square().mean().backward()
+        self.network.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def infer(self, images: np.ndarray) -> None:
+        """A forward in evaluation mode."""
+        self.network.eval()
+        self.features(images)
+        self.network.train()
+
+
+def library(config: EncoderConfig, size: int) -> nn.Module:
+    """This library's encoder of one camera, as `train` prepares it."""
+    return VisualEncoder(config, {"camera": (size, size)}).to(memory_format=torch.channels_last)
+
+
+def seconds_of(function: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, the device's work included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def in_turn(
+    functions: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, warm_up: int = 2, calls: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each function, a list over rounds; `calls` calls make one measurement, after `warm_up` rounds."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for round_ in range(warm_up + rounds):
+        for name, function in functions.items():
+            if calls > 1:
+                function()  # the variant before has filled the caches with its own weights
+            elapsed = statistics.median(seconds_of(function, device) for _ in range(calls))
+            if round_ >= warm_up:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def ratio(values: Sequence[float], baseline: Sequence[float]) -> str:
+    """Median (min to max) over rounds of values / baseline."""
+    ratios = [v / b for v, b in zip(values, baseline, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def ms(seconds: Sequence[float]) -> str:
+    """Median milliseconds."""
+    return f"{1000 * statistics.median(seconds):.1f}"
+
+
+def convolution_rate(device: torch.device) -> float:
+    """Operations a second of a large float32 convolution, the best of ten forwards in either layout."""
+    best = 0.0
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(64, 128, 28, 28, device=device).to(memory_format=layout)
+        weight = torch.randn(128, 128, 3, 3, device=device).to(memory_format=layout)
+        calls = [seconds_of(lambda x=x, w=weight: F.conv2d(x, w, padding=1), device) for _ in range(10)]
+        best = max(best, 2 * 9 * 128 * weight.shape[0] * 28 * 28 * len(x) / min(calls))
+    return best
+
+
+def check_equal(plain: Variant, ours: Variant, images: np.ndarray) -> None:
+    """With equal weights and the centre crop both compositions must say the same, or they are not comparable."""
+    (camera,) = ours.network.encoders.values()  # type: ignore[operator, union-attr]
+    plain.network.trunk.load_state_dict(camera.trunk.state_dict())  # type: ignore[union-attr]
+    plain.network.pool.load_state_dict(camera.pool[0].state_dict())  # type: ignore[union-attr]
+    with torch.no_grad():
+        outputs = [v.features(images) for v in (plain, ours) if v.network.eval()]
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-3, rtol=1e-3)
+    for variant in (plain, ours):
+        variant.network.train()
+
+
+def composition(arguments: argparse.Namespace, device: torch.device, images: np.ndarray) -> None:
+    """Part a: sspool's training step, the plain composition against this library's."""
+    config = replace(presets.encoder(BASELINE), width=arguments.width)
+    size, batch = arguments.resolution, arguments.batch_size
+    variants = {
+        "plain: float32 NCHW from the host, a crop an image in Python, eager": Variant(
+            PlainEncoder(config, size), device
+        ),
+        "`VisualEncoder`, channels last, float32": Variant(library(config, size), device),
+        "`VisualEncoder`, channels last, bfloat16 autocast": Variant(library(config, size), device, torch.bfloat16),
+    }
+    plain, ours, _ = variants.values()
+    check_equal(plain, ours, images[:4])
+    with FlopCounterMode(display=False) as counter:
+        plain.step(images)
+    operations = counter.get_total_flops()
+    rate = convolution_rate(device)
+    seconds = in_turn({n: lambda v=v: v.step(images) for n, v in variants.items()}, arguments.rounds, device)
+    rate = max(rate, convolution_rate(device))  # a shared machine is not always at its best
+    baseline = seconds[next(iter(seconds))]
+    print(f"A float32 convolution (64x128x28x28 to 128 channels, 3x3) reaches {rate / 1e9:.0f} GFLOP/s here.")
+    print(f"A step is {operations / batch / 1e9:.2f} GFLOPs an image.\n")
+    print(
+        "| sspool's training step | ms: median (min to max) | images/s | images/s against plain | GFLOP/s | of the rate |"
+    )
+    print("|---|---|---|---|---|---|")
+    for name, times in seconds.items():
+        middle = statistics.median(times)
+        print(
+            f"| {name} | {1000 * middle:.1f} ({1000 * min(times):.1f} to {1000 * max(times):.1f}) "
+            f"| {batch / middle:.0f} | {ratio(baseline, times)} | {operations / middle / 1e9:.0f} "
+            f"| {operations / middle / rate:.0%} |"
+        )
+    print()
+
+
+def peak_memory(name: str, arguments: argparse.Namespace) -> float:
+    """MiB that building one encoder and one training step need at their peak: weights, gradients, activations."""
+    command = [sys.executable, __file__, "--memory-of", name, "--device", arguments.device]
+    for option in ("threads", "batch_size", "width", "resolution"):
+        command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def status_mib(field: str) -> float:
+    """A size from Linux' /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
+
+
+def print_own_memory(arguments: argparse.Namespace, device: torch.device, images: np.ndarray) -> None:
+    """What `peak_memory` runs in a fresh process."""
+    config = replace(designs()[arguments.memory_of], width=arguments.width)
+    F.conv2d(
+        torch.zeros(1, 16, 8, 8, requires_grad=True), torch.zeros(16, 16, 3, 3)
+    ).sum().backward()  # loads libraries
+    before = status_mib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of starting up
+    Variant(library(config, arguments.resolution), device).step(images)
+    print(torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else status_mib("VmHWM") - before)
+
+
+def encoders(arguments: argparse.Namespace, device: torch.device, images: np.ndarray) -> None:
+    """Part b: every encoder against sspool."""
+    available = designs()
+    names = [BASELINE, *(n for n in arguments.encoder or available if n != BASELINE)]
+    configs = {n: replace(available[n], width=arguments.width) for n in names}
+    size, batch, rounds = arguments.resolution, arguments.batch_size, arguments.rounds
+    rows = {r.encoder: r for r in encoder_costs(configs, (size,), arguments.width, rounds=0)}
+    variants = {n: Variant(library(c, size), device) for n, c in configs.items()}
+    train = in_turn({n: lambda v=v: v.step(images) for n, v in variants.items()}, rounds, device)
+    infer = in_turn({n: lambda v=v: v.infer(images) for n, v in variants.items()}, rounds, device)
+    one = in_turn({n: lambda v=v: v.infer(images[:1]) for n, v in variants.items()}, rounds, device, calls=5)
+    del variants
+    memory: dict[str, list[float]] = {n: [] for n in names}
+    for _ in range(min(rounds, MEMORY_ROUNDS)):
+        for name in names:
+            memory[name].append(peak_memory(name, arguments))
+    print(
+        "| encoder | numbers | policy | GFLOPs | training step [ms] | x sspool | forward of 1 [ms] | x sspool "
+        f"| forward of {batch} [ms] | x sspool | peak memory of a step [MiB] | x sspool |"
+    )
+    print("|" + "---|" * 12)
+    for name in names:
+        row = rows[name]
+        columns = [name, str(row.numbers), f"{row.policy_growth:+.1%}", f"{row.operations / 1e9:.2f}"]
+        for times in (train, one, infer):
+            columns += [ms(times[name]), ratio(times[name], times[BASELINE])]
+        columns += [f"{statistics.median(memory[name]):.0f}", ratio(memory[name], memory[BASELINE])]
+        print(f"| {' | '.join(columns)} |")
+    print()
+
+
+def main() -> None:
+    """Print a table a part, in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", nargs="+", default=["all"], choices=["a", "b", "all"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--resolution", type=int, default=84)
+    parser.add_argument("--encoder", nargs="+", choices=list(designs()), help="part b: these beside sspool only")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    device = torch.device(arguments.device)
+    size, batch = arguments.resolution, arguments.batch_size
+    images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
+    if arguments.memory_of:
+        print_own_memory(arguments, device, images)
+        return
+    print(
+        f"Batch of {batch} images of {size} px, one camera, width {arguments.width}; {device_name(device)}, torch "
+        f"{torch.__version__}; ratios: median (min to max) of {arguments.rounds} interleaved rounds.\n"
+    )
+    if {"a", "all"} & set(arguments.part):
+        composition(arguments, device, images)
+    if {"b", "all"} & set(arguments.part):
+        encoders(arguments, device, images)
+
+
+if __name__ == "__main__":
+    main()
