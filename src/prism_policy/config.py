@@ -21,6 +21,7 @@ T = TypeVar("T")
 Pooling = Literal["spatial_softmax", "avg", "max", "none"]
 Fusion = Literal["last", "concat", "tdca"]
 Tokens = Literal["keypoint", "stage"]
+TokenEmbedding = Literal["shared", "identity", "own"]
 RefineBlock = Literal["bottleneck", "basic"]
 Norm = Literal["group", "batch"]
 PolicyKind = Literal["flow_matching"]
@@ -106,8 +107,9 @@ class EncoderConfig:
     """Dimension of the cross-attention (d in Eq. 3)."""
     tokens: Tokens = "stage"
     """What the cross-attention sees as one token: all keypoints of a stage, or each keypoint."""
-    token_identity: bool = True
-    """Add a learned embedding to each token that says which one it is: attention ignores the order of its keys."""
+    token_embedding: TokenEmbedding = "own"
+    """What tells tokens apart, as attention ignores their order: `shared`, nothing, one linear map embeds them all;
+    `identity`, that and a learned vector for each; `own`, a linear map and a vector for each."""
     residual_query: bool = False
     """Add the deepest stage's tokens to what they attend to; Eq. 3 has them as the query alone."""
     out_dim: int = 192
@@ -196,9 +198,9 @@ class ProbeConfig:
     """The camera that looks at them."""
     width: int = 16
     """Channels of the trunk's first stage: 16 is what two cores train in seconds, 64 the paper's."""
-    steps: int = 400
+    steps: int = 1000
     """Updates of each encoder."""
-    batch_size: int = 32
+    batch_size: int = 16
     """Frames an update."""
     lr: float = 1e-3
     """Peak learning rate of AdamW, after a warm-up of a twentieth and before a cosine to zero."""

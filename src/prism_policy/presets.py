@@ -56,20 +56,19 @@ def prism_designs() -> dict[str, EncoderConfig]:
     preset `prism` is one of them.
     """
     base = EncoderConfig(num_keypoints=48)
-    stage = replace(base, attention_dim=512, out_dim=396)
-    stage_basic = replace(base, refine_block="basic", attention_dim=320, out_dim=240)
+    stage = replace(base, attention_dim=512, out_dim=392)
     keypoint = replace(base, tokens="keypoint", attention_dim=200, out_dim=320)
-    keypoint_basic = replace(base, tokens="keypoint", refine_block="basic", attention_dim=192, out_dim=192)
     return {
         "prism-stage": stage,
         "prism-stage-residual": replace(stage, residual_query=True),
-        "prism-stage-3x64": replace(base, stages=(2, 3, 4), num_keypoints=64, attention_dim=512, out_dim=400),
-        "prism-stage-basic": stage_basic,
+        "prism-stage-3x64": replace(stage, stages=(2, 3, 4), num_keypoints=64),
+        "prism-stage-basic": replace(base, refine_block="basic", attention_dim=320, out_dim=236),
+        "prism-stage-identity": replace(stage, token_embedding="identity", out_dim=396),
         "prism-keypoint": keypoint,
         "prism-keypoint-residual": replace(keypoint, residual_query=True),
-        "prism-keypoint-basic": keypoint_basic,
-        "prism-keypoint-basic-residual": replace(keypoint_basic, residual_query=True),
-        "prism-keypoint-basic-anonymous": replace(keypoint_basic, token_identity=False),
+        "prism-keypoint-basic": replace(keypoint, refine_block="basic", attention_dim=176, out_dim=192),
+        "prism-keypoint-identity": replace(keypoint, token_embedding="identity"),
+        "prism-keypoint-shared": replace(keypoint, token_embedding="shared"),
     }
 
 

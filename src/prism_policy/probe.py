@@ -23,6 +23,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from rich.markup import escape
 from rich.table import Table
 from scipy import stats
 from torch import Tensor, nn
@@ -158,7 +159,9 @@ def print_probe(
     with bars:
         lines = probe(folder, config, chosen, resolutions, seeds, workers=workers, progress=progress)
     header, cells = table(lines)
-    shown = Table(*header, title=f"Held-out error, task {config.task}, camera {config.camera} (± 95% over seeds)")
+    shown = Table(
+        *map(escape, header), title=f"Held-out error, task {config.task}, camera {config.camera} (± 95% over seeds)"
+    )
     for row in cells:
         shown.add_row(*row)
     console.print(shown)

@@ -82,7 +82,7 @@ class CameraEncoder(nn.Module):
                 config.attention_dim,
                 config.out_dim,
                 config.tokens,
-                config.token_identity,
+                config.token_embedding,
                 config.residual_query,
             )
             self.out_dim = config.out_dim
@@ -144,8 +144,6 @@ def check_encoder(config: EncoderConfig) -> None:
     for name in ("width", "attention_dim", "out_dim"):
         if getattr(config, name) < 1:
             raise PrismError(f"{name}: expected at least 1, got {getattr(config, name)}")
-    if config.norm == "group" and config.width % max(config.width // 16, 1):
-        raise PrismError(f"width: expected a multiple of 16, or less than 32, for GroupNorm; got {config.width}")
 
 
 class VisualEncoder(nn.Module):
@@ -166,6 +164,8 @@ class VisualEncoder(nn.Module):
         check_encoder(config)
         if not cameras:
             raise PrismError("expected at least one camera, got none")
+        if dotted := [c for c in cameras if "." in c or not c]:
+            raise PrismError(f"expected names of cameras without a dot, got '{dotted[0]}'")
         if config.share_cameras and config.pooling == "none" and len(set(cameras.values())) > 1:
             raise PrismError(f"share_cameras with pooling 'none' needs cameras of one size, got {dict(cameras)}")
         self.config = config
@@ -173,9 +173,14 @@ class VisualEncoder(nn.Module):
         self.crops = {
             c: (crop_size(height, config.crop), crop_size(width, config.crop)) for c, (height, width) in cameras.items()
         }
+        if min(min(size) for size in self.crops.values()) < 1:
+            raise PrismError(
+                f"crop {config.crop} leaves nothing of images of sizes {dict(cameras)}; choose a larger share"
+            )
         self.encoders = nn.ModuleDict()
-        # A shared encoder is made for the smallest image, which has the least room for keypoints.
-        shared = CameraEncoder(config, *min(self.crops.values())) if config.share_cameras else None
+        # A shared encoder is made for the smallest height and width, which leave the least room for keypoints.
+        least = [min(sizes) for sizes in zip(*self.crops.values(), strict=True)]
+        shared = CameraEncoder(config, *least) if config.share_cameras else None
         for name, size in self.crops.items():
             self.encoders[name] = shared or CameraEncoder(config, *size)
         self.out_dim: int = sum(e.out_dim for e in self.encoders.values())  # type: ignore[misc]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prism_policy.config import Norm, RefineBlock, Tokens
+from prism_policy.config import Norm, RefineBlock, TokenEmbedding, Tokens
 from prism_policy.models.resnet import make_norm
 
 
@@ -51,7 +51,12 @@ class TopDownCrossAttention(nn.Module):
     - "keypoint": one keypoint, a mere 2-D point. The attention starts out sharp: a uniform one would average all
       keypoints away, and with them every gradient that could make it sharp.
 
-    With `identity` a learned embedding tells each token which one it is, for attention ignores the order of its keys.
+    What tells the tokens apart is open, too, and matters, for attention ignores the order of its keys:
+
+    - "shared": nothing; one linear map embeds all tokens.
+    - "identity": a learned vector is added to each token.
+    - "own": each token has a linear map of its own besides, so that what the values of several tokens say does not
+      fall on the same coordinates when it is summed.
 
     Usage::
 
@@ -65,16 +70,18 @@ class TopDownCrossAttention(nn.Module):
         dim: int,
         out_dim: int,
         tokens: Tokens = "stage",
-        identity: bool = True,
+        embedding: TokenEmbedding = "own",
         residual_query: bool = False,
     ) -> None:
         super().__init__()
         self.tokens = tokens
         self.residual_query = residual_query
         by_stage = tokens == "stage"
-        self.embed = nn.Linear(2 * num_keypoints[0] if by_stage else 2, dim)
         counts = [1 if by_stage else k for k in num_keypoints]  # tokens of each stage
-        self.identity = nn.ParameterList([torch.randn(n, dim) for n in counts]) if identity else None
+        numbers = 2 * num_keypoints[0] if by_stage else 2  # in a token
+        self.identity = None if embedding == "shared" else nn.ParameterList([torch.randn(n, dim) for n in counts])
+        maps = [(n, numbers, dim) for n in counts] if embedding == "own" else [(1, numbers, dim)]
+        self.embed = nn.ParameterList([nn.init.uniform_(torch.empty(m), -1, 1) / numbers**0.5 for m in maps])
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
@@ -83,13 +90,20 @@ class TopDownCrossAttention(nn.Module):
             for projection in (self.query, self.key):
                 nn.init.orthogonal_(projection.weight, gain=3**0.5)  # scores of standard deviation 3
 
-    def forward(self, keypoints: Sequence[Tensor]) -> Tensor:
-        """A sequence over stages, shallow to deep, of (B, K_l, 2) to (B, out_dim)."""
+    def embedded(self, keypoints: Sequence[Tensor]) -> list[Tensor]:
+        """A list over stages of (B, K_l, 2) to tokens (B, N_l, d)."""
         tokens = []
         for stage, s in enumerate(keypoints):
-            token = self.embed(s.flatten(1).unsqueeze(1) if self.tokens == "stage" else s)  # (B, N_l, d)
+            x = s.flatten(1).unsqueeze(1) if self.tokens == "stage" else s  # (B, N_l, numbers)
+            maps = self.embed[stage if len(self.embed) > 1 else 0]  # (N_l or 1, numbers, d)
+            token = x @ maps[0] if len(maps) == 1 else torch.einsum("bni,nid->bnd", x, maps)  # (B, N_l, d)
             tokens.append(token if self.identity is None else token + self.identity[stage])
-        deepest, earlier = tokens[-1], torch.cat(tokens[:-1], dim=1)  # (B, N_L, d), (B, sum of the other N_l, d)
+        return tokens
+
+    def forward(self, keypoints: Sequence[Tensor]) -> Tensor:
+        """A sequence over stages, shallow to deep, of (B, K_l, 2) to (B, out_dim)."""
+        *shallow, deepest = self.embedded(keypoints)
+        earlier = torch.cat(shallow, dim=1)  # (B, sum of the shallow N_l, d)
         z = F.scaled_dot_product_attention(self.query(deepest), self.key(earlier), self.value(earlier))
         if self.residual_query:
             z = z + deepest

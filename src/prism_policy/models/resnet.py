@@ -17,10 +17,20 @@ BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
 def make_norm(norm: Norm, channels: int) -> nn.Module:
-    """GroupNorm with C/16 groups (at least one), as in diffusion policies, or BatchNorm."""
+    """GroupNorm with C/16 groups (at least one), as in diffusion policies, or BatchNorm.
+
+    Raises:
+        PrismError: the channels do not divide into the groups.
+    """
     if norm == "batch":
         return nn.BatchNorm2d(channels)
-    return nn.GroupNorm(max(channels // 16, 1), channels)
+    groups = max(channels // 16, 1)
+    if channels < 1 or channels % groups:
+        raise PrismError(
+            f"GroupNorm: {channels} channels do not divide into {groups} groups; choose another width, such as 16, 32 "
+            "or 64"
+        )
+    return nn.GroupNorm(groups, channels)
 
 
 class BasicBlock(nn.Module):
@@ -100,18 +110,20 @@ class ResNet(nn.Module):
         own = self.state_dict()
         norms = {name for name, module in self.named_modules() if isinstance(module, nn.GroupNorm)}
         fresh = [name for name in own if name.rpartition(".")[0] in norms]
-        wanted = {name: tensor for name, tensor in own.items() if name not in fresh}
-        for name, tensor in wanted.items():
+        # Old files lack BatchNorm's counter of batches, which nothing here reads.
+        wanted = [n for n in own if n not in fresh and (n in state or not n.endswith("num_batches_tracked"))]
+        for name in wanted:
             found = tuple(state[name].shape) if name in state else "no such tensor"
-            if found != tuple(tensor.shape):
+            if found != tuple(own[name].shape):
                 raise PrismError(
-                    f"these weights do not fit the trunk: '{name}' expected {tuple(tensor.shape)}, found {found}; use "
-                    f"those of a ResNet of this depth with width 64"
+                    f"these weights do not fit the trunk: '{name}' expected {tuple(own[name].shape)}, found {found}; "
+                    "use those of a ResNet of this depth with width 64"
                 )
-        layers = {name.partition(".")[0] for name in state if name.startswith("layer")}
-        for layer in layers & {f"layer{i + 1}" for i in range(len(self.channels))}:
-            if extra := sorted(n for n in state if n.startswith(f"{layer}.") and n not in own):
-                raise PrismError(f"these weights hold '{extra[0]}', which the trunk has not; they are of another depth")
+        layers = {f"layer{i + 1}" for i in range(len(self.channels))}
+        for name in state:
+            parent = name.rpartition(".")[0]
+            if name.partition(".")[0] in layers and name not in own and parent not in norms:
+                raise PrismError(f"these weights hold '{name}', which the trunk has not; they are of another depth")
         self.load_state_dict({**own, **{name: state[name] for name in wanted}})
         return fresh
 

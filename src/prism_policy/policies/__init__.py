@@ -12,9 +12,21 @@ __all__ = ["Policy", "build_policy"]
 
 
 def build_policy(
-    config: PolicyConfig, cameras: Mapping[str, tuple[int, int]], proprio_dim: int, action_dim: int
+    config: PolicyConfig,
+    cameras: Mapping[str, tuple[int, int]],
+    proprio_dim: int,
+    action_dim: int,
+    task_dim: int = 0,
 ) -> Policy:
-    """The policy that `config.kind` names, for cameras of the given (height, width)."""
+    """The policy that `config.kind` names.
+
+    Args:
+        config: the policy.
+        cameras: camera -> (height, width) of its images [px].
+        proprio_dim: numbers of proprioception a frame.
+        action_dim: numbers of an action.
+        task_dim: numbers of the embedding `observation["task"]` that says what to do; 0 for a single task.
+    """
     match config.kind:
         case "flow_matching":
-            return FlowMatchingPolicy(config, cameras, proprio_dim, action_dim)
+            return FlowMatchingPolicy(config, cameras, proprio_dim, action_dim, task_dim)

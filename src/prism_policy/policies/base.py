@@ -15,7 +15,7 @@ from prism_policy.models.encoder import VisualEncoder
 from prism_policy.models.unet1d import ConditionalUNet1D
 
 Observation = Mapping[str, Any]
-"""{"images": {camera: uint8 (B, To, H, W, 3)}, "proprio": float32 (B, To, P)}"""
+"""{"images": {camera: uint8 (B, To, H, W, 3)}, "proprio": float32 (B, To, P), "task": optional float32 (B, E)}"""
 
 
 def masked_mean(error: Tensor, mask: Tensor | None) -> Tensor:
@@ -35,7 +35,12 @@ class Policy(nn.Module):
     """
 
     def __init__(
-        self, config: PolicyConfig, cameras: Mapping[str, tuple[int, int]], proprio_dim: int, action_dim: int
+        self,
+        config: PolicyConfig,
+        cameras: Mapping[str, tuple[int, int]],
+        proprio_dim: int,
+        action_dim: int,
+        task_dim: int = 0,
     ) -> None:
         super().__init__()
         last = config.n_obs_steps - 1 + config.n_action_steps
@@ -45,11 +50,11 @@ class Policy(nn.Module):
                 f"least {last}, got {config.horizon}"
             )
         self.config = config
-        self.action_dim, self.proprio_dim = action_dim, proprio_dim
+        self.action_dim, self.proprio_dim, self.task_dim = action_dim, proprio_dim, task_dim
         self.encoder = VisualEncoder(config.encoder, cameras)
         self.net = ConditionalUNet1D(
             action_dim,
-            config.n_obs_steps * (self.encoder.out_dim + proprio_dim),
+            config.n_obs_steps * (self.encoder.out_dim + proprio_dim) + task_dim,
             config.down_dims,
             config.kernel_size,
             config.n_groups,
@@ -65,12 +70,13 @@ class Policy(nn.Module):
         return next(self.parameters()).device
 
     def condition(self, observation: Observation) -> Tensor:
-        """Encode the observation to (B, To * D)."""
+        """Encode the observation to (B, To * (D_img + P) + E): frame by frame, oldest first, then the task."""
         images: Mapping[str, Tensor] = observation["images"]
         proprio: Tensor = self.normalizer["proprio"](observation["proprio"])  # (B, To, P)
         batch, steps = proprio.shape[:2]
         features = self.encoder({c: x.flatten(0, 1) for c, x in images.items()})  # (B * To, D_img)
-        return torch.cat([features.view(batch, steps, -1), proprio], dim=-1).flatten(1)
+        cond = torch.cat([features.view(batch, steps, -1), proprio], dim=-1).flatten(1)
+        return torch.cat([cond, observation["task"]], dim=-1) if self.task_dim else cond
 
     def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss of a batch of windows, and detached figures to log."""
@@ -108,7 +114,16 @@ class Policy(nn.Module):
             raise PrismError(f"proprio: expected (B, {expected[0]}, {expected[1]}), got {tuple(proprio.shape)}")
         if not torch.isfinite(proprio).all():
             raise PrismError("proprio holds NaN or infinity; check the robot's state before calling the policy")
-        return {"images": images, "proprio": proprio}
+        checked: dict[str, Any] = {"images": images, "proprio": proprio}
+        if self.task_dim:
+            if "task" not in observation:
+                raise PrismError(f"task is missing; this policy expects an embedding (B, {self.task_dim})")
+            checked["task"] = torch.as_tensor(observation["task"], dtype=torch.float32, device=self.device)
+            if checked["task"].shape != (len(proprio), self.task_dim):
+                raise PrismError(
+                    f"task: expected ({len(proprio)}, {self.task_dim}), got {tuple(checked['task'].shape)}"
+                )
+        return checked
 
     def chunk_loss(self, actions: Tensor, cond: Tensor, mask: Tensor | None = None) -> Tensor:
         """Scalar loss for normalised chunks (B, T, A) given conditions (B, D), over steps in `mask`, bool (B, T)."""
