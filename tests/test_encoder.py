@@ -540,6 +540,26 @@ def test_bfloat16_is_close_to_float32(name: str) -> None:
     assert torch.linalg.norm(out - exact) < 0.05 * torch.linalg.norm(exact)
 
 
+@pytest.mark.parametrize("name", ["nopool", "prism"])
+def test_a_bfloat16_trunk_is_autocast_up_to_the_pooling_and_gives_float32(name: str) -> None:
+    low, exact = VisualEncoder(narrow(name, precision="bfloat16"), ONE).eval(), VisualEncoder(narrow(name), ONE).eval()
+    exact.load_state_dict(low.state_dict())
+    images, expected = random_images(ONE), []
+    for x in images.values():
+        inner, prepared = camera_encoder(exact, "agentview"), normalised(x)[:, :, 4:80, 4:80].float()
+        with torch.autocast("cpu", torch.bfloat16):
+            maps = [
+                refine(m) for refine, m in zip(reversed(inner.refine), reversed(inner.trunk(prepared)), strict=False)
+            ][::-1]
+        pooled = [pool(m.float()) for pool, m in zip(inner.pool, maps, strict=True)]
+        expected.append(pooled[0].flatten(1) if inner.fuse is None else inner.fuse(pooled))
+    out = low(images)
+    assert out.dtype == torch.float32
+    assert not torch.equal(out, exact(images))
+    torch.testing.assert_close(out, expected[0], atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(torch.compile(low, fullgraph=True, backend="eager")(images), out)
+
+
 @pytest.mark.parametrize("name", presets.ENCODERS)
 def test_compiled_without_a_graph_break_it_gives_the_same(name: str) -> None:
     encoder = VisualEncoder(narrow(name), ONE).train()

@@ -24,6 +24,7 @@ Tokens = Literal["keypoint", "stage"]
 TokenEmbedding = Literal["shared", "identity", "own"]
 RefineBlock = Literal["bottleneck", "basic"]
 Norm = Literal["group", "batch"]
+Precision = Literal["float32", "bfloat16"]
 PolicyKind = Literal["flow_matching"]
 TaskName = Literal["lift", "can", "square", "tool_hang"]
 
@@ -114,6 +115,9 @@ class EncoderConfig:
     """Add the deepest stage's tokens to what they attend to; Eq. 3 has them as the query alone."""
     out_dim: int = 192
     """Numbers a camera after the fusion's projection (tdca only)."""
+    precision: Precision = "float32"
+    """Arithmetic of the convolutions of trunk and refine blocks; bfloat16 is faster where the machine has it. Pooling,
+    fusion and weights stay in float32."""
     share_cameras: bool = False
     """One trunk for all cameras instead of one each (Table 10: one each)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import cast
 
@@ -44,6 +45,7 @@ class CameraEncoder(nn.Module):
         super().__init__()
         stages = config.stages_read
         self.stages = stages
+        self.half_precision = config.precision == "bfloat16"
         self.trunk = ResNet(config.depth, config.width, config.norm, num_stages=stages[-1])
         channels = [self.trunk.channels[s - 1] for s in stages]
         sizes = [self.trunk.output_sizes(height, width)[s - 1] for s in stages]
@@ -89,8 +91,11 @@ class CameraEncoder(nn.Module):
 
     def pooled(self, x: Tensor) -> list[Tensor]:
         """(B, 3, h, w) to a list over the stages read: keypoints (B, K, 2), or values (B, C, 1, 1) or (B, C, H, W)."""
-        maps = self.trunk(x)
-        return [pool(refine(maps[s - 1])) for s, refine, pool in zip(self.stages, self.refine, self.pool, strict=True)]
+        # Float32 says nothing: an autocast around the encoder stays as it is.
+        with torch.autocast(x.device.type, torch.bfloat16) if self.half_precision else contextlib.nullcontext():
+            maps = self.trunk(x)
+            refined = [refine(maps[s - 1]) for s, refine in zip(self.stages, self.refine, strict=True)]
+        return [pool(m.float() if self.half_precision else m) for pool, m in zip(self.pool, refined, strict=True)]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, h, w) to (B, out_dim)."""
