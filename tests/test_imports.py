@@ -45,7 +45,7 @@ def test_rooms_never_import_one_another(room: str) -> None:
 
 @pytest.mark.parametrize("room", [*ROOMS, "policies"])
 def test_rooms_never_import_the_verbs_on_top(room: str) -> None:
-    verbs = ("train", "evaluate", "collect", "saliency", "report", "quickstart", "run_folder", "cli")
+    verbs = ("train", "evaluate", "collect", "probe", "info", "saliency", "report", "quickstart", "run_folder", "cli")
     assert not offenders(sorted((ROOT / room).rglob("*.py")), *(f"prism_policy.{verb}" for verb in verbs))
 
 
