@@ -221,3 +221,8 @@ def test_the_manifest_says_what_decided_the_content(states: Path) -> None:
 def test_an_unknown_camera_is_one_sentence(states: Path, tmp_path: Path) -> None:
     with pytest.raises(PrismError, match="unknown camera 'front'; this task has"):
         render_demos(states, TaskConfig("lift", cameras=("front",)), tmp_path, workers=1)
+
+
+def test_a_task_without_an_expert_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(PrismError, match="task 'can' has no scripted expert; these have one: lift"):
+        collect(TaskConfig("can"), DEMOS, tmp_path, workers=1)

@@ -402,7 +402,7 @@ NUMBERS = {  # a camera of 84 px and of 240 px
     "ms_maxpool": (960, 960),
     "ms_nopool": (64 * 361 + 128 * 100 + 256 * 25 + 512 * 9, 64 * 54**2 + 128 * 27**2 + 256 * 14**2 + 512 * 49),
     "ms_sspool": (384, 384),
-    "prism": (192, 192),
+    "prism": (320, 320),
 }  # fmt: skip
 
 

@@ -104,16 +104,16 @@ class EncoderConfig:
     """Learn the temperature of each stage, starting from `temperature`."""
     crop: float = 0.9
     """Share of the image kept by the crop: random in training, centred in evaluation. 84 px becomes 76, 240 px 216."""
-    attention_dim: int = 192
+    attention_dim: int = 200
     """Dimension of the cross-attention (d in Eq. 3)."""
-    tokens: Tokens = "stage"
+    tokens: Tokens = "keypoint"
     """What the cross-attention sees as one token: all keypoints of a stage, or each keypoint."""
-    token_embedding: TokenEmbedding = "own"
+    token_embedding: TokenEmbedding = "identity"
     """What tells tokens apart, as attention ignores their order: `shared`, nothing, one linear map embeds them all;
     `identity`, that and a learned vector for each; `own`, a linear map and a vector for each."""
     residual_query: bool = False
     """Add the deepest stage's tokens to what they attend to; Eq. 3 has them as the query alone."""
-    out_dim: int = 192
+    out_dim: int = 320
     """Numbers a camera after the fusion's projection (tdca only)."""
     precision: Precision = "float32"
     """Arithmetic of the convolutions of trunk and refine blocks; bfloat16 is faster where the machine has it. Pooling,

@@ -29,7 +29,7 @@ ENCODERS: dict[str, EncoderConfig] = {
     "ms_maxpool": replace(_CONCAT, pooling="max"),
     "ms_nopool": replace(_CONCAT, pooling="none"),
     "ms_sspool": replace(_CONCAT, num_keypoints=48),
-    "prism": EncoderConfig(num_keypoints=48),
+    "prism": EncoderConfig(num_keypoints=48, tokens="keypoint", attention_dim=200, out_dim=320),
 }
 
 
@@ -53,22 +53,23 @@ def prism_designs() -> dict[str, EncoderConfig]:
     """Designs of PRISM that fit all the paper states: 384 numbers before the fusion, +15.4% parameters within 0.2.
 
     The percentage is of the whole one-camera policy against SSPool. They are compared in `docs/prism-design.md`; the
-    preset `prism` is one of them.
+    preset `prism` is `prism-keypoint`.
     """
-    base = EncoderConfig(num_keypoints=48)
-    stage = replace(base, attention_dim=512, out_dim=392)
-    keypoint = replace(base, tokens="keypoint", attention_dim=200, out_dim=320)
+    keypoint = ENCODERS["prism"]
+    stage = replace(keypoint, tokens="stage", attention_dim=512, out_dim=396)
+    keypoint_own = replace(keypoint, token_embedding="own")
+    stage_own = replace(stage, token_embedding="own", out_dim=392)
     return {
-        "prism-stage": stage,
-        "prism-stage-residual": replace(stage, residual_query=True),
-        "prism-stage-3x64": replace(stage, stages=(2, 3, 4), num_keypoints=64),
-        "prism-stage-basic": replace(base, refine_block="basic", attention_dim=320, out_dim=236),
-        "prism-stage-identity": replace(stage, token_embedding="identity", out_dim=396),
         "prism-keypoint": keypoint,
-        "prism-keypoint-residual": replace(keypoint, residual_query=True),
-        "prism-keypoint-basic": replace(keypoint, refine_block="basic", attention_dim=176, out_dim=192),
-        "prism-keypoint-identity": replace(keypoint, token_embedding="identity"),
         "prism-keypoint-shared": replace(keypoint, token_embedding="shared"),
+        "prism-keypoint-own": keypoint_own,
+        "prism-keypoint-own-residual": replace(keypoint_own, residual_query=True),
+        "prism-keypoint-own-basic": replace(keypoint_own, refine_block="basic", attention_dim=176, out_dim=192),
+        "prism-stage": stage,
+        "prism-stage-own": stage_own,
+        "prism-stage-own-residual": replace(stage_own, residual_query=True),
+        "prism-stage-own-basic": replace(stage_own, refine_block="basic", attention_dim=320, out_dim=236),
+        "prism-stage-own-3x64": replace(stage_own, stages=(2, 3, 4), num_keypoints=64),
     }
 
 

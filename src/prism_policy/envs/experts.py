@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 from prism_policy.config import DemoConfig
 from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.robosuite import RobosuiteEnv
+from prism_policy.errors import PrismError
 
 OPEN, CLOSE = -1.0, 1.0
 POSITION_SCALE, ROTATION_SCALE = 0.05, 0.5  # [m], [rad] of a full-scale action
@@ -169,7 +170,12 @@ def demonstrate(env: RobosuiteEnv, demos: DemoConfig, episode: int) -> Demonstra
         env: the task, without images.
         demos: strength of the disturbances and the seed.
         episode: number of the episode, >= 0; it and the seed decide everything.
+
+    Raises:
+        PrismError: the task has no expert.
     """
+    if env.task.name not in EXPERTS:
+        raise PrismError(f"task '{env.task.name}' has no scripted expert; these have one: {', '.join(EXPERTS)}")
     rng = episode_rng("collect", demos.seed, episode, stream=2)
     expert = EXPERTS[env.task.name](env, rng)
     disturbance = Disturbance(demos.noise, rng)

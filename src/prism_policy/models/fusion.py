@@ -70,7 +70,7 @@ class TopDownCrossAttention(nn.Module):
         dim: int,
         out_dim: int,
         tokens: Tokens = "stage",
-        embedding: TokenEmbedding = "own",
+        embedding: TokenEmbedding = "identity",
         residual_query: bool = False,
     ) -> None:
         super().__init__()
