@@ -226,3 +226,15 @@ def test_an_unknown_camera_is_one_sentence(states: Path, tmp_path: Path) -> None
 def test_a_task_without_an_expert_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(PrismError, match="task 'can' has no scripted expert; these have one: lift"):
         collect(TaskConfig("can"), DEMOS, tmp_path, workers=1)
+
+
+def test_a_script_without_the_main_guard_is_told_instead_of_waiting_for_itself(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\nfrom prism_policy.collect import collect\n"
+        "from prism_policy.config import DemoConfig, TaskConfig\n"
+        f"collect(TaskConfig('lift'), DemoConfig(num_demos=1), Path({str(tmp_path)!r}), workers=1)\n"
+    )
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert run.returncode != 0
+    assert "put what the script does under `if __name__ == '__main__':`" in run.stderr

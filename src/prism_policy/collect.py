@@ -300,6 +300,7 @@ def _cached(name: str, key: dict[str, Any], cache_dir: Path | None, workers: int
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = (cache_dir or default_cache_dir()).expanduser() / f"{name}-{digest}"
     data, manifest, parts = folder / _DATA_FILE, folder / _MANIFEST, folder / "parts"
+    pool = WorkerPool(workers)
     with disk_errors(folder):
         parts.mkdir(parents=True, exist_ok=True)
         with _lock(folder):
@@ -312,7 +313,7 @@ def _cached(name: str, key: dict[str, Any], cache_dir: Path | None, workers: int
             parts.mkdir(exist_ok=True)
             for leftover in (*folder.glob(".*.tmp"), *parts.glob(".*.tmp")):  # of processes that were killed
                 leftover.unlink()
-            with WorkerPool(workers) as pool:
+            with pool:
                 chosen, env_args, attributes = build(parts, pool)
             with atomic(data) as temporary:
                 merge_demos(chosen, temporary, env_args, attributes)

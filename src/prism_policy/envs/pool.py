@@ -41,10 +41,16 @@ class WorkerPool:
             futures = [pool.submit(draw, task, episode) for episode in range(10)]  # `draw` calls `environment`
 
     Raises:
-        PrismError: a process died.
+        PrismError: a process died; a script without `if __name__ == "__main__":` is run again by its own workers.
     """
 
     def __init__(self, workers: int | None) -> None:
+        # A script without the usual guard starts again in each worker, which would wait for its own parent for ever.
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise PrismError(
+                "a worker process ran the script that started it: put what the script does under "
+                "`if __name__ == '__main__':`"
+            )
         self.workers = workers or os.cpu_count() or 1
         self._executor: ProcessPoolExecutor | None = None
         self._others = set(multiprocessing.active_children())

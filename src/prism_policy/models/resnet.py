@@ -27,8 +27,8 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
     groups = max(channels // 16, 1)
     if channels < 1 or channels % groups:
         raise PrismError(
-            f"GroupNorm: {channels} channels do not divide into {groups} groups; choose another width, such as 16, 32 "
-            "or 64"
+            f"width: expected channels that divide into GroupNorm's groups of 16, got {channels} channels for {groups} "
+            "groups; choose 16, 32 or 64"
         )
     return nn.GroupNorm(groups, channels)
 
