@@ -111,10 +111,10 @@ def test_what_is_too_large_to_time_is_counted_all_the_same() -> None:
 @pytest.mark.parametrize(
     ("resolutions", "width", "batch_size", "sentence"),
     [
-        ((84,), 50, 1, "width: expected a multiple of 16, or less than 32"),
+        ((84,), 50, 1, "width: expected channels that divide into GroupNorm's groups of 16, got 50"),
         ((84,), 0, 1, "width: expected at least 1, got 0"),
         ((84, 20), 16, 1, "an image of 18x18 after the crop leaves a last feature map of 1x1"),
-        ((-84,), 16, 1, "no place to point to; use larger images"),
+        ((-84,), 16, 1, "expected images of which a crop of 0.9 leaves a pixel"),
         ((), 16, 1, "resolutions: expected at least one, got none"),
         ((84,), 16, 0, "batch_size: expected at least 1, got 0"),
     ],

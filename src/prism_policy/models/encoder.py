@@ -180,7 +180,7 @@ class VisualEncoder(nn.Module):
         }
         if min(min(size) for size in self.crops.values()) < 1:
             raise PrismError(
-                f"crop {config.crop} leaves nothing of images of sizes {dict(cameras)}; choose a larger share"
+                f"expected images of which a crop of {config.crop} leaves a pixel at least, got sizes {self.cameras}"
             )
         self.encoders = nn.ModuleDict()
         # A shared encoder is made for the smallest height and width, which leave the least room for keypoints.
