@@ -3,13 +3,15 @@
 python benchmarks/encoder.py [--part a|b|all] [--threads 2] [--batch-size 64] [--rounds 7] [--device cpu] [--width 64]
     [--resolution 84] [--encoder prism ms_sspool]
 
-All variants run in one process, in turn: A, B, C, A, B, C, ... A ratio is taken within its round. Only the peak memory
-needs a process a variant, as a process's memory never shrinks.
+All variants run in turn: A, B, C, A, B, C, ... A ratio is taken within its round. Part a gives each variant a process
+of its own, for the library's training sets malloc, which is a process's; so does the peak memory, which never shrinks.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -17,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +29,14 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from prism_policy import presets
-from prism_policy.config import EncoderConfig
+from prism_policy.config import EncoderConfig, Precision
 from prism_policy.info import device_name, encoder_costs
+from prism_policy.memory import freed_memory_is_kept
 from prism_policy.models.encoder import IMAGENET_MEAN, IMAGENET_STD, VisualEncoder, crop_size
 from prism_policy.models.pooling import SpatialSoftmax
 from prism_policy.models.resnet import ResNet
 
 BASELINE = "sspool"
-
-
-def designs() -> dict[str, EncoderConfig]:
-    """The designs of PRISM that `presets` holds beside the presets themselves, if it does."""
-    return getattr(presets, "prism_designs", dict)()
 
 
 class PlainEncoder(nn.Module):
@@ -76,25 +75,76 @@ def to_float(images: np.ndarray) -> Tensor:
 class Variant:
     """A network, and how a batch of uint8 images in host memory reaches it."""
 
-    def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
-        self.network, self.device, self.dtype = network.to(device).train(), device, dtype
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        self.network, self.device = network.to(device).train(), device
 
     def features(self, images: np.ndarray) -> Tensor:
         """uint8 (B, H, W, 3) to (B, D)."""
         if isinstance(self.network, PlainEncoder):
             return self.network(to_float(images).to(self.device))
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            return self.network({"camera": torch.from_numpy(images).to(self.device)})
+        return self.network({"camera": torch.from_numpy(images).to(self.device)})
 
     def step(self, images: np.ndarray) -> None:
         """Forward and backward, as an update does them; the gradients are freed, as `optimizer.zero_grad` does."""
-        self.features(images).float().square().mean().backward()
+        self.features(images).square().mean().backward()
         self.network.zero_grad(set_to_none=True)
 
 
 def library(config: EncoderConfig, size: int) -> nn.Module:
     """This library's encoder of one camera, as `train` prepares it."""
     return VisualEncoder(config, {"camera": (size, size)}).to(memory_format=torch.channels_last)
+
+
+PLAIN, OURS, OURS_BF16 = (
+    "plain: float32 NCHW from the host, a crop an image in Python, eager",
+    "`VisualEncoder`, as `train` runs it, float32",
+    "`VisualEncoder`, as `train` runs it, `precision` bfloat16",
+)
+
+
+def sspool_variant(name: str, arguments: argparse.Namespace, device: torch.device) -> Variant:
+    """One of part a's."""
+    config = replace(presets.encoder(BASELINE), width=arguments.width)
+    if name == PLAIN:
+        return Variant(PlainEncoder(config, arguments.resolution), device)
+    precision: Precision = "bfloat16" if name == OURS_BF16 else "float32"
+    return Variant(library(replace(config, precision=precision), arguments.resolution), device)
+
+
+class Elsewhere:
+    """A variant in a process of its own: a call has it do one step and waits for the end."""
+
+    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, name, arguments), daemon=True)
+        self.process.start()
+        self()
+
+    def __call__(self) -> None:
+        """One step."""
+        self.connection.send(None)
+        self.connection.recv()
+
+
+def _serve(connection: Connection, name: str, arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(arguments.threads)
+    device, images = torch.device(arguments.device), random_images(arguments)
+    variant = sspool_variant(name, arguments, device)
+    with contextlib.nullcontext() if name == PLAIN else freed_memory_is_kept():
+        with contextlib.suppress(EOFError):  # the parent is done
+            while True:
+                connection.recv()
+                variant.step(images)
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                connection.send(None)
+
+
+def random_images(arguments: argparse.Namespace) -> np.ndarray:
+    """uint8 (B, H, W, 3)."""
+    size = arguments.resolution
+    return np.random.default_rng(0).integers(0, 256, (arguments.batch_size, size, size, 3), np.uint8)
 
 
 def seconds_of(function: Callable[[], object], device: torch.device) -> float:
@@ -161,22 +211,15 @@ def check_equal(plain: Variant, ours: Variant, images: np.ndarray) -> None:
 
 def composition(arguments: argparse.Namespace, device: torch.device, images: np.ndarray) -> None:
     """Part a: sspool's training step, the plain composition against this library's."""
-    config = replace(presets.encoder(BASELINE), width=arguments.width)
-    size, batch = arguments.resolution, arguments.batch_size
-    variants = {
-        "plain: float32 NCHW from the host, a crop an image in Python, eager": Variant(
-            PlainEncoder(config, size), device
-        ),
-        "`VisualEncoder`, channels last, float32": Variant(library(config, size), device),
-        "`VisualEncoder`, channels last, bfloat16 autocast": Variant(library(config, size), device, torch.bfloat16),
-    }
-    plain, ours, _ = variants.values()
+    batch = arguments.batch_size
+    plain, ours = (sspool_variant(name, arguments, device) for name in (PLAIN, OURS))
     check_equal(plain, ours, images[:4])
     with FlopCounterMode(display=False) as counter:
         plain.step(images)
     operations = counter.get_total_flops()
     rate = convolution_rate(device)
-    seconds = in_turn({n: lambda v=v: v.step(images) for n, v in variants.items()}, arguments.rounds, device)
+    variants = {name: Elsewhere(name, arguments) for name in (PLAIN, OURS, OURS_BF16)}
+    seconds = in_turn(variants, arguments.rounds, device)
     convert = in_turn({"": lambda: to_float(images)}, arguments.rounds, device)[""]
     rate = max(rate, convolution_rate(device))  # a shared machine is not always at its best
     baseline = seconds[next(iter(seconds))]
@@ -226,7 +269,10 @@ def print_own_memory(arguments: argparse.Namespace, device: torch.device, images
 
 def encoders(arguments: argparse.Namespace, device: torch.device, images: np.ndarray) -> None:
     """Part b: every encoder against sspool."""
-    names = [BASELINE, *(n for n in arguments.encoder or (*presets.ENCODERS, *designs()) if n != BASELINE)]
+    names = [
+        BASELINE,
+        *(n for n in arguments.encoder or (*presets.ENCODERS, *presets.prism_designs()) if n != BASELINE),
+    ]
     configs = {n: replace(presets.encoder(n), width=arguments.width) for n in names}
     size, batch, rounds = arguments.resolution, arguments.batch_size, arguments.rounds
     rows = {r.encoder: r for r in encoder_costs(configs, (size,), arguments.width, rounds=0)}
@@ -271,7 +317,7 @@ def main() -> None:
     torch.manual_seed(0)
     device = torch.device(arguments.device)
     size, batch = arguments.resolution, arguments.batch_size
-    images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
+    images = random_images(arguments)
     if arguments.memory_of:
         print_own_memory(arguments, device, images)
         return

@@ -1,11 +1,41 @@
-"""Peak memory of this process and all its children together."""
+"""Memory of processes: how much they use at most, and keeping what they free."""
 
 from __future__ import annotations
 
+import ctypes
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import psutil
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
+
+
+@contextmanager
+def freed_memory_is_kept() -> Iterator[None]:
+    """Within, malloc keeps what is freed, for the next update needs blocks of the same sizes.
+
+    glibc gives each large block back to the kernel, which clears every page again at its next use: a tenth of a
+    training step's time on a CPU. Without glibc nothing happens.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        mallopt, malloc_trim = libc.mallopt, libc.malloc_trim
+    except (OSError, AttributeError):
+        yield
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_M_TOP_PAD, 256 * 2**20)
+    try:
+        yield
+    finally:
+        mallopt(_M_MMAP_MAX, 65536)  # glibc's defaults
+        mallopt(_M_TRIM_THRESHOLD, 128 * 2**10)
+        mallopt(_M_TOP_PAD, 128 * 2**10)
+        malloc_trim(0)
 
 
 class PeakMemory:

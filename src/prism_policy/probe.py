@@ -37,6 +37,7 @@ from prism_policy.envs.episode import Split
 from prism_policy.envs.pool import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.files import atomic, read_lines, write_lines, write_text
+from prism_policy.memory import freed_memory_is_kept
 from prism_policy.models.encoder import VisualEncoder, check_encoder
 from prism_policy.progress import Bar, console
 from prism_policy.run_folder import claim_folder
@@ -285,7 +286,8 @@ def _train(
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     train, test = (read_scenes(path, config.camera) for path in files)
     started = time.perf_counter()
-    model, targets = fit(encoder, config, train, {t.name: t.folds for t in tracked(config.task)}, seed)
+    with freed_memory_is_kept():
+        model, targets = fit(encoder, config, train, {t.name: t.folds for t in tracked(config.task)}, seed)
     seconds = time.perf_counter() - started
     visual = model[0]
     assert isinstance(visual, VisualEncoder)

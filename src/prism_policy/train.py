@@ -21,6 +21,7 @@ from prism_policy.data.normalizer import LinearNormalizer
 from prism_policy.data.windows import Windows, batch_indices
 from prism_policy.errors import PrismError
 from prism_policy.files import atomic, read_lines, write_lines
+from prism_policy.memory import freed_memory_is_kept
 from prism_policy.policies import Policy
 from prism_policy.progress import console
 from prism_policy.run_folder import make_policy, save_weights
@@ -74,7 +75,7 @@ def train(folder: Path, config: RunConfig, windows: Windows, on_update: OnUpdate
     metrics = [line for line in read_lines(folder / "metrics.jsonl") if line["step"] <= done]
     trained_s = metrics[-1]["wall_s"] if metrics else 0.0
     started, last_log, losses = time.perf_counter(), time.perf_counter(), []
-    with stop_signal() as stopped:
+    with stop_signal() as stopped, freed_memory_is_kept():
         for step in range(done, settings.steps):
             torch.manual_seed(_update_seed(config.seed, step))  # crop and noise
             batch = windows.batch(batch_indices(step, settings.batch_size, len(windows), config.seed))
