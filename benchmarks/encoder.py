@@ -131,14 +131,14 @@ def _serve(connection: Connection, name: str, arguments: argparse.Namespace) -> 
     torch.set_num_threads(arguments.threads)
     device, images = torch.device(arguments.device), random_images(arguments)
     variant = sspool_variant(name, arguments, device)
-    with contextlib.nullcontext() if name == PLAIN else freed_memory_is_kept():
-        with contextlib.suppress(EOFError):  # the parent is done
-            while True:
-                connection.recv()
-                variant.step(images)
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                connection.send(None)
+    kept = contextlib.nullcontext() if name == PLAIN else freed_memory_is_kept()
+    with kept, contextlib.suppress(EOFError):  # the parent is done
+        while True:
+            connection.recv()
+            variant.step(images)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            connection.send(None)
 
 
 def random_images(arguments: argparse.Namespace) -> np.ndarray:
