@@ -23,6 +23,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from rich.markup import escape
 from rich.table import Table
 from scipy import stats
@@ -428,7 +429,7 @@ def draw(lines: Sequence[Line], path: Path, title: str) -> None:
     order = {name: i for i, name in enumerate(dict.fromkeys(row.encoder for row in found))}
     resolutions = sorted({row.resolution for row in found})
     quantities = list(found[0].errors)
-    columns = min(len(quantities), 3)
+    columns = min(len(quantities), 2 if len(quantities) == 4 else 3)
     panels = -(-len(quantities) // columns)
     figure = Figure(figsize=(3.6 * columns + 1.4, panels * (0.3 * len(order) + 1.1)), layout="constrained")
     axes = figure.subplots(panels, columns, squeeze=False, sharey=True)
@@ -451,6 +452,9 @@ def draw(lines: Sequence[Line], path: Path, title: str) -> None:
             label = f"{row.resolution} px" if order[row.encoder] == 0 else None
             axis.scatter([mean * scale], [y], s=34, marker="|", color=colour, linewidths=2, label=label)
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(f"{quantity} error [{unit}]")
         axis.set_yticks(list(order.values()), list(order))
         axis.grid(axis="x", which="both", alpha=0.15)
