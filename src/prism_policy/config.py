@@ -25,7 +25,7 @@ TokenEmbedding = Literal["shared", "identity", "own"]
 RefineBlock = Literal["bottleneck", "basic"]
 Norm = Literal["group", "batch"]
 Precision = Literal["float32", "bfloat16"]
-PolicyKind = Literal["flow_matching"]
+PolicyKind = Literal["ddpm", "flow_matching", "meanflow"]
 TaskName = Literal["lift", "can", "square", "tool_hang"]
 
 
@@ -129,6 +129,63 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True)
+class DDPMConfig:
+    """Denoising diffusion (Eq. 4 and 5, Table 12a): epsilon prediction, `fixed_small` variance."""
+
+    train_timesteps: int = 100
+    """Diffusion steps K."""
+    beta_schedule: Literal["squaredcos_cap_v2", "linear"] = "squaredcos_cap_v2"
+    """Noise schedule by its name in diffusers."""
+    beta_start: float = 1e-4
+    """First beta of the linear schedule; the squared cosine has its own (Table 12a lists it all the same)."""
+    beta_end: float = 2e-2
+    """Last beta of the linear schedule."""
+    clip_sample: bool = True
+    """Clip the predicted clean chunk to [-1, 1] at every step."""
+    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    """Ancestral sampling, or the deterministic DDIM, which needs fewer steps."""
+    num_inference_steps: int = 100
+    """Steps at inference."""
+
+
+@dataclass(frozen=True)
+class FlowMatchingConfig:
+    """Flow matching along straight paths (Eq. 6 and 7, Table 12b)."""
+
+    num_inference_steps: int = 10
+    """Uniform steps at inference."""
+    solver: Literal["euler", "midpoint"] = "euler"
+    """Euler, or the midpoint rule with two network calls a step."""
+    time_scale: float = 100.0
+    """Flow time in [0, 1] is multiplied by this before the sinusoidal embedding, which was made for steps 0 to 100."""
+
+
+@dataclass(frozen=True)
+class MeanFlowConfig:
+    """MeanFlow (Eq. 8 to 13, Table 12c)."""
+
+    t_mean: float = -0.6
+    """t = sigmoid(N(t_mean, t_std))."""
+    t_std: float = 1.6
+    r_mean: float = -4.0
+    """r = sigmoid(N(r_mean, r_std)), then r = min(t, r)."""
+    r_std: float = 1.6
+    equal_ratio: float = 0.75
+    """Probability of r = t, where the target is the instantaneous velocity. The paper says 0.75 in its text and in
+    Table 12c; in code it builds on, 0.75 is the probability that they differ."""
+    order: Literal["clamp", "swap"] = "clamp"
+    """What makes r <= t: r = min(t, r), or exchanging the two."""
+    norm_power: float = 0.75
+    """p of the adaptive weight (Eq. 13)."""
+    norm_eps: float = 1e-3
+    """epsilon of the adaptive weight (Eq. 13)."""
+    num_inference_steps: int = 1
+    """Steps at inference: one network call each."""
+    time_scale: float = 100.0
+    """t and h = t - r are multiplied by this before the sinusoidal embedding. Their derivative grows alike."""
+
+
+@dataclass(frozen=True)
 class PolicyConfig:
     """A generative policy: the encoder, the 1D U-Net and the noise process."""
 
@@ -149,10 +206,12 @@ class PolicyConfig:
     """Groups of the U-Net's GroupNorm (Table 11)."""
     step_embed_dim: int = 128
     """Dimension of the embedding of the diffusion step or time (Table 11)."""
-    num_inference_steps: int = 10
-    """Euler steps at inference (Table 12b)."""
-    time_scale: float = 100.0
-    """Flow time in [0, 1] is multiplied by this before the sinusoidal embedding, which was made for steps 0 to 100."""
+    ddpm: DDPMConfig = DDPMConfig()
+    """Read where kind is `ddpm`."""
+    flow_matching: FlowMatchingConfig = FlowMatchingConfig()
+    """Read where kind is `flow_matching`."""
+    meanflow: MeanFlowConfig = MeanFlowConfig()
+    """Read where kind is `meanflow`."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +230,8 @@ class TrainConfig:
     """Linear warm-up before the cosine decay to zero."""
     grad_clip: float = 0.0
     """Clip the gradient's norm to this; 0 is off."""
-    ema_power: float = 0.75
-    """EMA decay at update n is 1 - (1 + n)^-power, at most `ema_max_decay`."""
+    ema_power: float | None = 0.75
+    """EMA decay at update n is 1 - (1 + n)^-power, at most `ema_max_decay`; null is `ema_max_decay` throughout."""
     ema_max_decay: float = 0.9999
     checkpoint_every: int = 500
     """Updates between checkpoints; at most this much work is lost to a kill."""

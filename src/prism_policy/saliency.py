@@ -38,7 +38,7 @@ def input_gradient(policy: Policy, observation: Observation, noise: Tensor) -> d
     Args:
         policy: a policy in evaluation mode.
         observation: images uint8 (B, To, H, W, 3), proprio (B, To, P).
-        noise: (B, T, A), from `policy.draw_noise`.
+        noise: from `policy.draw_noise`.
 
     Returns:
         float32 (B, To, H, W) a camera [squared normalised action per grey level of 255].

@@ -40,6 +40,8 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 def ema_decay(step: int, config: TrainConfig) -> float:
     """1 - (1 + n)^-power at update n, so that the average forgets the random start quickly."""
+    if config.ema_power is None:
+        return config.ema_max_decay
     return min(1 - float((1 + step) ** -config.ema_power), config.ema_max_decay)
 
 

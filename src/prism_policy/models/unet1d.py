@@ -13,11 +13,16 @@ from prism_policy.errors import PrismError
 
 
 def sinusoidal_embedding(step: Tensor, dim: int) -> Tensor:
-    """(B,) steps to (B, dim): sines and cosines at wavelengths from 2 pi to 10000 * 2 pi."""
-    half = dim // 2
-    frequencies = torch.exp(torch.arange(half, device=step.device) * (-math.log(10_000) / (half - 1)))
-    angles = step.float()[:, None] * frequencies  # (B, dim / 2)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+    """Steps (B,) to (B, dim): sines and cosines at wavelengths from 2 pi to 10000 * 2 pi.
+
+    Several numbers, (B, n), share the dimensions: each has dim / n of its own, so the network's size stays the same.
+    """
+    step = step if step.is_floating_point() else step.float()
+    step = step.unsqueeze(-1) if step.ndim == 1 else step  # (B, n)
+    half = dim // (2 * step.shape[1])
+    exponents = torch.arange(half, device=step.device, dtype=step.dtype) / (half - 1)
+    angles = step.unsqueeze(-1) * torch.exp(-math.log(10_000) * exponents)  # (B, n, dim / 2n)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
 class Conv1dBlock(nn.Sequential):
@@ -108,7 +113,7 @@ class ConditionalUNet1D(nn.Module):
         )
 
     def forward(self, actions: Tensor, step: Tensor, cond: Tensor) -> Tensor:
-        """(B, T, A), (B,) and (B, D) to (B, T, A)."""
+        """(B, T, A), steps (B,) or (B, n), and (B, D) to (B, T, A)."""
         factor = 2 ** len(self.up)
         if actions.shape[1] % factor:
             raise PrismError(

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 from prism_policy.config import PolicyConfig
 from prism_policy.policies.base import Policy
+from prism_policy.policies.ddpm import DDPMPolicy
 from prism_policy.policies.flow_matching import FlowMatchingPolicy
+from prism_policy.policies.meanflow import MeanFlowPolicy
 
 __all__ = ["Policy", "build_policy"]
 
@@ -28,5 +30,9 @@ def build_policy(
         task_dim: numbers of the embedding `observation["task"]` that says what to do; 0 for a single task.
     """
     match config.kind:
+        case "ddpm":
+            return DDPMPolicy(config, cameras, proprio_dim, action_dim, task_dim)
+        case "meanflow":
+            return MeanFlowPolicy(config, cameras, proprio_dim, action_dim, task_dim)
         case "flow_matching":
             return FlowMatchingPolicy(config, cameras, proprio_dim, action_dim, task_dim)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,11 +18,28 @@ Observation = Mapping[str, Any]
 """{"images": {camera: uint8 (B, To, H, W, 3)}, "proprio": float32 (B, To, P), "task": optional float32 (B, E)}"""
 
 
+Known = tuple[Tensor, Tensor]
+"""Normalised values (B, T, A) of actions that are given, and where they are: bool (B, T, A)."""
+
+
+def per_entry(mask: Tensor | None, like: Tensor) -> Tensor:
+    """The mask M of Eq. 5 and 7 for every entry of (B, T, A): from bool (B, T), (B, T, A), or none."""
+    if mask is None:
+        return torch.ones_like(like, dtype=torch.bool)
+    return (mask.unsqueeze(-1) if mask.ndim == 2 else mask).expand_as(like)
+
+
 def masked_mean(error: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of (B, T, A) over the steps in `mask`, bool (B, T): the masked squared error of Eq. 5 and 7."""
+    """Mean of (B, T, A) over the entries in `mask`, bool (B, T) or (B, T, A) (Eq. 5 and 7)."""
     if mask is None:
         return error.mean()
-    return (error.mean(dim=-1) * mask).sum() / mask.sum()
+    mask = per_entry(mask, error)
+    return (error * mask).sum() / mask.sum().clamp_min(1)
+
+
+def impose(x: Tensor, known: Known | None, level: Callable[[Tensor], Tensor]) -> Tensor:
+    """Put what is known, at the noise level of x, where it is known (inpainting)."""
+    return x if known is None else torch.where(known[1], level(known[0]), x)
 
 
 class Policy(nn.Module):
@@ -86,23 +103,40 @@ class Policy(nn.Module):
 
     loss = forward
 
-    def draw_noise(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """Gaussian start of sampling, (B, T, A); drawn on the CPU so that a seed means the same on every device."""
-        return torch.randn(batch, self.config.horizon, self.action_dim, generator=generator).to(self.device)
+    @property
+    def num_draws(self) -> int:
+        """Gaussian chunks that sampling needs: the start, and what a stochastic sampler adds on its way."""
+        return 1
 
-    def sample(self, observation: Observation, noise: Tensor) -> Tensor:
-        """Normalised action chunk (B, T, A) from the given noise; differentiable with respect to the observation."""
-        return self.sample_chunk(noise, self.condition(observation))
+    def draw_noise(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """All randomness of sampling, (B, num_draws, T, A); from the CPU, so that a seed means the same everywhere."""
+        shape = (batch, self.num_draws, self.config.horizon, self.action_dim)
+        return torch.randn(shape, generator=generator).to(self.device)
+
+    def sample(self, observation: Observation, noise: Tensor, known: Known | None = None) -> Tensor:
+        """Normalised action chunk (B, T, A) from `draw_noise`; differentiable with respect to the observation."""
+        return self.sample_chunk(noise, self.condition(observation), known)
 
     @torch.no_grad()
-    def act(self, observation: Observation, generator: torch.Generator | None = None) -> Tensor:
+    def act(
+        self, observation: Observation, generator: torch.Generator | None = None, known: Known | None = None
+    ) -> Tensor:
         """The actions to execute now, (B, n_action_steps, A), in the environment's units.
 
+        Args:
+            observation: the last n_obs_steps frames.
+            generator: of the noise; an episode's own makes its outcome independent of what runs beside it.
+            known: actions (B, T, A) in the environment's units that are given, such as the rest of the chunk before,
+                and where they are, bool (B, T, A): the others are sampled to go with them (inpainting).
+
         Raises:
-            PrismError: observations that are not finite or of another shape.
+            PrismError: observations or known actions that are not finite or of another shape.
         """
         observation = self._checked(observation)
-        chunk = self.sample(observation, self.draw_noise(len(observation["proprio"]), generator))
+        batch = len(observation["proprio"])
+        if known is not None:
+            known = self._checked_known(known, batch)
+        chunk = self.sample(observation, self.draw_noise(batch, generator), known)
         first = self.config.n_obs_steps - 1  # the chunk starts at the oldest frame; the newest one's action is due now
         return self.normalizer["action"].invert(chunk)[:, first : first + self.config.n_action_steps]  # type: ignore[operator]
 
@@ -125,10 +159,26 @@ class Policy(nn.Module):
                 )
         return checked
 
+    def _checked_known(self, known: Known, batch: int) -> Known:
+        values, where = (torch.as_tensor(x, device=self.device) for x in known)
+        shape = (batch, self.config.horizon, self.action_dim)
+        if values.shape != shape or where.shape != shape or where.dtype != torch.bool:
+            raise PrismError(
+                f"known: expected actions and a bool mask of shape {shape}, got {tuple(values.shape)} and "
+                f"{tuple(where.shape)} of type {str(where.dtype)[6:]}"
+            )
+        if not torch.isfinite(values[where]).all():
+            raise PrismError("known actions hold NaN or infinity where the mask says they are known")
+        return self.normalizer["action"](values.nan_to_num()), where
+
     def chunk_loss(self, actions: Tensor, cond: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Scalar loss for normalised chunks (B, T, A) given conditions (B, D), over steps in `mask`, bool (B, T)."""
+        """Scalar loss for normalised chunks (B, T, A) given conditions (B, D), over the entries in `mask`.
+
+        Args:
+            mask: bool (B, T) or (B, T, A); entries outside (padded, disturbed, or given) are not learned.
+        """
         raise NotImplementedError
 
-    def sample_chunk(self, noise: Tensor, cond: Tensor) -> Tensor:
-        """Normalised chunk (B, T, A) from noise (B, T, A) given conditions (B, D)."""
+    def sample_chunk(self, noise: Tensor, cond: Tensor, known: Known | None = None) -> Tensor:
+        """Normalised chunk (B, T, A) from noise (B, num_draws, T, A) given conditions (B, D) and known entries."""
         raise NotImplementedError

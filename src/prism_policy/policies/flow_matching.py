@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prism_policy.policies.base import Policy, masked_mean
+from prism_policy.policies.base import Known, Policy, impose, masked_mean
 
 
 class FlowMatchingPolicy(Policy):
@@ -13,20 +13,27 @@ class FlowMatchingPolicy(Policy):
 
     def velocity(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """v(x, t, cond) for x (B, T, A), t (B,) in [0, 1]."""
-        return self.net(x, t * self.config.time_scale, cond)
+        return self.net(x, t * self.config.flow_matching.time_scale, cond)
 
     def chunk_loss(self, actions: Tensor, cond: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mean squared error of the velocity over the steps in `mask` (Eq. 7)."""
+        """Mean squared error of the velocity over the entries in `mask` (Eq. 7)."""
         x_0 = torch.randn_like(actions)
         t = torch.rand(len(actions), device=actions.device)
         x_t = torch.lerp(x_0, actions, t[:, None, None])
         return masked_mean((self.velocity(x_t, t, cond) - (actions - x_0)).square(), mask)
 
-    def sample_chunk(self, noise: Tensor, cond: Tensor) -> Tensor:
-        """Euler integration from noise at t = 0 to actions at t = 1 in uniform steps."""
-        n = self.config.num_inference_steps
-        x = noise
+    def sample_chunk(self, noise: Tensor, cond: Tensor, known: Known | None = None) -> Tensor:
+        """Integrate from noise at t = 0 to actions at t = 1 in uniform steps."""
+        config = self.config.flow_matching
+        n = config.num_inference_steps
+        x = x_0 = noise[:, 0]
+
+        def velocity(x: Tensor, t: float) -> Tensor:
+            return self.velocity(x, torch.full((len(x),), t, device=x.device), cond)
+
         for i in range(n):
-            t = torch.full((len(x),), i / n, device=x.device)
-            x = x + self.velocity(x, t, cond) / n
+            v = velocity(x, i / n)
+            if config.solver == "midpoint":
+                v = velocity(x + v / (2 * n), (i + 0.5) / n)
+            x = impose(x + v / n, known, lambda a, t=(i + 1) / n: torch.lerp(x_0, a, t))  # type: ignore[misc]
         return x

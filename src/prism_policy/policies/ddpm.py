@@ -1,0 +1,100 @@
+"""Denoising diffusion (Eq. 4 and 5, arXiv:2606.15232; Ho et al., 2020) with its ancestral sampler and DDIM."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prism_policy.config import DDPMConfig, PolicyConfig
+from prism_policy.errors import PrismError
+from prism_policy.policies.base import Known, Policy, impose, masked_mean
+
+
+def alpha_bars(config: DDPMConfig) -> Tensor:
+    """alpha-bar of every step, float64 (K,): the share of the clean chunk's variance that is left."""
+    steps = config.train_timesteps
+    if config.beta_schedule == "linear":
+        betas = torch.linspace(config.beta_start, config.beta_end, steps, dtype=torch.float64)
+    else:
+        cosine = [math.cos((k / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for k in range(steps + 1)]
+        capped = [min(1 - after / before, 0.999) for before, after in itertools.pairwise(cosine)]
+        betas = torch.tensor(capped, dtype=torch.float64)
+    return (1 - betas).cumprod(0)
+
+
+class DDPMPolicy(Policy):
+    """tau_k = sqrt(alpha-bar_k) tau + sqrt(1 - alpha-bar_k) eps; the network predicts eps."""
+
+    alpha_bar: Tensor
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        cameras: Mapping[str, tuple[int, int]],
+        proprio_dim: int,
+        action_dim: int,
+        task_dim: int = 0,
+    ) -> None:
+        super().__init__(config, cameras, proprio_dim, action_dim, task_dim)
+        ddpm = config.ddpm
+        if not 1 <= ddpm.num_inference_steps <= ddpm.train_timesteps:
+            raise PrismError(
+                f"ddpm.num_inference_steps: expected 1 to train_timesteps {ddpm.train_timesteps}, got "
+                f"{ddpm.num_inference_steps}"
+            )
+        self.register_buffer("alpha_bar", alpha_bars(ddpm).float(), persistent=False)
+
+    def noise_in(self, x: Tensor, k: Tensor, cond: Tensor) -> Tensor:
+        """eps(x, k, cond) for x (B, T, A), k (B,) in 0 to K - 1."""
+        return self.net(x, k, cond)
+
+    def chunk_loss(self, actions: Tensor, cond: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mean squared error of the noise over the entries in `mask` (Eq. 5)."""
+        k = torch.randint(len(self.alpha_bar), (len(actions),), device=actions.device)
+        noise = torch.randn_like(actions)
+        noisy = self.at(k[:, None, None], actions, noise)  # Eq. 4
+        return masked_mean((self.noise_in(noisy, k, cond) - noise).square(), mask)
+
+    def at(self, k: Tensor | int, actions: Tensor, noise: Tensor) -> Tensor:
+        """The noisy chunk of step k (Eq. 4)."""
+        alpha_bar = self.alpha_bar[k]
+        return alpha_bar.sqrt() * actions + (1 - alpha_bar).sqrt() * noise
+
+    @property
+    def steps(self) -> list[int]:
+        """Diffusion steps that sampling visits, the noisiest first, spaced as diffusers' `leading`."""
+        config = self.config.ddpm
+        stride = config.train_timesteps // config.num_inference_steps
+        return [i * stride for i in reversed(range(config.num_inference_steps))]
+
+    @property
+    def num_draws(self) -> int:
+        """The start, and for the ancestral sampler one for every step but the last."""
+        return self.config.ddpm.num_inference_steps if self.config.ddpm.sampler == "ddpm" else 1
+
+    def sample_chunk(self, noise: Tensor, cond: Tensor, known: Known | None = None) -> Tensor:
+        """Denoise step by step (Ho et al., 2020, Algorithm 2; Song et al., 2021, Eq. 12 with eta = 0)."""
+        config = self.config.ddpm
+        stride = config.train_timesteps // config.num_inference_steps
+        x = start = noise[:, 0]
+        for i, k in enumerate(self.steps):
+            x = impose(x, known, lambda a, k=k: self.at(k, a, start))  # type: ignore[misc]
+            eps = self.noise_in(x, torch.full((len(x),), k, device=x.device), cond)
+            alpha_bar = self.alpha_bar[k]
+            before = self.alpha_bar[k - stride] if k >= stride else torch.ones_like(alpha_bar)
+            clean = (x - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
+            if config.clip_sample:
+                clean = clean.clamp(-1, 1)
+            if config.sampler == "ddim":
+                x = before.sqrt() * clean + (1 - before).sqrt() * eps
+                continue
+            alpha = alpha_bar / before
+            x = (before.sqrt() * (1 - alpha) * clean + alpha.sqrt() * (1 - before) * x) / (1 - alpha_bar)
+            if k > 0:
+                variance = (1 - before) / (1 - alpha_bar) * (1 - alpha)  # "fixed_small"
+                x = x + variance.clamp_min(1e-20).sqrt() * noise[:, i + 1]
+        return impose(x, known, lambda a: a)

@@ -1,0 +1,57 @@
+"""MeanFlow (Eq. 8 to 13, arXiv:2606.15232; Geng et al., 2025): the average velocity, so that one step suffices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prism_policy.policies.base import Known, Policy, impose, per_entry
+
+
+class MeanFlowPolicy(Policy):
+    """The path z_t = (1 - t) tau + t e leads from actions at t = 0 to noise e at t = 1.
+
+    The network regresses the velocity's mean over [r, t], u(z_t, t, h = t - r), so that z_r = z_t - h u.
+    """
+
+    def average_velocity(self, z: Tensor, t: Tensor, h: Tensor, cond: Tensor) -> Tensor:
+        """u(z, t, h, cond) for z (B, T, A), t and h (B,) in [0, 1]."""
+        return self.net(z, torch.stack([t, h], dim=1) * self.config.meanflow.time_scale, cond)
+
+    def draw_times(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Times t and r <= t, (B,) each: logit-normal, r = t with probability `equal_ratio` (Table 12c)."""
+        config = self.config.meanflow
+        t = torch.sigmoid(config.t_mean + config.t_std * torch.randn(batch, device=device))
+        r = torch.sigmoid(config.r_mean + config.r_std * torch.randn(batch, device=device))
+        t, r = (torch.maximum(t, r) if config.order == "swap" else t), torch.minimum(t, r)
+        return t, torch.where(torch.rand(batch, device=device) < config.equal_ratio, t, r)
+
+    def target(self, z: Tensor, v: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+        """The prediction and its target v - (t - r) du/dt without gradient (Eq. 11 and 12), (B, T, A) each."""
+
+        def along_path(z: Tensor, t: Tensor, r: Tensor) -> Tensor:
+            return self.average_velocity(z, t, t - r, cond)
+
+        tangents = (v, torch.ones_like(t), torch.zeros_like(r))
+        predicted, change = torch.func.jvp(along_path, (z, t, r), tangents)  # type: ignore[misc]
+        return predicted, (v - (t - r)[:, None, None] * change).detach()
+
+    def chunk_loss(self, actions: Tensor, cond: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Squared error over the entries in `mask`, summed a sample and weighted against outliers (Eq. 10 to 13)."""
+        config = self.config.meanflow
+        e = torch.randn_like(actions)
+        t, r = self.draw_times(len(actions), actions.device)
+        z = torch.lerp(actions, e, t[:, None, None])
+        predicted, target = self.target(z, e - actions, t, r, cond)
+        error = ((predicted - target).square() * per_entry(mask, actions)).sum(dim=(1, 2))  # (B,)
+        return (error / (error.detach() + config.norm_eps) ** config.norm_power).mean()
+
+    def sample_chunk(self, noise: Tensor, cond: Tensor, known: Known | None = None) -> Tensor:
+        """From noise at t = 1 to actions at t = 0: z_r = z_t - (t - r) u, in one step or several."""
+        n = self.config.meanflow.num_inference_steps
+        z = e = noise[:, 0]
+        for i in range(n):
+            t = torch.full((len(z),), 1 - i / n, device=z.device)
+            z = z - self.average_velocity(z, t, torch.full_like(t, 1 / n), cond) / n
+            z = impose(z, known, lambda a, r=1 - (i + 1) / n: torch.lerp(a, e, r))  # type: ignore[misc]
+        return z
