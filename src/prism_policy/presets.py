@@ -78,7 +78,7 @@ def paper(
 ) -> RunConfig:
     """The paper's run at full size (Tables 8 to 12): 50,000 updates of 512 windows. It needs a GPU."""
     cameras = ("sideview" if task == "tool_hang" else "agentview", "robot0_eye_in_hand")
-    # Table 12c gives MeanFlow a constant EMA decay; for the others the paper gives none, and this is diffusion policy's.
+    # Table 12c gives MeanFlow a constant EMA decay; the others have diffusion policy's, as the paper gives none.
     train = TrainConfig(ema_power=None if policy == "meanflow" else 0.75)
     return RunConfig(
         task=TaskConfig(name=task, cameras=cameras, max_steps=700 if task == "tool_hang" else 400),
