@@ -106,17 +106,13 @@ def probe(
         return None
 
     missing = [job for job in wanted if find(*job) is None]
-    report("Probing", len(wanted) - len(missing), len(wanted))
+    kept, start = len(wanted) - len(missing), len(lines)
+    report("Probing", kept, len(wanted))
 
     def finish(line: Line) -> None:
         lines.append(line)
         write_lines(journal, lines)
-        report("Probing", len(wanted) - len(missing) + finished(), len(wanted))
-
-    before = len(lines)
-
-    def finished() -> int:
-        return len(lines) - before
+        report("Probing", kept + len(lines) - start, len(wanted))
 
     if torch.cuda.is_available():
         for name, r, seed in missing:
