@@ -46,7 +46,9 @@ def test_two_modes_that_depend_on_the_condition_are_both_learned(kind: PolicyKin
         return torch.cat([centre[:, None], torch.zeros(len(centre), cond_dim - 1)], dim=1)
 
     torch.manual_seed(0)
-    for _ in range(800 if kind == "meanflow" else 500):
+    updates = 1000 if kind == "meanflow" else 500
+    for i in range(updates):
+        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - i / updates)
         centre = torch.rand(256, generator=generator) - 0.5
         sign = torch.randint(0, 2, (256,), generator=generator) * 2.0 - 1
         actions = (centre + 0.4 * sign)[:, None, None].expand(256, 4, 2)
@@ -59,7 +61,7 @@ def test_two_modes_that_depend_on_the_condition_are_both_learned(kind: PolicyKin
             samples = policy.sample_chunk(policy.draw_noise(500, generator), condition(torch.full((500,), value)))
         offset = samples.mean((1, 2)) - value
         near = (offset.abs() - 0.4).abs() < 0.15
-        assert near.float().mean() > (0.6 if kind == "meanflow" else 0.9)  # the mean would put all of them at offset 0
+        assert near.float().mean() > 0.9  # the mean would put all of them at offset 0
         assert 0.3 < (offset > 0).float().mean() < 0.7
 
 
