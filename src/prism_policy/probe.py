@@ -35,7 +35,7 @@ from prism_policy.envs.pool import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.files import read_lines, write_lines, write_text
 from prism_policy.memory import freed_memory_is_kept
-from prism_policy.models.encoder import VisualEncoder, check_encoder
+from prism_policy.models.encoder import VisualEncoder
 from prism_policy.probe_results import Line, draw, markdown_table, rows, table
 from prism_policy.progress import Bar, console
 from prism_policy.run_folder import claim_folder
@@ -239,7 +239,6 @@ def _check(
     if min(seeds) < 0 or config.scene_seed < 0:
         raise PrismError(f"seeds: expected 0 or more, got {min(*seeds, config.scene_seed)}")
     for encoder in encoders.values():
-        check_encoder(encoder)
         for resolution in resolutions:
             with torch.device("meta"):
                 VisualEncoder(encoder, {config.camera: (resolution, resolution)})
