@@ -169,3 +169,14 @@ def test_bad_input_ends_the_command_with_one_sentence(bad: tuple[str, str]) -> N
     (line,) = done.stderr.splitlines()
     assert line.startswith("prism: ")
     assert "expected" in line or "use larger images" in line
+
+
+def test_every_design_of_prism_fits_what_the_paper_states() -> None:
+    """384 numbers before the fusion, +15.4% parameters within 0.2; and the preset is one of them."""
+    designs = presets.prism_designs()
+    for cost in encoder_costs(designs, (84,), rounds=0):
+        assert cost.policy_growth == pytest.approx(0.154, abs=0.002), cost.encoder
+    for config in designs.values():
+        assert config.num_keypoints is not None
+        assert 2 * config.num_keypoints * len(config.stages_read) == 384
+    assert presets.encoder("prism") in designs.values()

@@ -16,7 +16,8 @@ from prism_policy import presets
 from prism_policy.config import ProbeConfig
 from prism_policy.errors import PrismError
 from prism_policy.files import read_lines
-from prism_policy.probe import Scenes, Targets, fit, mean_interval, predict, probe, rows, table
+from prism_policy.probe import Scenes, Targets, fit, predict, probe
+from prism_policy.probe_results import mean_interval, rows, table
 
 TINY = ProbeConfig(width=8, steps=3, batch_size=4, train_frames=60, test_frames=10)
 
