@@ -16,14 +16,13 @@ import os
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import torch
+from timing import in_turn, ms, ratio, seconds_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -145,43 +144,6 @@ def random_images(arguments: argparse.Namespace) -> np.ndarray:
     """uint8 (B, H, W, 3)."""
     size = arguments.resolution
     return np.random.default_rng(0).integers(0, 256, (arguments.batch_size, size, size, 3), np.uint8)
-
-
-def seconds_of(function: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, the device's work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def in_turn(
-    functions: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, warm_up: int = 2, calls: int = 1
-) -> dict[str, list[float]]:
-    """Seconds of each function, a list over rounds; `calls` calls make one measurement, after `warm_up` rounds."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for round_ in range(warm_up + rounds):
-        for name, function in functions.items():
-            if calls > 1:
-                function()  # the variant before has filled the caches with its own weights
-            elapsed = statistics.median(seconds_of(function, device) for _ in range(calls))
-            if round_ >= warm_up:
-                seconds[name].append(elapsed)
-    return seconds
-
-
-def ratio(values: Sequence[float], baseline: Sequence[float]) -> str:
-    """Median (min to max) over rounds of values / baseline."""
-    ratios = [v / b for v, b in zip(values, baseline, strict=True)]
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-
-
-def ms(seconds: Sequence[float]) -> str:
-    """Median milliseconds."""
-    return f"{1000 * statistics.median(seconds):.1f}"
 
 
 def convolution_rate(device: torch.device) -> float:

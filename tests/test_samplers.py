@@ -1,6 +1,7 @@
 """DDPM, flow matching and MeanFlow against diffusers, closed forms and finite differences."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +16,9 @@ from prism_policy.policies.flow_matching import FlowMatchingPolicy
 from prism_policy.policies.meanflow import MeanFlowPolicy
 
 diffusers = pytest.importorskip("diffusers")
+
+Field = Callable[..., Tensor]
+"""Of x (B, T, A) and one or several times (B, 1, 1)."""
 
 MEAN, STD = torch.tensor([0.5, -0.3]), torch.tensor([0.2, 0.1])  # of the actions, a Gaussian in each dimension
 
@@ -32,6 +36,18 @@ def policy_of(kind: PolicyKind, **settings: Any) -> Any:
         **{kind: configs[kind](**settings)},
     )
     return build_policy(config, {"agentview": (48, 48)}, proprio_dim=3, action_dim=2)
+
+
+def plug_in(policy: Any, field: Field) -> None:
+    """Put `field` in place of the network; each time becomes (B, 1, 1), or the columns of (B, n) do."""
+
+    def predict(x: Tensor, times: Tensor, cond: Tensor) -> Tensor:
+        return field(x, *(t[:, None, None] for t in times.reshape(len(x), -1).unbind(1)))
+
+    def predict_at(times: Tensor, cond: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        return [lambda x, t=t: predict(x, t.expand(len(x), *t.shape), cond) for t in times]
+
+    policy.predict, policy.predict_at = predict, predict_at
 
 
 def draws(policy: Any, batch: int) -> Tensor:
@@ -67,11 +83,11 @@ def test_every_step_is_diffusers(sampler: Any, steps: int, clip: bool) -> None:
     policy: DDPMPolicy = policy_of("ddpm", sampler=sampler, num_inference_steps=steps, clip_sample=clip)
     visited = []
 
-    def noise_in(x: Tensor, k: Tensor, cond: Tensor) -> Tensor:
+    def field(x: Tensor, k: Tensor) -> Tensor:
         visited.append((int(k[0]), x))
         return network(x, k)
 
-    policy.noise_in = noise_in  # type: ignore[method-assign]
+    plug_in(policy, field)
     noise = draws(policy, 3)
     ours = policy.sample_chunk(noise, torch.zeros(3, 1))
     name = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler"}[sampler]
@@ -102,7 +118,7 @@ def ancestral_step(scheduler: Any, eps: Tensor, k: int, x: Tensor, later: Any) -
 
 def exact_noise(policy: DDPMPolicy, x: Tensor, k: Tensor) -> Tensor:
     """E[eps | x_k = x] where the actions are N(MEAN, STD^2)."""
-    alpha_bar = policy.alpha_bar[k][:, None, None]
+    alpha_bar = policy.alpha_bar[k]
     return (1 - alpha_bar).sqrt() * (x - alpha_bar.sqrt() * MEAN) / (alpha_bar * STD**2 + 1 - alpha_bar)
 
 
@@ -110,7 +126,7 @@ def exact_noise(policy: DDPMPolicy, x: Tensor, k: Tensor) -> Tensor:
 def test_ddpm_with_the_optimal_denoiser_returns_the_gaussian(sampler: Any) -> None:
     """With steps fine enough: 100 of the paper's ancestral steps end 8 to 13% too narrow, which is the scheme's."""
     policy = policy_of("ddpm", sampler=sampler, train_timesteps=1000, num_inference_steps=1000, clip_sample=False)
-    policy.noise_in = lambda x, k, cond: exact_noise(policy, x, k)
+    plug_in(policy, lambda x, k: exact_noise(policy, x, k))
     samples = policy.sample_chunk(draws(policy, 1000), torch.zeros(1000, 1)).flatten(0, 1)  # (4000, 2)
     torch.testing.assert_close(samples.mean(0), MEAN, atol=0.012, rtol=0)
     torch.testing.assert_close(samples.std(0), STD, atol=0, rtol=0.05)
@@ -121,7 +137,7 @@ def test_ddpm_with_the_optimal_denoiser_returns_the_gaussian(sampler: Any) -> No
 def test_at_the_papers_steps_mean_and_width_are_those_of_the_exact_recursion(sampler: str, steps: int) -> None:
     """Each step is affine in x for a Gaussian, so mean and variance can be carried along in float64 by hand."""
     policy = policy_of("ddpm", sampler=sampler, num_inference_steps=steps, clip_sample=False)
-    policy.noise_in = lambda x, k, cond: exact_noise(policy, x, k)
+    plug_in(policy, lambda x, k: exact_noise(policy, x, k))
     samples = policy.sample_chunk(draws(policy, 4000), torch.zeros(4000, 1)).flatten(0, 1)
     bars = [*alpha_bars(DDPMConfig()).tolist()]
     for d, (m, s) in enumerate(zip(MEAN.tolist(), STD.tolist(), strict=True)):
@@ -146,14 +162,14 @@ def test_ddpm_with_the_optimal_denoiser_returns_both_modes_of_a_mixture() -> Non
     policy: DDPMPolicy = policy_of("ddpm")
     modes, weights, std = torch.tensor([-0.6, 0.2]), torch.tensor([0.3, 0.7]), 0.05
 
-    def noise_in(x: Tensor, k: Tensor, cond: Tensor) -> Tensor:
-        alpha_bar = policy.alpha_bar[k][:, None, None, None]
+    def field(x: Tensor, k: Tensor) -> Tensor:
+        alpha_bar = policy.alpha_bar[k][..., None]
         spread = alpha_bar * std**2 + 1 - alpha_bar
         away = x.unsqueeze(-1) - alpha_bar.sqrt() * modes  # (B, T, A, 2)
         share = (weights.log() - away.square() / (2 * spread)).softmax(-1)
         return ((1 - alpha_bar).sqrt() * share * away / spread).sum(-1)
 
-    policy.noise_in = noise_in  # type: ignore[method-assign]
+    plug_in(policy, field)
     samples = policy.sample_chunk(draws(policy, 1000), torch.zeros(1000, 1)).flatten()  # 8000 of one dimension
     near = [(samples - mode).abs() < 4 * std for mode in modes]
     assert near[0].float().mean() == pytest.approx(0.3, abs=0.03)
@@ -170,7 +186,6 @@ def test_more_steps_than_were_trained_are_refused() -> None:
 
 def gaussian_velocity(x: Tensor, t: Tensor) -> Tensor:
     """E[tau - x_0 | x_t] for tau ~ N(MEAN, STD^2), x_0 ~ N(0, 1), x_t = (1 - t) x_0 + t tau."""
-    t = t[:, None, None]
     spread = (1 - t) ** 2 + (t * STD.to(x)) ** 2
     return MEAN.to(x) + (t * STD.to(x) ** 2 - (1 - t)) / spread * (x - t * MEAN.to(x))
 
@@ -178,7 +193,7 @@ def gaussian_velocity(x: Tensor, t: Tensor) -> Tensor:
 @pytest.mark.parametrize(("solver", "steps"), [("euler", 200), ("midpoint", 40)])
 def test_flow_matching_returns_the_gaussian_given_its_exact_velocity(solver: Any, steps: int) -> None:
     policy: FlowMatchingPolicy = policy_of("flow_matching", solver=solver, num_inference_steps=steps)
-    policy.velocity = lambda x, t, cond: gaussian_velocity(x, t)  # type: ignore[method-assign]
+    plug_in(policy, gaussian_velocity)
     noise = draws(policy, 2000)
     samples = policy.sample_chunk(noise, torch.zeros(2000, 1))
     # The flow of a Gaussian is known: x_1 = MEAN + STD x_0.
@@ -188,7 +203,7 @@ def test_flow_matching_returns_the_gaussian_given_its_exact_velocity(solver: Any
 def test_halving_the_step_halves_eulers_error_and_quarters_midpoints_at_least() -> None:
     def error(solver: str, steps: int) -> float:
         policy: FlowMatchingPolicy = policy_of("flow_matching", solver=solver, num_inference_steps=steps).double()
-        policy.velocity = lambda x, t, cond: gaussian_velocity(x, t.double())  # type: ignore[method-assign]
+        plug_in(policy, lambda x, t: gaussian_velocity(x, t.double()))
         noise = draws(policy, 200).double()
         exact = MEAN.double() + STD.double() * noise[:, 0]
         return float((policy.sample_chunk(noise, torch.zeros(200, 1)) - exact).abs().mean())
@@ -202,7 +217,6 @@ def test_halving_the_step_halves_eulers_error_and_quarters_midpoints_at_least() 
 
 def gaussian_average_velocity(z: Tensor, t: Tensor, h: Tensor) -> Tensor:
     """(z_t - z_r) / h along the flow of a Gaussian, whose quantiles move on straight lines of its marginal's width."""
-    t, h = t[:, None, None], h[:, None, None]
     r, mean, std = t - h, MEAN.to(z), STD.to(z)
     width_t, width_r = ((((1 - s) * std) ** 2 + s**2).sqrt() for s in (t, r))
     z_r = (1 - r) * mean + width_r / width_t * (z - (1 - t) * mean)
@@ -212,7 +226,7 @@ def gaussian_average_velocity(z: Tensor, t: Tensor, h: Tensor) -> Tensor:
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_meanflow_returns_the_gaussian_in_one_step_or_many(steps: int) -> None:
     policy: MeanFlowPolicy = policy_of("meanflow", num_inference_steps=steps)
-    policy.average_velocity = lambda z, t, h, cond: gaussian_average_velocity(z, t, h)  # type: ignore[method-assign]
+    plug_in(policy, gaussian_average_velocity)
     noise = draws(policy, 500)
     torch.testing.assert_close(
         policy.sample_chunk(noise, torch.zeros(500, 1)), MEAN + STD * noise[:, 0], atol=1e-5, rtol=1e-4
@@ -222,10 +236,10 @@ def test_meanflow_returns_the_gaussian_in_one_step_or_many(steps: int) -> None:
 def test_the_meanflow_identity_holds_for_a_field_known_in_closed_form() -> None:
     """Eq. 9: with the marginal velocity at z, prediction and target (Eq. 12) are equal."""
     policy: MeanFlowPolicy = policy_of("meanflow").double()
-    policy.average_velocity = lambda z, t, h, cond: gaussian_average_velocity(z, t, h)  # type: ignore[method-assign]
+    plug_in(policy, gaussian_average_velocity)
     z, t = torch.randn(20, 4, 2).double(), torch.rand(20).double() * 0.8 + 0.2
     r = t * torch.rand(20).double() * 0.9
-    v = -gaussian_velocity(z, 1 - t)  # the same path with time reversed
+    v = -gaussian_velocity(z, (1 - t)[:, None, None])  # the same path with time reversed
     predicted, target = policy.target(z, v, t, r, torch.zeros(20, 1))
     torch.testing.assert_close(predicted, target, atol=1e-9, rtol=1e-9)
 
@@ -238,7 +252,7 @@ def test_the_derivative_along_the_path_is_that_of_finite_differences() -> None:
     predicted, target = policy.target(z, v, t, r, cond)
 
     def u(d: float) -> Tensor:
-        return policy.average_velocity(z + d * v, t + d, t + d - r, cond)
+        return policy.predict(z + d * v, torch.stack([t + d, t + d - r], 1), cond)
 
     d = 1e-5
     change = (u(d) - u(-d)) / (2 * d)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from prism_policy.errors import PrismError
 
@@ -43,12 +45,12 @@ class ResidualBlock1D(nn.Module):
         super().__init__()
         self.block1 = Conv1dBlock(in_channels, out_channels, kernel_size, n_groups)
         self.block2 = Conv1dBlock(out_channels, out_channels, kernel_size, n_groups)
-        self.film = nn.Sequential(nn.Mish(), nn.Linear(cond_dim, 2 * out_channels))
+        self.film = nn.Linear(cond_dim, 2 * out_channels)
         self.shortcut = nn.Conv1d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        """(B, C_in, T) and (B, D) to (B, C_out, T)."""
-        scale, bias = self.film(cond).unsqueeze(-1).chunk(2, dim=1)  # (B, C_out, 1) each
+    def forward(self, x: Tensor, film: Tensor) -> Tensor:
+        """(B, C_in, T) and this block's FiLM (B, 2 C_out) to (B, C_out, T)."""
+        scale, bias = film.unsqueeze(-1).chunk(2, dim=1)  # (B, C_out, 1) each
         h = scale * self.block1(x) + bias
         return self.block2(h) + self.shortcut(x)
 
@@ -60,9 +62,9 @@ class Level(nn.Module):
         super().__init__()
         self.block1, self.block2, self.resize = block1, block2, resize
 
-    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C_in, T) to (B, C_out, T) before and after the change of resolution."""
-        x = self.block2(self.block1(x, cond), cond)
+    def forward(self, x: Tensor, film1: Tensor, film2: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C_in, T) and the blocks' FiLM to (B, C_out, T) before and after the change of resolution."""
+        x = self.block2(self.block1(x, film1), film2)
         return x, self.resize(x)
 
 
@@ -114,21 +116,46 @@ class ConditionalUNet1D(nn.Module):
 
     def forward(self, actions: Tensor, step: Tensor, cond: Tensor) -> Tensor:
         """(B, T, A), steps (B,) or (B, n), and (B, D) to (B, T, A)."""
+        embedding = self.step_encoder(sinusoidal_embedding(step, self.step_embed_dim))
+        features = F.mish(torch.cat([embedding, cond], dim=-1))
+        return self.denoise(actions, [block.film(features) for block in self.blocks])
+
+    def at(self, steps: Tensor, cond: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        """The network as functions of the actions (B, T, A) alone, one for each of `steps`, (n,) or (n, m).
+
+        What does not change from step to step, the FiLM of the condition (B, D), and what does not depend on the
+        actions, that of the steps, is worked in once.
+        """
+        embedding = F.mish(self.step_encoder(sinusoidal_embedding(steps.to(cond.dtype), self.step_embed_dim)))
+        features = F.mish(cond)
+        films = []
+        for block in self.blocks:
+            of_step, of_cond = block.film.weight.tensor_split([self.step_embed_dim], dim=1)
+            constant = F.linear(features, of_cond, block.film.bias)  # (B, 2 C)
+            films.append(F.linear(embedding, of_step).unsqueeze(1) + constant)  # (n, B, 2 C)
+        return [partial(self.denoise, films=list(at_step)) for at_step in zip(*films, strict=True)]
+
+    @property
+    def blocks(self) -> list[ResidualBlock1D]:
+        """The residual blocks in the order of their work."""
+        return [module for module in self.modules() if isinstance(module, ResidualBlock1D)]
+
+    def denoise(self, actions: Tensor, films: Sequence[Tensor]) -> Tensor:
+        """(B, T, A) and the FiLM of each of `blocks`, (B, 2 C), to (B, T, A)."""
         factor = 2 ** len(self.up)
         if actions.shape[1] % factor:
             raise PrismError(
                 f"horizon {actions.shape[1]} does not suit a U-Net that halves it {len(self.up)} times: "
                 f"choose a multiple of {factor}"
             )
-        embedding = self.step_encoder(sinusoidal_embedding(step, self.step_embed_dim))
-        cond = torch.cat([embedding, cond], dim=-1)
+        film = iter(films)
         x = actions.transpose(1, 2)  # (B, A, T)
         skips = []
         for level in self.down:
-            skip, x = level(x, cond)  # (B, C, T), then (B, C, T / 2); the last level keeps T
+            skip, x = level(x, next(film), next(film))  # (B, C, T), then (B, C, T / 2); the last level keeps T
             skips.append(skip)
         for block in self.mid:
-            x = block(x, cond)
+            x = block(x, next(film))
         for level in self.up:
-            _, x = level(torch.cat([x, skips.pop()], dim=1), cond)  # (B, C, 2 T)
+            _, x = level(torch.cat([x, skips.pop()], dim=1), next(film), next(film))  # (B, C, 2 T)
         return self.final(x).transpose(1, 2)

@@ -12,6 +12,7 @@ from prism_policy.config import PolicyConfig
 from prism_policy.data.normalizer import LinearNormalizer
 from prism_policy.errors import PrismError
 from prism_policy.models.encoder import VisualEncoder
+from prism_policy.models.packed import packed
 from prism_policy.models.unet1d import ConditionalUNet1D
 
 Observation = Mapping[str, Any]
@@ -136,7 +137,7 @@ class Policy(nn.Module):
         batch = len(observation["proprio"])
         if known is not None:
             known = self._checked_known(known, batch)
-        chunk = self.sample(observation, self.draw_noise(batch, generator), known)
+        chunk = packed(self).sample(observation, self.draw_noise(batch, generator), known)
         first = self.config.n_obs_steps - 1  # the chunk starts at the oldest frame; the newest one's action is due now
         return self.normalizer["action"].invert(chunk)[:, first : first + self.config.n_action_steps]  # type: ignore[operator]
 
@@ -170,6 +171,19 @@ class Policy(nn.Module):
         if not torch.isfinite(values[where]).all():
             raise PrismError("known actions hold NaN or infinity where the mask says they are known")
         return self.normalizer["action"](values.nan_to_num()), where
+
+    @property
+    def time_scale(self) -> float:
+        """What times are multiplied by before the network's sinusoidal embedding, which was made for steps 0 to 100."""
+        return 1.0
+
+    def predict(self, x: Tensor, times: Tensor, cond: Tensor) -> Tensor:
+        """What the network regresses (noise, velocity or average velocity) at times (B,) or (B, n): (B, T, A)."""
+        return self.net(x, self.time_scale * times, cond)
+
+    def predict_at(self, times: Tensor, cond: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        """`predict` as a function of x alone at each of the `times`, (m,) or (m, n), that sampling visits."""
+        return self.net.at(self.time_scale * times, cond)
 
     def chunk_loss(self, actions: Tensor, cond: Tensor, mask: Tensor | None = None) -> Tensor:
         """Scalar loss for normalised chunks (B, T, A) given conditions (B, D), over the entries in `mask`.

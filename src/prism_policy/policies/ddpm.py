@@ -48,16 +48,12 @@ class DDPMPolicy(Policy):
             )
         self.register_buffer("alpha_bar", alpha_bars(ddpm).float(), persistent=False)
 
-    def noise_in(self, x: Tensor, k: Tensor, cond: Tensor) -> Tensor:
-        """eps(x, k, cond) for x (B, T, A), k (B,) in 0 to K - 1."""
-        return self.net(x, k, cond)
-
     def chunk_loss(self, actions: Tensor, cond: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mean squared error of the noise over the entries in `mask` (Eq. 5)."""
         k = torch.randint(len(self.alpha_bar), (len(actions),), device=actions.device)
         noise = torch.randn_like(actions)
         noisy = self.at(k[:, None, None], actions, noise)  # Eq. 4
-        return masked_mean((self.noise_in(noisy, k, cond) - noise).square(), mask)
+        return masked_mean((self.predict(noisy, k, cond) - noise).square(), mask)
 
     def at(self, k: Tensor | int, actions: Tensor, noise: Tensor) -> Tensor:
         """The noisy chunk of step k (Eq. 4)."""
@@ -81,9 +77,10 @@ class DDPMPolicy(Policy):
         config = self.config.ddpm
         stride = config.train_timesteps // config.num_inference_steps
         x = start = noise[:, 0]
+        eps_at = self.predict_at(torch.tensor(self.steps, device=cond.device), cond)
         for i, k in enumerate(self.steps):
             x = impose(x, known, lambda a, k=k: self.at(k, a, start))  # type: ignore[misc]
-            eps = self.noise_in(x, torch.full((len(x),), k, device=x.device), cond)
+            eps = eps_at[i](x)
             alpha_bar = self.alpha_bar[k]
             before = self.alpha_bar[k - stride] if k >= stride else torch.ones_like(alpha_bar)
             clean = (x - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()

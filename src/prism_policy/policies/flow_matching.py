@@ -11,29 +11,27 @@ from prism_policy.policies.base import Known, Policy, impose, masked_mean
 class FlowMatchingPolicy(Policy):
     """x_t = (1 - t) x_0 + t tau with noise x_0 and t uniform on (0, 1); the network regresses tau - x_0."""
 
-    def velocity(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """v(x, t, cond) for x (B, T, A), t (B,) in [0, 1]."""
-        return self.net(x, t * self.config.flow_matching.time_scale, cond)
+    @property
+    def time_scale(self) -> float:  # noqa: D102 (inherited)
+        return self.config.flow_matching.time_scale
 
     def chunk_loss(self, actions: Tensor, cond: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mean squared error of the velocity over the entries in `mask` (Eq. 7)."""
         x_0 = torch.randn_like(actions)
         t = torch.rand(len(actions), device=actions.device)
         x_t = torch.lerp(x_0, actions, t[:, None, None])
-        return masked_mean((self.velocity(x_t, t, cond) - (actions - x_0)).square(), mask)
+        return masked_mean((self.predict(x_t, t, cond) - (actions - x_0)).square(), mask)
 
     def sample_chunk(self, noise: Tensor, cond: Tensor, known: Known | None = None) -> Tensor:
         """Integrate from noise at t = 0 to actions at t = 1 in uniform steps."""
         config = self.config.flow_matching
-        n = config.num_inference_steps
+        n, midpoint = config.num_inference_steps, config.solver == "midpoint"
+        calls = 2 * n if midpoint else n
+        velocity = iter(self.predict_at(torch.arange(calls, device=cond.device) / calls, cond))
         x = x_0 = noise[:, 0]
-
-        def velocity(x: Tensor, t: float) -> Tensor:
-            return self.velocity(x, torch.full((len(x),), t, device=x.device), cond)
-
         for i in range(n):
-            v = velocity(x, i / n)
-            if config.solver == "midpoint":
-                v = velocity(x + v / (2 * n), (i + 0.5) / n)
+            v = next(velocity)(x)
+            if midpoint:
+                v = next(velocity)(x + v / (2 * n))
             x = impose(x + v / n, known, lambda a, t=(i + 1) / n: torch.lerp(x_0, a, t))  # type: ignore[misc]
         return x

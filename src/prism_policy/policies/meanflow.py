@@ -14,9 +14,9 @@ class MeanFlowPolicy(Policy):
     The network regresses the velocity's mean over [r, t], u(z_t, t, h = t - r), so that z_r = z_t - h u.
     """
 
-    def average_velocity(self, z: Tensor, t: Tensor, h: Tensor, cond: Tensor) -> Tensor:
-        """u(z, t, h, cond) for z (B, T, A), t and h (B,) in [0, 1]."""
-        return self.net(z, torch.stack([t, h], dim=1) * self.config.meanflow.time_scale, cond)
+    @property
+    def time_scale(self) -> float:  # noqa: D102 (inherited)
+        return self.config.meanflow.time_scale
 
     def draw_times(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Times t and r <= t, (B,) each: logit-normal, r = t with probability `equal_ratio` (Table 12c)."""
@@ -30,7 +30,7 @@ class MeanFlowPolicy(Policy):
         """The prediction and its target v - (t - r) du/dt without gradient (Eq. 11 and 12), (B, T, A) each."""
 
         def along_path(z: Tensor, t: Tensor, r: Tensor) -> Tensor:
-            return self.average_velocity(z, t, t - r, cond)
+            return self.predict(z, torch.stack([t, t - r], dim=1), cond)
 
         tangents = (v, torch.ones_like(t), torch.zeros_like(r))
         predicted, change = torch.func.jvp(along_path, (z, t, r), tangents)  # type: ignore[misc]
@@ -49,9 +49,9 @@ class MeanFlowPolicy(Policy):
     def sample_chunk(self, noise: Tensor, cond: Tensor, known: Known | None = None) -> Tensor:
         """From noise at t = 1 to actions at t = 0: z_r = z_t - (t - r) u, in one step or several."""
         n = self.config.meanflow.num_inference_steps
+        t = 1 - torch.arange(n, device=cond.device) / n
+        average_velocity = self.predict_at(torch.stack([t, torch.full_like(t, 1 / n)], dim=1), cond)
         z = e = noise[:, 0]
-        for i in range(n):
-            t = torch.full((len(z),), 1 - i / n, device=z.device)
-            z = z - self.average_velocity(z, t, torch.full_like(t, 1 / n), cond) / n
-            z = impose(z, known, lambda a, r=1 - (i + 1) / n: torch.lerp(a, e, r))  # type: ignore[misc]
+        for i, u in enumerate(average_velocity):
+            z = impose(z - u(z) / n, known, lambda a, r=1 - (i + 1) / n: torch.lerp(a, e, r))  # type: ignore[misc]
         return z

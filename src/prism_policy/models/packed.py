@@ -1,0 +1,131 @@
+"""Layers with their weights laid out for oneDNN: two to five times as fast on a CPU, for one observation at a time.
+
+With so few columns a convolution is bound by reading its weights, and PyTorch lays them out anew at every call. Done
+once, the U-Net's forward reaches the memory's bandwidth. The operators are those that `torch.compile` puts in place of
+frozen layers; calling them needs no compiler and no waiting.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import weakref
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+M = TypeVar("M", bound=nn.Module)
+
+NO_ACTIVATION: tuple[str, list[float], str] = ("none", [], "")  # the operators can apply one after the sum
+
+_PACKED: weakref.WeakKeyDictionary[nn.Module, tuple[Any, nn.Module]] = weakref.WeakKeyDictionary()
+
+# A fused optimiser changes weights without counting up their version, so its step drops all that was packed.
+register_optimizer_step_post_hook(lambda *_: _PACKED.clear())
+
+
+def packed(module: M) -> M:
+    """A stand-in that computes what `module` does, without gradients: from its parameters, some of them laid out anew.
+
+    It is kept, and made again when the module's weights or mode have changed since. Off the CPU, or where this build of
+    PyTorch has no oneDNN, it is the module itself. It costs the memory of the weights once more.
+
+    Usage::
+
+        with torch.no_grad():
+            y = packed(net)(x)
+    """
+    parameters = list(module.parameters())
+    if not torch.backends.mkldnn.is_available() or any(p.device.type != "cpu" for p in parameters):  # type: ignore[no-untyped-call]
+        return module
+    state = (module.training, [(p.data_ptr(), p._version, p.dtype) for p in parameters])
+    known, stand_in = _PACKED.get(module, (None, None))
+    if stand_in is None or known != state:
+        shared = {id(t): t for t in itertools.chain(parameters, module.buffers())}
+        stand_in = _pack_layers(copy.deepcopy(module, shared))
+        _PACKED[module] = (state, stand_in)
+    return stand_in  # type: ignore[return-value]
+
+
+def _pack_layers(module: nn.Module) -> nn.Module:
+    """`module` with every layer that can be packed in place of its plain one."""
+    if getattr(module, "weight", None) is not None and module.weight.dtype == torch.float32:
+        if isinstance(module, nn.Linear):
+            return PackedLinear(module)
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d):
+            return PackedConv(module)
+    for name, child in module.named_children():
+        setattr(module, name, _pack_layers(child))
+    return module
+
+
+class PackedLayer(nn.Module):
+    """A layer whose weight is laid out at the first call, when the size of its input is known.
+
+    The layout follows from the size of one sample, so that results do not depend on the batch that came first. Under
+    autocast the layer computes in that arithmetic, as the plain one does.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        self.tensors: dict[torch.dtype, tuple[Tensor, Tensor | None]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the layer computes."""
+        autocast = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if autocast else self.weight.dtype
+        if dtype not in self.tensors:
+            bias = None if self.bias is None else self.bias.detach().to(dtype)
+            self.tensors[dtype] = self.pack(self.weight.detach().to(dtype), x.shape[1:]), bias
+        return self.apply_packed(x.to(dtype), *self.tensors[dtype])
+
+    def pack(self, weight: Tensor, sample: torch.Size) -> Tensor:
+        """The weight laid out for samples of this shape."""
+        raise NotImplementedError
+
+    def apply_packed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's function with its packed weight."""
+        raise NotImplementedError
+
+
+class PackedLinear(PackedLayer):
+    """`nn.Linear`."""
+
+    def pack(self, weight: Tensor, sample: torch.Size) -> Tensor:  # noqa: D102 (inherited)
+        return torch.ops.mkldnn._reorder_linear_weight(weight, math.prod(sample[:-1]))
+
+    def apply_packed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102 (inherited)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *NO_ACTIVATION)
+
+
+class PackedConv(PackedLayer):
+    """`nn.Conv1d`, `nn.Conv2d` and `nn.ConvTranspose1d`; one dimension is two with a height of one."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(layer)
+        self.flat, self.transposed = layer.weight.ndim == 3, isinstance(layer, nn.ConvTranspose1d)
+        first = ([0], [1], [1]) if self.flat else ([], [], [])
+        sizes = zip(first, (layer.padding, layer.stride, layer.dilation), strict=True)
+        self.padding, self.stride, self.dilation = ([*one, *size] for one, size in sizes)
+        self.rest = [self.stride, self.dilation, layer.groups]
+
+    def pack(self, weight: Tensor, sample: torch.Size) -> Tensor:  # noqa: D102 (inherited)
+        size = [1, sample[0], 1, sample[1]] if self.flat else [1, *sample]
+        weight = weight.unsqueeze(2) if self.flat else weight
+        if not self.transposed:
+            return torch.ops.mkldnn._reorder_convolution_weight(weight, self.padding, *self.rest, size)
+        return torch.ops.mkldnn._reorder_convolution_transpose_weight(weight, self.padding, [0, 0], *self.rest, size)
+
+    def apply_packed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102 (inherited)
+        x = x.unsqueeze(2) if self.flat else x
+        if self.transposed:
+            y = torch.ops.mkldnn._convolution_transpose_pointwise(
+                x, weight, bias, self.padding, [0, 0], *self.rest, *NO_ACTIVATION
+            )
+        else:
+            y = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, self.padding, *self.rest, *NO_ACTIVATION)
+        return y.squeeze(2) if self.flat else y
