@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prism_policy.config import EncoderConfig, PolicyConfig, PolicyKind
+from prism_policy.config import EncoderConfig, FlowMatchingConfig, PolicyConfig, PolicyKind
 from prism_policy.data.normalizer import LinearNormalizer
 from prism_policy.errors import PrismError
 from prism_policy.policies import Policy, build_policy
@@ -37,9 +37,9 @@ def observation(batch: int) -> dict[str, object]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_modes_that_depend_on_the_condition_are_both_learned(kind: PolicyKind) -> None:
-    policy = tiny_policy(kind=kind)
+    policy = tiny_policy(kind=kind, down_dims=(48,))
     generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(policy.net.parameters(), 3e-3)
+    optimizer = torch.optim.AdamW(policy.net.parameters(), 3e-3, fused=True)
     cond_dim = 2 * (policy.encoder.out_dim + 3)
 
     def condition(centre: Tensor) -> Tensor:
@@ -164,3 +164,56 @@ def test_a_task_embedding_conditions_the_chunk_and_its_absence_is_named() -> Non
         policy.act(observation(2))
     with pytest.raises(PrismError, match=r"task: expected \(2, 5\), got \(1, 5\)"):
         policy.act({**seen, "task": torch.randn(1, 5)})
+
+
+def test_images_of_other_frames_than_proprio_are_named() -> None:
+    policy, obs = tiny_policy().eval(), observation(1)
+    images = {"agentview": torch.zeros(1, 3, 48, 48, 3, dtype=torch.uint8)}
+    with pytest.raises(PrismError, match=r"camera 'agentview': expected \(1, 2, 48, 48, 3\), got \(1, 3, 48, 48, 3\)"):
+        policy.act({**obs, "images": images})
+    with pytest.raises(PrismError, match="the observation lacks 'proprio'; it has images"):
+        policy.act({"images": images})
+
+
+def test_an_observation_in_millimetres_is_named() -> None:
+    policy, obs = tiny_policy().eval(), observation(1)
+    seen = np.random.default_rng(0).uniform([-0.3, -0.3, 0.8], [0.3, 0.3, 1.2], (100, 3))
+    policy.normalizer["proprio"] = LinearNormalizer.min_max(seen)
+    policy.act({**obs, "proprio": torch.tensor([0.2, -0.1, 1.5]).expand(1, 2, 3)})
+    with pytest.raises(PrismError, match=r"proprio, number 2: got 1100, where training saw values around 0\.999502"):
+        policy.act({**obs, "proprio": torch.tensor([0.2, -0.1, 1100]).expand(1, 2, 3)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"horizon": 10, "down_dims": (16, 32, 64)}, "horizon 10 does not suit a U-Net that halves it 2 times"),
+        ({"n_obs_steps": 0}, "n_obs_steps: expected at least 1, got 0"),
+        (
+            {"flow_matching": FlowMatchingConfig(num_inference_steps=0)},
+            "flow_matching.num_inference_steps: expected at",
+        ),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_any_weight_is_made(changes: dict, message: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(PrismError, match=message):
+        tiny_policy(**changes)
+
+
+def test_actions_of_another_horizon_are_named() -> None:
+    policy = tiny_policy()
+    with pytest.raises(PrismError, match=r"actions: expected \(B, 4, 2\), got \(2, 8, 2\)"):
+        policy({**observation(2), "actions": torch.zeros(2, 8, 2)})
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset", "message"),
+    [
+        (torch.ones(3), torch.zeros(2), r"action.scale: expected statistics of 2 numbers, got \(3,\)"),
+        (torch.ones(2), torch.tensor([0, torch.inf]), "action.offset: statistics hold NaN or infinity"),
+        (torch.tensor([1.0, 0]), torch.zeros(2), "action.scale: expected positive numbers, got 0"),
+    ],
+)
+def test_statistics_that_cannot_be_used_are_refused(scale: Tensor, offset: Tensor, message: str) -> None:
+    with pytest.raises(PrismError, match=message):
+        LinearNormalizer(2).load_statistics(scale, offset, "action")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import prism_policy as pp
@@ -115,6 +116,30 @@ def test_weights_of_another_configuration_are_refused(tmp_path: Path, tiny_confi
         pp.load_policy(tmp_path / "b")
     with pytest.raises(PrismError, match="not found"):
         pp.load_policy(tmp_path / "c")
+
+
+def test_statistics_that_are_missing_are_named(tmp_path: Path, tiny_config: RunConfig, windows: Windows) -> None:
+    open_run(tmp_path, tiny_config)
+    train(tmp_path, tiny_config, windows)
+    path = tmp_path / "normalizer.safetensors"
+    statistics = load_file(path)
+    save_file({name: value for name, value in statistics.items() if name != "action.offset"}, path)
+    with pytest.raises(PrismError, match=r"lacks 'action\.offset'; it has .*action\.scale"):
+        pp.load_policy(tmp_path)
+    save_file({**statistics, "proprio.scale": statistics["proprio.scale"] * 0}, path)
+    with pytest.raises(PrismError, match=r"proprio\.scale: expected positive numbers, got 0"):
+        pp.load_policy(tmp_path)
+
+
+def test_actions_out_of_range_are_named_before_training(
+    tmp_path: Path, tiny_config: RunConfig, windows: Windows
+) -> None:
+    windows.actions[5, 4] = 3.2  # a rotation in radians where a share of the controller's range is expected
+    with pytest.raises(PrismError, match=r"actions, number 4: expected rotations and gripper .*, got 3\.2"):
+        train(tmp_path, tiny_config, windows)
+    windows.actions[5, 4] = torch.nan
+    with pytest.raises(PrismError, match="statistics need finite values"):
+        train(tmp_path, tiny_config, windows)
 
 
 def test_a_folder_of_another_run_is_refused_and_untouched(tmp_path: Path, tiny_config: RunConfig) -> None:

@@ -87,9 +87,16 @@ def load_policy(run_dir: Path | str) -> Policy:
     folder = Path(run_dir)
     config = configs.load(RunConfig, folder / "config.json")
     statistics = read_tensors(folder / "normalizer.safetensors")
+    wanted = [f"{name}.{kind}" for name in ("proprio", "action") for kind in ("scale", "offset")]
+    if missing := [name for name in wanted if name not in statistics]:
+        raise PrismError(
+            f"{folder / 'normalizer.safetensors'} lacks '{missing[0]}'; it has {', '.join(statistics) or 'nothing'}; "
+            "restore the file of this run"
+        )
     weights = read_tensors(folder / "weights.safetensors")
     policy = make_policy(config, len(statistics["proprio.scale"]), len(statistics["action.scale"]))
-    policy.normalizer.load_state_dict(statistics)
+    for name, normalizer in policy.normalizer.items():
+        normalizer.load_statistics(statistics[f"{name}.scale"], statistics[f"{name}.offset"], name)  # type: ignore[operator]
     expected = dict(policy.named_parameters())
     for name in sorted(expected.keys() | weights.keys()):
         want = tuple(expected[name].shape) if name in expected else "no such weight"

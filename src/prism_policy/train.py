@@ -46,11 +46,20 @@ def ema_decay(step: int, config: TrainConfig) -> float:
 
 
 def fit_normalizers(policy: Policy, windows: Windows) -> None:
-    """Min-max for positions and finger widths; rotations and the gripper command pass unchanged."""
+    """Min-max for positions and finger widths; rotations and the gripper command pass unchanged.
+
+    Raises:
+        PrismError: values that are not finite, or actions that do not lie in [-1, 1] afterwards.
+    """
+    actions = windows.actions.numpy()
     policy.normalizer["proprio"] = LinearNormalizer.min_max(windows.proprio.numpy(), keep=range(3, 7))
-    policy.normalizer["action"] = LinearNormalizer.min_max(
-        windows.actions.numpy(), keep=range(3, windows.actions.shape[1])
-    )
+    policy.normalizer["action"] = normalizer = LinearNormalizer.min_max(actions, keep=range(3, actions.shape[1]))
+    largest = normalizer(windows.actions).abs().amax(dim=0)
+    if (worst := int(largest.argmax())) >= 3 and largest[worst] > 1 + 1e-4:
+        raise PrismError(
+            f"actions, number {worst}: expected rotations and gripper within [-1, 1], got {float(largest[worst]):.4g}; "
+            "delta actions are shares of the controller's range, absolute ones need data.actions.encode_absolute"
+        )
 
 
 def train(folder: Path, config: RunConfig, windows: Windows, on_update: OnUpdate | None = None) -> Policy:

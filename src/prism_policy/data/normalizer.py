@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prism_policy.errors import PrismError
 
+FAR = 10.0  # spans of the training data, at least a metre each, beyond which an observation is a mistake
 MIN_RANGE = 1e-4  # a dimension that moves less than this is constant: scaling it up would only blow up noise
 
 
@@ -49,6 +50,45 @@ class LinearNormalizer(nn.Module):
         normalizer.scale.copy_(torch.from_numpy(scale))
         normalizer.offset.copy_(torch.from_numpy(offset))
         return normalizer
+
+    @property
+    def dim(self) -> int:
+        """Numbers that are normalised."""
+        return len(self.scale)
+
+    def load_statistics(self, scale: Tensor, offset: Tensor, name: str) -> None:
+        """Take over statistics that were saved, (D,) each.
+
+        Raises:
+            PrismError: another shape, values that are not finite, or a scale that cannot be inverted.
+        """
+        for kind, found in (("scale", scale), ("offset", offset)):
+            if found.shape != (self.dim,):
+                raise PrismError(f"{name}.{kind}: expected statistics of {self.dim} numbers, got {tuple(found.shape)}")
+            if not torch.isfinite(found).all():
+                raise PrismError(f"{name}.{kind}: statistics hold NaN or infinity; restore the file or train again")
+        if not (scale > 0).all():
+            raise PrismError(f"{name}.scale: expected positive numbers, got {float(scale.min())}; restore the file")
+        self.scale.copy_(scale)
+        self.offset.copy_(offset)
+
+    def check(self, x: Tensor, name: str) -> None:
+        """Find values (..., D) that no policy can do anything with: not finite, or far beyond what was ever seen.
+
+        Raises:
+            PrismError: names the dimension.
+        """
+        if not torch.isfinite(x).all():
+            raise PrismError(f"{name} holds NaN or infinity; check the robot's state before calling the policy")
+        centre, span = -self.offset / self.scale, (2 / self.scale).clamp_min(1)
+        far = ((x - centre).abs() > FAR * span).flatten(0, -2).any(0)
+        if far.any():
+            d = int(far.nonzero()[0])
+            worst = x[..., d].flatten()[(x[..., d] - centre[d]).abs().argmax()]
+            raise PrismError(
+                f"{name}, number {d}: got {float(worst):.6g}, where training saw values around {float(centre[d]):.6g}; "
+                "expected metres and radians as in the demonstrations"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) in the data's units to (..., D) in [-1, 1]."""

@@ -27,13 +27,39 @@ def sinusoidal_embedding(step: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
+def check_horizon(horizon: int, levels: int) -> None:
+    """Find a horizon that a U-Net of so many levels cannot halve and double back.
+
+    Raises:
+        PrismError: it is no multiple of what is needed.
+    """
+    factor = 2 ** (levels - 1)
+    if horizon < 1 or horizon % factor:
+        raise PrismError(
+            f"horizon {horizon} does not suit a U-Net that halves it {levels - 1} times: choose a multiple of {factor}"
+        )
+
+
+class GroupNorm1d(nn.GroupNorm):
+    """`nn.GroupNorm`, written out for compilers: there PyTorch's operator fails under MeanFlow's forward derivative."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T) to (B, C, T)."""
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        grouped = x.reshape(len(x), self.num_groups, -1)  # (B, G, C / G * T)
+        variance, mean = torch.var_mean(grouped, dim=2, correction=0, keepdim=True)
+        normal = ((grouped - mean) * torch.rsqrt(variance + self.eps)).view_as(x)
+        return normal * self.weight[:, None] + self.bias[:, None]
+
+
 class Conv1dBlock(nn.Sequential):
     """Conv1d, GroupNorm, Mish."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, n_groups: int) -> None:
         super().__init__(
             nn.Conv1d(in_channels, out_channels, kernel_size, padding=kernel_size // 2),
-            nn.GroupNorm(n_groups, out_channels),
+            GroupNorm1d(n_groups, out_channels),
             nn.Mish(),
         )
 
@@ -142,12 +168,7 @@ class ConditionalUNet1D(nn.Module):
 
     def denoise(self, actions: Tensor, films: Sequence[Tensor]) -> Tensor:
         """(B, T, A) and the FiLM of each of `blocks`, (B, 2 C), to (B, T, A)."""
-        factor = 2 ** len(self.up)
-        if actions.shape[1] % factor:
-            raise PrismError(
-                f"horizon {actions.shape[1]} does not suit a U-Net that halves it {len(self.up)} times: "
-                f"choose a multiple of {factor}"
-            )
+        check_horizon(actions.shape[1], len(self.down))
         film = iter(films)
         x = actions.transpose(1, 2)  # (B, A, T)
         skips = []

@@ -13,7 +13,7 @@ from prism_policy.data.normalizer import LinearNormalizer
 from prism_policy.errors import PrismError
 from prism_policy.models.encoder import VisualEncoder
 from prism_policy.models.packed import packed
-from prism_policy.models.unet1d import ConditionalUNet1D
+from prism_policy.models.unet1d import ConditionalUNet1D, check_horizon
 
 Observation = Mapping[str, Any]
 """{"images": {camera: uint8 (B, To, H, W, 3)}, "proprio": float32 (B, To, P), "task": optional float32 (B, E)}"""
@@ -43,6 +43,29 @@ def impose(x: Tensor, known: Known | None, level: Callable[[Tensor], Tensor]) ->
     return x if known is None else torch.where(known[1], level(known[0]), x)
 
 
+def check_policy(config: PolicyConfig) -> None:
+    """Find what cannot work before any weight is made.
+
+    Raises:
+        PrismError: names the field, what was expected and what was given.
+    """
+    sampler = getattr(config, config.kind)
+    for name, value in {
+        "n_obs_steps": config.n_obs_steps,
+        "n_action_steps": config.n_action_steps,
+        f"{config.kind}.num_inference_steps": sampler.num_inference_steps,
+    }.items():
+        if value < 1:
+            raise PrismError(f"{name}: expected at least 1, got {value}")
+    last = config.n_obs_steps - 1 + config.n_action_steps
+    if last > config.horizon:
+        raise PrismError(
+            f"n_obs_steps {config.n_obs_steps} and n_action_steps {config.n_action_steps} need a horizon of at "
+            f"least {last}, got {config.horizon}"
+        )
+    check_horizon(config.horizon, len(config.down_dims))
+
+
 class Policy(nn.Module):
     """A distribution of action chunks given the last observations. Subclasses define `chunk_loss` and `sample_chunk`.
 
@@ -61,12 +84,7 @@ class Policy(nn.Module):
         task_dim: int = 0,
     ) -> None:
         super().__init__()
-        last = config.n_obs_steps - 1 + config.n_action_steps
-        if last > config.horizon:
-            raise PrismError(
-                f"n_obs_steps {config.n_obs_steps} and n_action_steps {config.n_action_steps} need a horizon of at "
-                f"least {last}, got {config.horizon}"
-            )
+        check_policy(config)
         self.config = config
         self.action_dim, self.proprio_dim, self.task_dim = action_dim, proprio_dim, task_dim
         self.encoder = VisualEncoder(config.encoder, cameras)
@@ -97,7 +115,16 @@ class Policy(nn.Module):
         return torch.cat([cond, observation["task"]], dim=-1) if self.task_dim else cond
 
     def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The training loss of a batch of windows, and detached figures to log."""
+        """The training loss of a batch of windows, and detached figures to log.
+
+        Raises:
+            PrismError: actions of another horizon or number.
+        """
+        expected = (self.config.horizon, self.action_dim)
+        if batch["actions"].shape[1:] != expected:
+            raise PrismError(
+                f"actions: expected (B, {expected[0]}, {expected[1]}), got {tuple(batch['actions'].shape)}"
+            )
         actions = self.normalizer["action"](batch["actions"])  # (B, T, A)
         loss = self.chunk_loss(actions, self.condition(batch), batch.get("mask"))
         return loss, {"loss": loss.detach()}
@@ -131,7 +158,8 @@ class Policy(nn.Module):
                 and where they are, bool (B, T, A): the others are sampled to go with them (inpainting).
 
         Raises:
-            PrismError: observations or known actions that are not finite or of another shape.
+            PrismError: observations or known actions that are missing, not finite, of another shape, or far beyond
+                what training saw.
         """
         observation = self._checked(observation)
         batch = len(observation["proprio"])
@@ -142,13 +170,18 @@ class Policy(nn.Module):
         return self.normalizer["action"].invert(chunk)[:, first : first + self.config.n_action_steps]  # type: ignore[operator]
 
     def _checked(self, observation: Observation) -> Observation:
+        if missing := {"images", "proprio"} - observation.keys():
+            raise PrismError(f"the observation lacks '{min(missing)}'; it has {', '.join(observation) or 'nothing'}")
         proprio = torch.as_tensor(observation["proprio"], dtype=torch.float32, device=self.device)
         images = {c: torch.as_tensor(x, device=self.device) for c, x in observation["images"].items()}
         expected = (self.config.n_obs_steps, self.proprio_dim)
         if proprio.shape[1:] != expected:
             raise PrismError(f"proprio: expected (B, {expected[0]}, {expected[1]}), got {tuple(proprio.shape)}")
-        if not torch.isfinite(proprio).all():
-            raise PrismError("proprio holds NaN or infinity; check the robot's state before calling the policy")
+        self.normalizer["proprio"].check(proprio, "proprio")  # type: ignore[operator]
+        for camera in self.encoder.cameras:
+            if camera in images and images[camera].shape[:2] != proprio.shape[:2]:
+                expected_shape = "(" + ", ".join(map(str, (*proprio.shape[:2], *self.encoder.cameras[camera], 3))) + ")"
+                raise PrismError(f"camera '{camera}': expected {expected_shape}, got {tuple(images[camera].shape)}")
         checked: dict[str, Any] = {"images": images, "proprio": proprio}
         if self.task_dim:
             if "task" not in observation:

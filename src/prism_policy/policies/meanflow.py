@@ -33,7 +33,9 @@ class MeanFlowPolicy(Policy):
             return self.predict(z, torch.stack([t, t - r], dim=1), cond)
 
         tangents = (v, torch.ones_like(t), torch.zeros_like(r))
-        predicted, change = torch.func.jvp(along_path, (z, t, r), tangents)  # type: ignore[misc]
+        # In float32 whatever the autocast: bfloat16 would drown the derivative in its rounding.
+        with torch.autocast(z.device.type, enabled=False):
+            predicted, change = torch.func.jvp(along_path, (z, t, r), tangents)  # type: ignore[misc]
         return predicted, (v - (t - r)[:, None, None] * change).detach()
 
     def chunk_loss(self, actions: Tensor, cond: Tensor, mask: Tensor | None = None) -> Tensor:
