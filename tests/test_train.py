@@ -1,5 +1,6 @@
 """Training resumes to the bit, keeps what it had when things go wrong, and follows the paper's schedule."""
 
+import copy
 import math
 import os
 import shutil
@@ -134,6 +135,8 @@ def test_statistics_that_are_missing_are_named(tmp_path: Path, tiny_config: RunC
 def test_actions_out_of_range_are_named_before_training(
     tmp_path: Path, tiny_config: RunConfig, windows: Windows
 ) -> None:
+    windows = copy.copy(windows)  # other tests share it
+    windows.actions = windows.actions.clone()
     windows.actions[5, 4] = 3.2  # a rotation in radians where a share of the controller's range is expected
     with pytest.raises(PrismError, match=r"actions, number 4: expected rotations and gripper .*, got 3\.2"):
         train(tmp_path, tiny_config, windows)
