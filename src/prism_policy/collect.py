@@ -137,6 +137,8 @@ def render_demos(
 ) -> Path:
     """The demonstrations of `states` with images of `task.cameras` and robomimic's low-dimensional observations added.
 
+    `actions_abs` is added too: what each delta action asks for, as an absolute one (see `RobosuiteEnv.absolute`).
+
     Args:
         states: a file with `states`, such as `collect` returns.
         task: the cameras and the render settings.
@@ -250,12 +252,17 @@ def _scenes_part(task: TaskConfig, split: Split, seed: int, indices: range, path
 def _render_part(task: TaskConfig, states: Path, name: str, path: Path) -> None:
     from prism_policy.envs.robosuite import PROPRIO
 
-    env = environment(task, render_images=True)
+    env = environment(dataclasses.replace(task, action_mode="delta"), render_images=True)
     with open_demos(states) as file:
         demo = file["data"][name]
         arrays = _datasets(demo)
         attributes = dict(demo.attrs)
-    observations = [env.observe(state) for state in arrays["states"]]
+    observations, absolute = [], []
+    for state, action in zip(arrays["states"], arrays["actions"], strict=True):
+        observations.append(env.observe(state))
+        env.set_state(state)
+        absolute.append(env.absolute(action))
+    arrays["actions_abs"] = np.stack(absolute)
     for camera in task.cameras:
         arrays[f"obs/{camera}_image"] = np.stack([o["images"][camera] for o in observations])
     proprio = np.stack([o["proprio"] for o in observations])  # (T, 9)

@@ -16,6 +16,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from prism_policy.config import ActionMode
+from prism_policy.data.actions import encode_absolute
 from prism_policy.errors import PrismError
 
 PROPRIO = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
@@ -32,7 +34,7 @@ class Episode:
     proprio: np.ndarray
     """float32 (T, 9), or (T, 0) where the file holds only states."""
     actions: np.ndarray
-    """float32 (T, 7): what was executed; replays the states."""
+    """float32 (T, 7): what was executed; replays the states. Or (T, 10) absolute, see `encode_absolute`."""
     disturbed: np.ndarray
     """bool (T,): the action was forced on the demonstrator and is not to be learned; all False where not recorded."""
     states: np.ndarray
@@ -137,15 +139,20 @@ def read_demos(path: Path, cameras: Sequence[str] | None = None, mask: str | Non
     return list(iter_demos(path, cameras, mask))
 
 
-def iter_demos(path: Path, cameras: Sequence[str] | None = None, mask: str | None = None) -> Iterator[Episode]:
-    """The demonstrations one after the other, each read when it is asked for; arguments and errors as `read_demos`."""
+def iter_demos(
+    path: Path,
+    cameras: Sequence[str] | None = None,
+    mask: str | None = None,
+    action_mode: ActionMode = "delta",
+) -> Iterator[Episode]:
+    """The demonstrations one after the other, each read when it is asked for; as `read_demos` otherwise."""
     with open_demos(path) as file:
         names = demo_names(file, mask)
         wanted = list(cameras) if cameras is not None else cameras_of(file["data"][names[0]]) if names else []
         shapes: dict[str, tuple[int, ...]] = {}
         for name in names:
             try:
-                episode = _read_demo(file["data"][name], name, wanted, path)
+                episode = _read_demo(file["data"][name], name, wanted, path, action_mode)
             except (OSError, KeyError, RuntimeError) as error:
                 raise PrismError(f"{path}, {name}: damaged, cannot be read ({error}); get the file again") from error
             for camera, frames in episode.images.items():
@@ -167,9 +174,12 @@ def read_attributes(path: Path) -> dict[str, Any]:
     return attributes
 
 
-def _read_demo(demo: h5py.Group, name: str, cameras: list[str], path: Path) -> Episode:
+def _read_demo(demo: h5py.Group, name: str, cameras: list[str], path: Path, action_mode: ActionMode) -> Episode:
     where = f"{path}, {name}"
-    actions = demo["actions"][:].astype(np.float32)
+    key = "actions_abs" if action_mode == "absolute" else "actions"
+    if key not in demo:
+        raise PrismError(f"{where}: no absolute actions (`{key}`); run `prism render` on the file of its states")
+    actions = demo[key][:].astype(np.float32)
     if actions.ndim != 2 or actions.shape[1] != 7 or len(actions) == 0:
         raise PrismError(f"{where}: expected actions of shape (T, 7), got {actions.shape}")
     if not np.isfinite(actions).all():
@@ -194,4 +204,5 @@ def _read_demo(demo: h5py.Group, name: str, cameras: list[str], path: Path) -> E
             raise PrismError(f"{where}: expected images of {camera!r} as uint8 (T, H, W, 3), got {found}")
     complete = len(low_dim) == len(PROPRIO)
     proprio = np.concatenate(low_dim, axis=1).astype(np.float32) if complete else np.zeros((steps, 0), np.float32)
+    actions = encode_absolute(demo[key][:]).astype(np.float32) if action_mode == "absolute" else actions
     return Episode(name, images, proprio, actions, disturbed, states, extras)
