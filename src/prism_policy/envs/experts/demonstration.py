@@ -12,9 +12,10 @@ from prism_policy.envs.experts.base import Expert
 from prism_policy.envs.experts.can import Can
 from prism_policy.envs.experts.lift import Lift
 from prism_policy.envs.experts.square import Square
+from prism_policy.envs.experts.tool_hang import ToolHang
 from prism_policy.envs.robosuite import RobosuiteEnv
 
-EXPERTS: dict[str, type[Expert]] = {"lift": Lift, "can": Can, "square": Square}
+EXPERTS: dict[str, type[Expert]] = {"lift": Lift, "can": Can, "square": Square, "tool_hang": ToolHang}
 """Task -> its expert, whose file has the task's name."""
 
 

@@ -32,13 +32,13 @@ class Square(Expert):
     tolerance = {"align": 0.3, "insert": 0.2, "release": 0.2}  # noqa: RUF012 (declared so by Expert)
 
     def script(self) -> Iterator[np.ndarray]:  # noqa: D102 (inherited)
-        rng = self.rng
+        rng, env = self.rng, self.env.sim_env
         hover = rng.uniform(0.05, 0.09)  # [m] above the handle while off to the side
-        along = HANDLE + rng.uniform(-0.006, 0.010)  # [m] where the handle is taken
+        along = HANDLE + rng.uniform(0.002, 0.013)  # [m] where the handle is taken
         above = rng.uniform(0.0, 0.006)  # [m] grasp above the nut's middle
-        clear = PEG_HEIGHT + rng.uniform(0.03, 0.05)  # [m] carried above the peg's middle
+        clear = PEG_HEIGHT + rng.uniform(0.022, 0.035)  # [m] carried above the peg's middle
         drop = rng.uniform(-0.015, 0.005)  # [m] above the peg's middle when let go; at -0.02 it lies, at 0.02 success
-        taste = rng.uniform(0.0, 1.5, (2, 3))  # [rad] of turning that people accept to have it their way
+        taste = rng.uniform(0.0, (1.5, 0.7, 1.5), (2, 3))  # [rad] of turning that people accept to have it their way
         plan = self.plan(taste)
         while True:
             nut, rotation = self.body(NUT)
@@ -50,7 +50,7 @@ class Square(Expert):
                 self.stage = "release"
                 rise = 0.15 if self.opening > 0.06 else 0.0
                 yield self.servo((hand + (0, 0, rise), hand_rotation), OPEN)
-            elif self.grasps(self.env.sim_env.nuts[self.env.sim_env.nut_id]):
+            elif self.opening < 0.045 and self.grasps(env.nuts[env.nut_id]):
                 left = self.left_to_turn(plan)
                 turned = float(np.linalg.norm(rotation_vector(level(rotation, plan.target) @ rotation.T)))
                 ready = aside < 0.005 and turned < 0.06
@@ -62,14 +62,15 @@ class Square(Expert):
                 yield self.carry((nut, rotation), (goal, level(rotation, now + np.clip(left, -1.0, 1.0))))
             else:
                 plan = plan if self.closing else self.plan(taste)
-                yaw = heading(rotation[:, 0]) + plan.side
+                wrist, goal = self.wrist(), wrap(heading(rotation[:, 0]) + plan.side - WRIST_MIDDLE)
+                yaw = WRIST_MIDDLE + wrist + np.clip(goal - wrist, -1.5, 1.5)  # by the way round that the wrist can do
                 grasp = nut + rotation @ (along, 0, 0) + (0, 0, above)
                 yield self.reach((grasp, down(yaw)), hover, wide=0.06)
 
     def plan(self, taste: np.ndarray) -> Plan:
         """The plan that needs least turning, of those that the wrist can do; `taste` (2, 3) is added to it [rad]."""
         x = heading(self.body(NUT)[1][:, 0])
-        wrist = wrap(heading(self.hand()[1][:, 0]) - WRIST_MIDDLE)
+        wrist = self.wrist()
         plans = {}
         for i, side in enumerate((-np.pi / 2, np.pi / 2)):
             for j, target in enumerate((np.pi / 2, np.pi, -np.pi / 2)):  # the arm does not reach behind the peg
@@ -78,12 +79,15 @@ class Square(Expert):
                     plans[Plan(side, target)] = abs(start - wrist) + abs(end - start) + taste[i, j]
         return min(plans, key=plans.__getitem__)
 
+    def wrist(self) -> float:
+        """Yaw of the hand from the middle of what the wrist can do [rad]."""
+        return wrap(heading(self.hand()[1][:, 0]) - WRIST_MIDDLE)
+
     def left_to_turn(self, plan: Plan) -> float:
         """Angle [rad] that the nut still has to turn, by the way round that the wrist can do."""
-        wrist = wrap(heading(self.hand()[1][:, 0]) - WRIST_MIDDLE)
         end = wrap(plan.target + plan.side - WRIST_MIDDLE)
         left = wrap(plan.target - heading(self.body(NUT)[1][:, 0]))
-        return left + 2 * np.pi * round((end - wrist - left) / (2 * np.pi))
+        return left + 2 * np.pi * round((end - self.wrist() - left) / (2 * np.pi))
 
     def done(self) -> bool:  # noqa: D102 (inherited)
         away = self.hand()[0][2] - self.body(NUT)[0][2]
