@@ -32,10 +32,31 @@ class Route:
         """Without waiting [s]."""
         return float(self.times[-1])
 
-    def __call__(self, time: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Position (3,) [m], rotation (3, 3), velocity (3,) [m/s] and angular velocity (3,) [rad/s]."""
+    def world(self, time: float, base: Pose) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Position (3,) [m], rotation (3, 3), velocity (3,) [m/s] and angular velocity (3,) [rad/s] at a time [s].
+
+        Args:
+            time: since the start.
+            base: where the frame is now that the poses were given in.
+        """
         i = min(int(np.searchsorted(self.times, time, "right")), len(self.times) - 1) - 1
         span = self.times[i + 1] - self.times[i]
         share = min((time - self.times[i]) / span, 1.0)
+        position = self.positions[i] + share * self.moves[i]
         rotation = Rotation.from_rotvec(share * self.turns[i]).as_matrix() @ self.rotations[i]
-        return self.positions[i] + share * self.moves[i], rotation, self.moves[i] / span, self.turns[i] / span
+        return *absolute((position, rotation), base), base[1] @ self.moves[i] / span, base[1] @ self.turns[i] / span
+
+
+def world() -> Pose:
+    """The base of poses that are in the world's frame."""
+    return np.zeros(3), np.eye(3)
+
+
+def absolute(pose: Pose, base: Pose) -> Pose:
+    """The pose in the world of what is given relative to a base."""
+    return base[0] + base[1] @ pose[0], base[1] @ pose[1]
+
+
+def relative(pose: Pose, base: Pose) -> Pose:
+    """The pose relative to a base of what is given in the world."""
+    return base[1].T @ (pose[0] - base[0]), base[1].T @ pose[1]

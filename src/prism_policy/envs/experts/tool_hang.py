@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from prism_policy.envs.experts.base import CLOSE, OPEN, POSITION_SCALE, ROTATION_SCALE, Expert, Pose, limit
 from prism_policy.envs.experts.base import rotation_vector
-from prism_policy.envs.experts.route import Route
+from prism_policy.envs.experts.route import Route, absolute, relative, world
 from prism_policy.envs.robosuite import RobosuiteEnv
 
 STEP = 0.05  # [s] of a control step
@@ -24,13 +24,25 @@ TOOL_GRIP, TOOL_RING = np.zeros(3), np.array([-0.0943, 0.0, 0.0])
 """Middle of the tool's handle and of the ring that is hung, in the tool's frame: x along the handle [m]."""
 UPRIGHT = np.diag([-1.0, -1.0, 1.0])
 """Rotation of the frame in the stand: the hook points away from the robot, where the arm can reach with the tool."""
-HANG = (
-    (0.0445, 0.108, 20), (0.0440, 0.097, 20), (0.0435, 0.0925, 30), (0.04275, 0.089, 40),
-    (0.0410, 0.0873, 50), (0.0360, 0.0862, 60), (0.0200, 0.085, 68),
-)  # fmt: skip
-"""The ring over the hook's upright end and around its corner: out along the hook, up [m], dip of the handle [degrees].
 
-A straight slide does not fit; here the ring is nowhere closer than 1.9 mm."""
+
+def at_hook(out: float, up: float, dip: float) -> Pose:
+    """Pose of the ring in the frame's frame: out along the hook, up [m], the handle dipping below the hook [degrees]."""
+    cos, sin = np.cos(np.radians(dip)), np.sin(np.radians(dip))
+    return np.array([-out, 0.0, up]), np.array([[-cos, 0.0, -sin], [0.0, -1.0, 0.0], [-sin, 0.0, cos]])
+
+
+HANG = tuple(
+    at_hook(*way)
+    for way in (
+        (0.0445, 0.108, 20), (0.0440, 0.097, 20), (0.0435, 0.0925, 30), (0.04275, 0.089, 40),
+        (0.0410, 0.0873, 50), (0.0360, 0.0862, 60), (0.0200, 0.085, 68),
+    )
+)  # fmt: skip
+"""The ring over the hook's upright end and around its corner.
+
+A straight slide does not fit; here the ring is nowhere closer than 1.9 mm to the hook.
+"""
 
 
 class ToolHang(Expert):
@@ -131,7 +143,7 @@ class ToolHang(Expert):
         position, rotation = self.tool_grip()
         yaw = np.arctan2(rotation[1, 0], rotation[0, 0])
         self.stage = "carry tool"
-        ring, ring_rotation = self.over_hook(0.0445, 0.130, 20)
+        ring, ring_rotation = absolute(at_hook(0.0445, 0.130, 20), self.frame())
         carried = yield from self.follow(
             self.tool_grip,
             [
@@ -146,13 +158,13 @@ class ToolHang(Expert):
             return
         self.stage = "line up"
         ready = yield from self.follow(
-            self.tool_ring, [self.over_hook(*HANG[0])], 0.07, 1.0, 0.003, (0.0015, 0.02), self.tool_lost
+            self.tool_ring, HANG[:1], 0.07, 1.0, 0.003, (0.0015, 0.02), self.tool_lost, base=self.frame
         )
         if not ready:
             return
         self.stage = "hang"
         yield from self.follow(
-            self.tool_ring, lambda: [self.over_hook(*way) for way in HANG], 0.03, 0.5, 0.003, (0.003, 0.2), self.tool_lost
+            self.tool_ring, HANG, 0.03, 0.5, 0.003, (0.01, 0.3), self.tool_lost, base=self.frame
         )
         self.stage = "leave tool"
         yield from self.let_go()
@@ -163,25 +175,21 @@ class ToolHang(Expert):
     def follow(
         self,
         held: Callable[[], Pose],
-        poses: Sequence[Pose] | Callable[[], Sequence[Pose]],
+        poses: Sequence[Pose],
         speed: float,
         turn: float,
         gate: float,
         close: tuple[float, float],
         lost: Callable[[], bool] = lambda: False,
         grip: float = CLOSE,
-    ):
+        base: Callable[[], Pose] = world,
+    ) -> Generator[np.ndarray, None, bool]:
         """Lead what is held from where it is along poses; the lead waits when it is more than `gate` [m] ahead."""
-        live = poses if callable(poses) else None
-        start = held()
-        fixed = list(poses()) if live else list(poses)
-        route = Route([start, *fixed], speed, turn)
+        route = Route([relative(held(), base()), *poses], speed, turn)
         time, rate, waited = 0.0, 0.0, 0
         while not lost():
             position, rotation = held()
-            if live:
-                route = Route([start, *live()], speed, turn)
-            goal, goal_rotation, velocity, spin = route(time)
+            goal, goal_rotation, velocity, spin = route.world(time, base())
             error, twist = goal - position, rotation_vector(goal_rotation @ rotation.T)
             behind = max(np.linalg.norm(error) / gate, np.linalg.norm(twist) / (25 * gate))
             if time >= route.duration:
@@ -245,13 +253,9 @@ class ToolHang(Expert):
         approach = np.sin(self.tilt) * along - np.cos(self.tilt) * UP
         return position, np.stack([across, np.cross(approach, across), approach], axis=1)
 
-    def over_hook(self, out: float, up: float, dip: float) -> Pose:
-        """Pose of the tool's ring at the frame's hook, wherever the frame is: see `HANG`."""
-        position, rotation = self.body("frame_root")
-        hook, rod = -rotation[:, 0], rotation[:, 2]
-        x = np.cos(np.radians(dip)) * hook - np.sin(np.radians(dip)) * rod
-        z = np.sin(np.radians(dip)) * hook + np.cos(np.radians(dip)) * rod
-        return position + out * hook + up * rod, np.stack([x, np.cross(z, x), z], axis=1)
+    def frame(self) -> Pose:
+        """The frame."""
+        return self.body("frame_root")
 
 
 def turned(axis: tuple[float, float, float], angle: float) -> np.ndarray:
