@@ -83,6 +83,13 @@ class ToolHang(Expert):
     def mount(self) -> Iterator[np.ndarray]:
         """Put the frame into the stand; ends early where it is lost."""
         env, free = self.env.sim_env, {"speed": 0.38 * self.speed, "turn": 2.2 * self.speed}
+        self.stage = "reach frame"
+        grasp, rotation = self.frame_grasp()
+        yield from self.follow(
+            self.hand,
+            [(np.array([-0.02, -0.20, 0.98]), self.hand()[1]), (grasp - self.hover * rotation[:, 2], rotation)],
+            **free, gate=0.04, close=(0.04, 0.2), grip=OPEN,
+        )  # fmt: skip
         while not (self.opening < 0.04 and self.grasps(env.frame)):
             stages = ("reach frame", "reach frame", "grasp frame")
             yield self.reach(self.frame_grasp(), self.hover, wide=0.05, stages=stages)
@@ -164,7 +171,7 @@ class ToolHang(Expert):
             return
         self.stage = "hang"
         yield from self.follow(
-            self.tool_ring, HANG, 0.03, 0.5, 0.003, (0.01, 0.3), self.tool_lost, base=self.frame
+            self.tool_ring, HANG, 0.03, 0.5, 0.003, (0.01, 0.3), self.tool_lost, base=self.frame, reached=self.hung
         )
         self.stage = "leave tool"
         yield from self.let_go()
@@ -183,6 +190,7 @@ class ToolHang(Expert):
         lost: Callable[[], bool] = lambda: False,
         grip: float = CLOSE,
         base: Callable[[], Pose] = world,
+        reached: Callable[[], bool] = lambda: False,
     ) -> Generator[np.ndarray, None, bool]:
         """Lead what is held from where it is along poses; the lead waits when it is more than `gate` [m] ahead."""
         route = Route([relative(held(), base()), *poses], speed, turn)
@@ -192,6 +200,8 @@ class ToolHang(Expert):
             goal, goal_rotation, velocity, spin = route.world(time, base())
             error, twist = goal - position, rotation_vector(goal_rotation @ rotation.T)
             behind = max(np.linalg.norm(error) / gate, np.linalg.norm(twist) / (25 * gate))
+            if reached():
+                return True
             if time >= route.duration:
                 if np.linalg.norm(error) < close[0] and np.linalg.norm(twist) < close[1] or waited > 40:
                     return True
@@ -252,6 +262,10 @@ class ToolHang(Expert):
         across = -np.cross(UP, along)
         approach = np.sin(self.tilt) * along - np.cos(self.tilt) * UP
         return position, np.stack([across, np.cross(approach, across), approach], axis=1)
+
+    def hung(self) -> bool:
+        """Whether the ring is around the hook's corner."""
+        return relative(self.tool_ring(), self.frame())[0][0] > -0.026
 
     def frame(self) -> Pose:
         """The frame."""
