@@ -12,6 +12,7 @@ from prism_policy.envs.robosuite import RobosuiteEnv
 
 OPEN, CLOSE = -1.0, 1.0
 POSITION_SCALE, ROTATION_SCALE = 0.05, 0.5  # [m], [rad] of a full-scale action
+UP = np.array([0.0, 0.0, 1.0])
 RESET_YAW = np.pi / 2  # [rad] of the closing axis when an episode starts
 
 Pose = tuple[np.ndarray, np.ndarray]
@@ -114,8 +115,8 @@ class Expert:
     def carry(self, held: Pose, goal: Pose) -> np.ndarray:
         """Action (7,) that takes what is held up to the goal's height, then across: an arc over what stands between."""
         error = goal[0] - held[0]
-        across = limit(error * (1, 1, 0), POSITION_SCALE) * np.clip(1.0 - error[2] / 0.03, 0.0, 1.0)
-        return self.servo((held[0] + across + error * (0, 0, 1), goal[1]), CLOSE, held)
+        across = limit(error * (1 - UP), POSITION_SCALE) * np.clip(1.0 - error[2] / 0.03, 0.0, 1.0)
+        return self.servo((held[0] + across + error * UP, goal[1]), CLOSE, held)
 
 
 def down(yaw: float) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from prism_policy.envs.experts.base import OPEN, RESET_YAW, Expert, Pose, down, heading, wrap
+from prism_policy.envs.experts.base import OPEN, RESET_YAW, UP, Expert, Pose, down, heading, wrap
 
 CAN = "Can_main"
 
@@ -35,11 +35,11 @@ class Can(Expert):
             if low and not env.not_in_bin(held[0], env.object_id):
                 self.stage = "release"
                 rise = 0.15 if self.opening > 0.06 else 0.0
-                yield self.servo((hand + (0, 0, rise), hand_rotation), OPEN)
+                yield self.servo((hand + rise * UP, hand_rotation), OPEN)
             elif self.grasps(can):
                 arc = (over - drop) * np.clip((aside - 0.02) / 0.06, 0.0, 1.0)
                 self.stage = "lower" if arc < over - drop else "carry"
-                goal = place + (0, 0, drop - 0.01 + arc)
+                goal = place + (drop - 0.01 + arc) * UP
                 # Where the can is and how the hand is turned; which way the can faces does not matter.
                 yield self.carry((held[0], hand_rotation), (goal, down(RESET_YAW)))
             else:
@@ -50,5 +50,5 @@ class Can(Expert):
         position, rotation = can
         axis = rotation[:, 2]
         if abs(axis[2]) > 0.7:
-            return position + (0, 0, above), down(yaw)
+            return position + above * UP, down(yaw)
         return position, down(RESET_YAW + wrap(heading(axis) + np.pi / 2 - RESET_YAW, np.pi))

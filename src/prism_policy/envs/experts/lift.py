@@ -10,7 +10,7 @@ from prism_policy.envs.experts.base import CLOSE, Expert, down, nearest_quarter
 
 
 class Lift(Expert):
-    """Comes down through a funnel, raises what it holds, and begins again whenever the cube is not where it should be."""
+    """Comes down through a funnel, raises what it holds, begins again whenever the cube is not where it should be."""
 
     stages = ("approach", "descend", "grasp", "lift")
     max_steps = 250

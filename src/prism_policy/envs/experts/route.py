@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -23,7 +24,7 @@ class Route:
         self.positions = np.stack([position for position, _ in poses])  # (n, 3)
         self.rotations = np.stack([rotation for _, rotation in poses])  # (n, 3, 3)
         self.moves = np.diff(self.positions, axis=0)
-        self.turns = np.stack([rotation_vector(b @ a.T) for a, b in zip(self.rotations, self.rotations[1:])])
+        self.turns = np.stack([rotation_vector(b @ a.T) for a, b in pairwise(self.rotations)])
         lengths = np.maximum(np.linalg.norm(self.moves, axis=1) / speed, np.linalg.norm(self.turns, axis=1) / turn)
         self.times = np.concatenate([[0.0], np.cumsum(np.maximum(lengths, 1e-6))])
 
@@ -32,7 +33,7 @@ class Route:
         """Without waiting [s]."""
         return float(self.times[-1])
 
-    def world(self, time: float, base: Pose) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def at(self, time: float, base: Pose) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Position (3,) [m], rotation (3, 3), velocity (3,) [m/s] and angular velocity (3,) [rad/s] at a time [s].
 
         Args:
@@ -45,11 +46,6 @@ class Route:
         position = self.positions[i] + share * self.moves[i]
         rotation = Rotation.from_rotvec(share * self.turns[i]).as_matrix() @ self.rotations[i]
         return *absolute((position, rotation), base), base[1] @ self.moves[i] / span, base[1] @ self.turns[i] / span
-
-
-def world() -> Pose:
-    """The base of poses that are in the world's frame."""
-    return np.zeros(3), np.eye(3)
 
 
 def absolute(pose: Pose, base: Pose) -> Pose:

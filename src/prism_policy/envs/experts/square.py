@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prism_policy.envs.experts.base import OPEN, RESET_YAW, Expert, down, heading, rotation_vector, wrap
+from prism_policy.envs.experts.base import OPEN, RESET_YAW, UP, Expert, down, heading, rotation_vector, wrap
 
 NUT, PEG = "SquareNut_main", "peg1"
 HANDLE = 0.054  # [m] of the handle's middle from the hole's, along the nut's x
@@ -49,22 +49,24 @@ class Square(Expert):
             if threaded and height < drop + (0.01 if self.stage == "release" else 0.0):
                 self.stage = "release"
                 rise = 0.15 if self.opening > 0.06 else 0.0
-                yield self.servo((hand + (0, 0, rise), hand_rotation), OPEN)
+                yield self.servo((hand + rise * UP, hand_rotation), OPEN)
             elif self.opening < 0.045 and self.grasps(env.nuts[env.nut_id]):
                 left = self.left_to_turn(plan)
                 turned = float(np.linalg.norm(rotation_vector(level(rotation, plan.target) @ rotation.T)))
                 ready = aside < 0.005 and turned < 0.06
                 if threaded or ready or (self.stage == "insert" and aside < 0.008 and turned < 0.12):
-                    self.stage, goal = "insert", peg + (0, 0, drop - 0.005)
+                    self.stage, goal = "insert", peg + (drop - 0.005) * UP
                 else:
-                    self.stage, goal = "align" if aside < 0.05 else "carry", peg + (0, 0, clear)
+                    self.stage, goal = "align" if aside < 0.05 else "carry", peg + clear * UP
                 now = heading(rotation[:, 0])
-                yield self.carry((nut, rotation), (goal, level(rotation, now + np.clip(left, -1.0, 1.0))))
+                yield self.carry((nut, rotation), (goal, level(rotation, now + float(np.clip(left, -1.0, 1.0)))))
             else:
                 plan = plan if self.closing else self.plan(taste)
-                wrist, goal = self.wrist(), wrap(heading(rotation[:, 0]) + plan.side - WRIST_MIDDLE)
-                yaw = WRIST_MIDDLE + wrist + np.clip(goal - wrist, -1.5, 1.5)  # by the way round that the wrist can do
-                grasp = nut + rotation @ (along, 0, 0) + (0, 0, above)
+                wrist = self.wrist()
+                left = wrap(heading(rotation[:, 0]) + plan.side - WRIST_MIDDLE) - wrist
+                # In part turns, or the servo would take the shorter way round, which the wrist cannot do.
+                yaw = WRIST_MIDDLE + wrist + float(np.clip(left, -1.5, 1.5))
+                grasp = nut + along * rotation[:, 0] + above * UP
                 yield self.reach((grasp, down(yaw)), hover, wide=0.06)
 
     def plan(self, taste: np.ndarray) -> Plan:

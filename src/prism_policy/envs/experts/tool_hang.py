@@ -2,53 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from prism_policy.envs.experts.base import CLOSE, OPEN, POSITION_SCALE, ROTATION_SCALE, Expert, Pose, limit
-from prism_policy.envs.experts.base import rotation_vector
-from prism_policy.envs.experts.route import Route, absolute, relative, world
+from prism_policy.envs.experts.base import (
+    CLOSE,
+    OPEN,
+    POSITION_SCALE,
+    ROTATION_SCALE,
+    UP,
+    Expert,
+    Pose,
+    limit,
+    rotation_vector,
+)
+from prism_policy.envs.experts.route import Route, absolute, relative
 from prism_policy.envs.robosuite import RobosuiteEnv
 
 STEP = 0.05  # [s] of a control step
 LAG = 24.5 / 150  # [s] by which the arm trails a moving goal: damping over stiffness of robosuite's controller
-UP = np.array([0.0, 0.0, 1.0])
 
-HOLE = np.array([0.0, 0.045, 0.079])
-"""Upper end of the hole in the stand, in the stand's frame [m]."""
-FRAME_GRIP, FRAME_TIP = np.array([0.04375, 0.0, 0.0525]), np.array([0.04375, 0.0, -0.1345])
-"""Middle of the frame's grip and the lower end of its rod, in the frame's frame: z up the rod, hook towards -x [m]."""
-TOOL_GRIP, TOOL_RING = np.zeros(3), np.array([-0.0943, 0.0, 0.0])
-"""Middle of the tool's handle and of the ring that is hung, in the tool's frame: x along the handle [m]."""
+
+class Point(NamedTuple):
+    """A point of a body."""
+
+    body: str
+    offset: np.ndarray
+    """In the body's frame, (3,) [m]."""
+
+
+HOLE = Point("stand_root", np.array([0.0, 0.045, 0.079]))
+"""Upper end of the hole in the stand."""
+FRAME_GRIP = Point("frame_root", np.array([0.04375, 0.0, 0.0525]))
+"""Middle of the frame's grip; the frame's z is up the rod, the hook towards -x."""
+FRAME_TIP = Point("frame_root", np.array([0.04375, 0.0, -0.1345]))
+"""Lower end of the frame's rod."""
+TOOL_GRIP = Point("tool_root", np.zeros(3))
+"""Middle of the tool's handle, which is along the tool's x."""
+TOOL_RING = Point("tool_root", np.array([-0.0943, 0.0, 0.0]))
+"""Middle of the ring that is hung."""
 UPRIGHT = np.diag([-1.0, -1.0, 1.0])
-"""Rotation of the frame in the stand: the hook points away from the robot, where the arm can reach with the tool."""
+"""Rotation of the frame in the stand: the hook points away from the robot, where the arm can reach it with the tool."""
+DEPTH = 0.147  # [m] from the hole's upper end to its bottom, nearly
+DRIFT = np.array([[0.012], [0.12]])  # [m], [rad] that the integral may reach
+LOST = 0.03  # [m] from the hand to the grip that it should hold
 
 
 def at_hook(out: float, up: float, dip: float) -> Pose:
-    """Pose of the ring in the frame's frame: out along the hook, up [m], the handle dipping below the hook [degrees]."""
+    """Pose of the ring in the frame's frame: out along the hook, up [m], handle dipping below the hook [degrees]."""
     cos, sin = np.cos(np.radians(dip)), np.sin(np.radians(dip))
     return np.array([-out, 0.0, up]), np.array([[-cos, 0.0, -sin], [0.0, -1.0, 0.0], [-sin, 0.0, cos]])
 
 
-HANG = tuple(
-    at_hook(*way)
-    for way in (
-        (0.0445, 0.108, 20), (0.0440, 0.097, 20), (0.0435, 0.0925, 30), (0.04275, 0.089, 40),
-        (0.0410, 0.0873, 50), (0.0360, 0.0862, 60), (0.0200, 0.085, 68),
-    )
-)  # fmt: skip
-"""The ring over the hook's upright end and around its corner.
+ABOVE_HOOK = at_hook(0.0445, 0.130, 20)
+ROUND_HOOK = [
+    at_hook(0.0445, 0.108, 20),
+    at_hook(0.0440, 0.097, 20),
+    at_hook(0.0435, 0.0925, 30),
+    at_hook(0.04275, 0.089, 40),
+    at_hook(0.0410, 0.0873, 50),
+    at_hook(0.0360, 0.0862, 60),
+    at_hook(0.0200, 0.085, 68),
+]
+"""The ring over the hook's upright end and around its corner, where a straight slide does not fit: 1.9 mm are free."""
 
-A straight slide does not fit; here the ring is nowhere closer than 1.9 mm to the hook.
-"""
+
+class Pace(NamedTuple):
+    """How a route is followed; the speeds are those of a person of middle speed."""
+
+    speed: float
+    """[m/s]."""
+    turn: float
+    """[rad/s]."""
+    gate: float
+    """How far the lead may be ahead [m]."""
+    close: float
+    """Distance from the end that counts as there [m]."""
+    square: float
+    """Angle from the end's that counts as there [rad]."""
+
+
+FREE = Pace(0.29, 1.65, gate=0.04, close=0.04, square=0.3)
+CARRY = Pace(0.29, 1.65, gate=0.03, close=0.01, square=0.08)
+ALIGN = Pace(0.07, 1.0, gate=0.003, close=0.0014, square=0.02)
+INSERT = Pace(0.09, 1.0, gate=0.004, close=0.006, square=0.1)
+HANG = Pace(0.03, 0.5, gate=0.003, close=0.015, square=0.3)
+PATIENCE = 40  # [steps] at a route's end before the next stage is tried all the same
 
 
 class ToolHang(Expert):
     """Mounts the frame, then hangs the tool; after a loss it begins again with whatever is not done.
 
-    Both tasks leave a millimetre or two, so what is held is led along a route by its own pose, not the hand's.
+    Both leave a millimetre or two of room, so what is held is led along a route by its own pose, not by the hand's.
     """
 
     stages = (
@@ -56,18 +104,19 @@ class ToolHang(Expert):
         "reach tool", "grasp tool", "carry tool", "line up", "hang", "leave tool",
     )  # fmt: skip
     tolerance = {  # noqa: RUF012 (declared so by Expert)
-        "carry frame": 0.8, "align": 0.1, "insert": 0.1, "leave frame": 0.3,
-        "carry tool": 0.8, "line up": 0.1, "hang": 0.05, "leave tool": 0.2,
+        "grasp frame": 0.5, "carry frame": 0.8, "align": 0.1, "insert": 0.1, "leave frame": 0.3,
+        "grasp tool": 0.5, "carry tool": 0.8, "line up": 0.1, "hang": 0.05, "leave tool": 0.2,
     }  # fmt: skip
     max_steps = 1200
 
     def __init__(self, env: RobosuiteEnv, rng: np.random.Generator) -> None:
         super().__init__(env, rng)
-        self.drift = np.zeros((2, 3))
+        self.drift = np.zeros((2, 3))  # integral of the error of what is held [m, rad]
         self.hover = rng.uniform(0.05, 0.08)  # [m] in front of a grasp while off to the side
         self.frame_offset = rng.uniform(-0.006, 0.006)  # [m] of the grasp along the frame's grip
         self.tool_offset = rng.uniform(-0.008, 0.008)  # [m] of the grasp along the tool's handle
         self.tilt = np.radians(rng.uniform(8, 12))  # of the hand from the vertical when it takes the tool
+        self.sway = rng.uniform(-0.02, 0.02, (4, 3))  # [m] of what is passed on the way
 
     def script(self) -> Iterator[np.ndarray]:  # noqa: D102 (inherited)
         env = self.env.sim_env
@@ -82,201 +131,144 @@ class ToolHang(Expert):
 
     def mount(self) -> Iterator[np.ndarray]:
         """Put the frame into the stand; ends early where it is lost."""
-        env, free = self.env.sim_env, {"speed": 0.38 * self.speed, "turn": 2.2 * self.speed}
-        self.stage = "reach frame"
+        self.stage, self.drift = "reach frame", np.zeros((2, 3))
         grasp, rotation = self.frame_grasp()
-        yield from self.follow(
-            self.hand,
-            [(np.array([-0.02, -0.20, 0.98]), self.hand()[1]), (grasp - self.hover * rotation[:, 2], rotation)],
-            **free, gate=0.04, close=(0.04, 0.2), grip=OPEN,
-        )  # fmt: skip
-        while not (self.opening < 0.04 and self.grasps(env.frame)):
-            stages = ("reach frame", "reach frame", "grasp frame")
+        # Where an episode starts the wrist is nearly singular: it leaves before it turns.
+        out = np.array([-0.02, -0.20, 0.98]) + self.sway[0], self.hand()[1]
+        yield from self.follow(None, [out, (grasp - self.hover * rotation[:, 2], rotation)], FREE)
+        while not (self.opening < 0.04 and self.grasps(self.env.sim_env.frame)):
+            stages = ("reach frame", "grasp frame", "grasp frame")
             yield self.reach(self.frame_grasp(), self.hover, wide=0.05, stages=stages)
-        self.drift[:] = 0
-        hole = self.body("stand_root", HOLE)[0]
-        above = hole + FRAME_GRIP - FRAME_TIP
-        position, rotation = self.frame_grip()
-        halfway = turned((1, 0, 0), np.pi / 3) @ UPRIGHT  # the hand upright, its yaw already that of the end
         self.stage = "carry frame"
-        carried = yield from self.follow(
-            self.frame_grip,
-            [
-                (position + 0.06 * UP, rotation),
-                (np.array([0.0, -0.22, 1.04]), halfway),
-                (np.array([-0.03, -0.10, above[2] + 0.05]), UPRIGHT),
-                (above + 0.015 * UP, UPRIGHT),
-            ],
-            **free, gate=0.03, close=(0.01, 0.08), lost=self.frame_lost,
-        )  # fmt: skip
-        if not carried:
-            return
-        self.stage = "align"
-        aligned = yield from self.follow(
-            self.frame_tip, [(hole + 0.008 * UP, UPRIGHT)], 0.07, 1.0, 0.003, (0.0013, 0.02), self.frame_lost
-        )
-        if not aligned:
-            return
-        self.stage = "insert"
-        yield from self.follow(
-            self.frame_tip, [(hole - 0.147 * UP, UPRIGHT)], 0.12 * self.speed, 1.0, 0.004, (0.006, 0.1), self.frame_lost
-        )
-        self.stage = "leave frame"
-        yield from self.let_go()
-        hand, rotation = self.hand()
-        yield from self.follow(
-            self.hand, [(hand - 0.10 * rotation[:, 2], rotation)], **free, gate=0.04, close=(0.03, 0.3), grip=OPEN
-        )
+        hole, (grip, rotation) = self.pose(HOLE)[0], self.pose(FRAME_GRIP)
+        over = hole + FRAME_GRIP.offset - FRAME_TIP.offset
+        way = [
+            (grip + 0.06 * UP, rotation),
+            (np.array([0.0, -0.22, 1.04]) + self.sway[1], turned("x", 60) @ UPRIGHT),  # first the yaw, then the pitch
+            (np.array([-0.03, -0.10, over[2] + 0.05]), UPRIGHT),
+            (over + 0.015 * UP, UPRIGHT),
+        ]
+        if (yield from self.follow(FRAME_GRIP, way, CARRY)):
+            self.stage = "align"
+            if (yield from self.follow(FRAME_TIP, [(hole + 0.008 * UP, UPRIGHT)], ALIGN)):
+                self.stage = "insert"
+                yield from self.follow(FRAME_TIP, [(hole - DEPTH * UP, UPRIGHT)], INSERT)
+                self.stage = "leave frame"
+                yield from self.let_go()
+                hand, rotation = self.hand()
+                yield from self.follow(None, [(hand - 0.10 * rotation[:, 2], rotation)], FREE)
 
     def hang(self) -> Iterator[np.ndarray]:
         """Hang the tool on the frame; ends early where it is lost."""
-        env, free = self.env.sim_env, {"speed": 0.38 * self.speed, "turn": 2.2 * self.speed}
-        self.stage = "reach tool"
-        hand, rotation = self.hand()
-        if rotation[2, 2] > -0.8:  # from the stand the wrist has to unwind above everything
+        self.stage, self.drift = "reach tool", np.zeros((2, 3))
+        rotation = self.hand()[1]
+        if rotation[2, 2] > -0.8:  # from the stand the wrist unwinds above everything
             facing = np.stack([(-0.958, 0.287, 0), (0.287, 0.958, 0), (0, 0, -1)], axis=1)
-            yield from self.follow(
-                self.hand,
-                [
-                    (np.array([-0.12, 0.10, 1.22]), rotation @ turned((1, 0, 0), np.radians(-40))),
-                    (np.array([-0.10, -0.05, 1.20]), facing),
-                ],
-                **free, gate=0.05, close=(0.05, 0.5), grip=OPEN,
-            )  # fmt: skip
-        while not (self.opening < 0.045 and self.grasps(env.tool)):
-            stages = ("reach tool", "reach tool", "grasp tool")
+            unwind = (np.array([-0.12, 0.10, 1.22]), rotation @ turned("x", -40))
+            yield from self.follow(None, [unwind, (np.array([-0.10, -0.05, 1.20]) + self.sway[2], facing)], FREE)
+        while not (self.opening < 0.045 and self.grasps(self.env.sim_env.tool)):
+            stages = ("reach tool", "grasp tool", "grasp tool")
             yield self.reach(self.tool_grasp(), self.hover, wide=0.05, stages=stages)
-        self.drift[:] = 0
-        position, rotation = self.tool_grip()
-        yaw = np.arctan2(rotation[1, 0], rotation[0, 0])
         self.stage = "carry tool"
-        ring, ring_rotation = absolute(at_hook(0.0445, 0.130, 20), self.frame())
-        carried = yield from self.follow(
-            self.tool_grip,
-            [
-                (position + 0.10 * UP, rotation),
-                (np.array([0.03, -0.17, 1.05]), handle(yaw, np.radians(15))),
-                (np.array([0.07, -0.08, 1.10]), handle(np.radians(-40), np.radians(20))),
-                (ring - ring_rotation @ TOOL_RING, ring_rotation),
-            ],
-            **free, gate=0.03, close=(0.01, 0.08), lost=self.tool_lost,
-        )  # fmt: skip
-        if not carried:
-            return
-        self.stage = "line up"
-        ready = yield from self.follow(
-            self.tool_ring, HANG[:1], 0.07, 1.0, 0.003, (0.0015, 0.02), self.tool_lost, base=self.frame
-        )
-        if not ready:
-            return
-        self.stage = "hang"
-        yield from self.follow(
-            self.tool_ring, HANG, 0.03, 0.5, 0.003, (0.01, 0.3), self.tool_lost, base=self.frame, reached=self.hung
-        )
-        self.stage = "leave tool"
-        yield from self.let_go()
-        hand, rotation = self.hand()
-        away = hand + (0.04, 0.0, 0.10), rotation @ turned((1, 0, 0), np.radians(15))
-        yield from self.follow(self.hand, [away], **free, gate=0.04, close=(0.03, 0.3), grip=OPEN)
+        grip, rotation = self.pose(TOOL_GRIP)
+        ring, ring_rotation = absolute(ABOVE_HOOK, self.body("frame_root"))
+        yaw = np.degrees(np.arctan2(rotation[1, 0], rotation[0, 0]))
+        way = [
+            (grip + 0.10 * UP, rotation),
+            (np.array([0.03, -0.17, 1.05]) + self.sway[3], turned("z", yaw) @ turned("y", 15)),
+            (np.array([0.07, -0.08, 1.10]), turned("z", -40) @ turned("y", 20)),
+            (ring - ring_rotation @ TOOL_RING.offset, ring_rotation),
+        ]
+        if (yield from self.follow(TOOL_GRIP, way, CARRY)):
+            self.stage = "line up"
+            if (yield from self.follow(TOOL_RING, ROUND_HOOK[:1], ALIGN, base="frame_root")):
+                self.stage = "hang"
+                yield from self.follow(TOOL_RING, ROUND_HOOK, HANG, base="frame_root")
+                self.stage = "leave tool"
+                yield from self.let_go()
+                hand, rotation = self.hand()
+                yield from self.follow(None, [(hand + np.array([0.04, 0.0, 0.10]), rotation @ turned("x", 15))], FREE)
 
     def follow(
-        self,
-        held: Callable[[], Pose],
-        poses: Sequence[Pose],
-        speed: float,
-        turn: float,
-        gate: float,
-        close: tuple[float, float],
-        lost: Callable[[], bool] = lambda: False,
-        grip: float = CLOSE,
-        base: Callable[[], Pose] = world,
-        reached: Callable[[], bool] = lambda: False,
+        self, point: Point | None, poses: Sequence[Pose], pace: Pace, base: str | None = None
     ) -> Generator[np.ndarray, None, bool]:
-        """Lead what is held from where it is along poses; the lead waits when it is more than `gate` [m] ahead."""
-        route = Route([relative(held(), base()), *poses], speed, turn)
+        """Lead a point of what is held along poses, from where it is; returns whether it is still held.
+
+        The lead runs at the route's speed and slows to a stop where the point falls behind, so a push only delays.
+        Feed-forward makes up for the arm's lag, the integral of the error for the weight of what is held.
+
+        Args:
+            point: what is led; None is the open hand.
+            poses: where to.
+            pace: how fast and how closely.
+            base: body whose frame the poses are in, wherever it is at the time; None is the world's.
+        """
+        share = self.speed / 0.75  # of the pace: people differ
+        route = Route([relative(self.pose(point), self.pose_of(base)), *poses], pace.speed * share, pace.turn * share)
         time, rate, waited = 0.0, 0.0, 0
-        while not lost():
-            position, rotation = held()
-            goal, goal_rotation, velocity, spin = route.world(time, base())
+        while not self.lost(point):
+            position, rotation = self.pose(point)
+            goal, goal_rotation, velocity, spin = route.at(time, self.pose_of(base))
             error, twist = goal - position, rotation_vector(goal_rotation @ rotation.T)
-            behind = max(np.linalg.norm(error) / gate, np.linalg.norm(twist) / (25 * gate))
-            if reached():
-                return True
+            distance, angle = float(np.linalg.norm(error)), float(np.linalg.norm(twist))
             if time >= route.duration:
-                if np.linalg.norm(error) < close[0] and np.linalg.norm(twist) < close[1] or waited > 40:
-                    return True
                 waited += 1
+                if (distance < pace.close and angle < pace.square) or waited > PATIENCE:
+                    return True
+            # Waiting for what is ahead already would be for ever: the stretched arm may not come back.
+            ahead = velocity * min(velocity @ error, 0.0) / max(velocity @ velocity, 1e-9)
+            behind = max(float(np.linalg.norm(error - ahead)), angle / 25) / pace.gate
             brake = (route.duration - time) / 0.25 + 0.1
-            rate = min(rate + 0.25, float(np.clip(1.5 - behind, 0, 1)), brake)
-            if grip == CLOSE and np.linalg.norm(error) < 0.015 and np.linalg.norm(twist) < 0.15:
-                self.drift += np.stack([error, twist]) * STEP
-                self.drift = np.clip(self.drift, [[-0.012], [-0.12]], [[0.012], [0.12]])
+            rate = min(rate + 0.25, max(0.0, 1.5 - behind), brake, 1.0)
+            if point and distance < 0.015 and angle < 0.15:
+                self.drift = np.clip(self.drift + np.stack([error, twist]) * STEP, -DRIFT, DRIFT)
             turning = twist + self.drift[1] + LAG * rate * spin
             lever = np.cross(turning, self.hand()[0] - position)
             moving = error + self.drift[0] + LAG * rate * velocity + lever
-            yield np.concatenate([limit(moving / POSITION_SCALE, 1.0), limit(turning / ROTATION_SCALE, 1.0), [grip]])
+            yield np.concatenate(
+                [limit(moving / POSITION_SCALE, 1.0), limit(turning / ROTATION_SCALE, 1.0), [CLOSE if point else OPEN]]
+            )
             time = min(time + rate * STEP, route.duration)
         return False
 
     def let_go(self) -> Iterator[np.ndarray]:
         """Open the hand where it is."""
+        self.drift = np.zeros((2, 3))
         while self.opening < 0.065:
             yield np.array([0, 0, 0, 0, 0, 0, OPEN])
 
-    def frame_grip(self) -> Pose:
-        """The middle of the frame's grip."""
-        return self.body("frame_root", FRAME_GRIP)
+    def pose(self, point: Point | None) -> Pose:
+        """Pose of a point; None is the hand."""
+        return self.body(*point) if point else self.hand()
 
-    def frame_tip(self) -> Pose:
-        """The lower end of the frame's rod."""
-        return self.body("frame_root", FRAME_TIP)
+    def pose_of(self, body: str | None) -> Pose:
+        """Pose of a body; None is the world."""
+        return self.body(body) if body else (np.zeros(3), np.eye(3))
 
-    def tool_grip(self) -> Pose:
-        """The middle of the tool's handle."""
-        return self.body("tool_root", TOOL_GRIP)
-
-    def tool_ring(self) -> Pose:
-        """The middle of the tool's ring."""
-        return self.body("tool_root", TOOL_RING)
-
-    def frame_lost(self) -> bool:
-        """Whether the frame is no longer in the hand."""
-        return bool(np.linalg.norm(self.hand()[0] - self.frame_grip()[0]) > 0.03)
-
-    def tool_lost(self) -> bool:
-        """Whether the tool is no longer in the hand."""
-        return bool(np.linalg.norm(self.hand()[0] - self.tool_grip()[0]) > 0.03)
+    def lost(self, point: Point | None) -> bool:
+        """Whether what should be held is no longer in the hand."""
+        grips = {grip.body: grip for grip in (FRAME_GRIP, TOOL_GRIP)}
+        return point is not None and float(np.linalg.norm(self.hand()[0] - self.pose(grips[point.body])[0])) > LOST
 
     def frame_grasp(self) -> Pose:
         """The hand at the frame as it lies: from above, 30 degrees towards the rod's tip, across the grip."""
-        position, rotation = self.body("frame_root", FRAME_GRIP + (0, 0, self.frame_offset))
+        position, rotation = self.pose(FRAME_GRIP)
         x, y, z = rotation.T
         approach = np.cos(np.pi / 6) * y - np.sin(np.pi / 6) * z
-        return position, np.stack([x, np.cross(approach, x), approach], axis=1)
+        return position + self.frame_offset * z, np.stack([x, np.cross(approach, x), approach], axis=1)
 
     def tool_grasp(self) -> Pose:
-        """The hand at the tool as it lies: nearly from above, across the handle, on the side the wrist can turn from."""
-        position, rotation = self.body("tool_root", TOOL_GRIP + (self.tool_offset, 0, 0))
-        along = rotation[:, 0] * (1, 1, 0)
-        along /= np.linalg.norm(along)
+        """The hand at the tool as it lies: nearly from above, across the handle, the way round the wrist can do."""
+        position, rotation = self.pose(TOOL_GRIP)
+        along = rotation[:, 0] * (1 - UP)
+        along = along / np.linalg.norm(along)
         across = -np.cross(UP, along)
         approach = np.sin(self.tilt) * along - np.cos(self.tilt) * UP
-        return position, np.stack([across, np.cross(approach, across), approach], axis=1)
-
-    def hung(self) -> bool:
-        """Whether the ring is around the hook's corner."""
-        return relative(self.tool_ring(), self.frame())[0][0] > -0.026
-
-    def frame(self) -> Pose:
-        """The frame."""
-        return self.body("frame_root")
+        return position + self.tool_offset * rotation[:, 0], np.stack(
+            [across, np.cross(approach, across), approach], axis=1
+        )
 
 
-def turned(axis: tuple[float, float, float], angle: float) -> np.ndarray:
-    """Rotation (3, 3) about an axis of length 1 by an angle [rad]."""
-    return np.asarray(Rotation.from_rotvec(angle * np.array(axis)).as_matrix())
-
-
-def handle(yaw: float, dip: float) -> np.ndarray:
-    """Rotation (3, 3) of the tool with its handle towards `yaw`, dipping below the horizontal [rad]."""
-    return turned((0, 0, 1), yaw) @ turned((0, 1, 0), dip)
+def turned(axis: str, angle: float) -> np.ndarray:
+    """Rotation (3, 3) about an axis by an angle [degrees]."""
+    return np.asarray(Rotation.from_euler(axis, angle, degrees=True).as_matrix())
