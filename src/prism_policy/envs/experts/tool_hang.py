@@ -83,13 +83,16 @@ class Pace(NamedTuple):
     """Distance from the end that counts as there [m]."""
     square: float
     """Angle from the end's that counts as there [rad]."""
+    creep: float = 0.0
+    """Share of its speed that the lead keeps when it waits."""
 
 
 FREE = Pace(0.29, 1.65, gate=0.04, close=0.04, square=0.3)
 CARRY = Pace(0.29, 1.65, gate=0.03, close=0.01, square=0.08)
 ALIGN = Pace(0.07, 1.0, gate=0.003, close=0.0014, square=0.02)
 INSERT = Pace(0.09, 1.0, gate=0.004, close=0.006, square=0.1)
-HANG = Pace(0.03, 0.5, gate=0.003, close=0.015, square=0.3)
+# Around the hook the arm is nearly stretched: it may never come back to a lead that waits.
+HANG = Pace(0.03, 0.5, gate=0.003, close=0.015, square=0.3, creep=0.2)
 PATIENCE = 40  # [steps] at a route's end before the next stage is tried all the same
 
 
@@ -104,7 +107,7 @@ class ToolHang(Expert):
         "reach tool", "grasp tool", "carry tool", "line up", "hang", "leave tool",
     )  # fmt: skip
     tolerance = {  # noqa: RUF012 (declared so by Expert)
-        "grasp frame": 0.5, "carry frame": 0.8, "align": 0.1, "insert": 0.1, "leave frame": 0.3,
+        "grasp frame": 0.5, "carry frame": 0.8, "align": 0.1, "insert": 0.05, "leave frame": 0.3,
         "grasp tool": 0.5, "carry tool": 0.8, "line up": 0.1, "hang": 0.05, "leave tool": 0.2,
     }  # fmt: skip
     max_steps = 1200
@@ -148,15 +151,18 @@ class ToolHang(Expert):
             (np.array([-0.03, -0.10, over[2] + 0.05]), UPRIGHT),
             (over + 0.015 * UP, UPRIGHT),
         ]
-        if (yield from self.follow(FRAME_GRIP, way, CARRY)):
+        held = yield from self.follow(FRAME_GRIP, way, CARRY)
+        while held and not self.env.sim_env._check_frame_assembled():
             self.stage = "align"
-            if (yield from self.follow(FRAME_TIP, [(hole + 0.008 * UP, UPRIGHT)], ALIGN)):
+            held = yield from self.follow(FRAME_TIP, [(hole + 0.008 * UP, UPRIGHT)], ALIGN)
+            if held:
                 self.stage = "insert"
-                yield from self.follow(FRAME_TIP, [(hole - DEPTH * UP, UPRIGHT)], INSERT)
-                self.stage = "leave frame"
-                yield from self.let_go()
-                hand, rotation = self.hand()
-                yield from self.follow(None, [(hand - 0.10 * rotation[:, 2], rotation)], FREE)
+                held = yield from self.follow(FRAME_TIP, [(hole - DEPTH * UP, UPRIGHT)], INSERT)
+        if held:
+            self.stage = "leave frame"
+            yield from self.let_go()
+            hand, rotation = self.hand()
+            yield from self.follow(None, [(hand - 0.10 * rotation[:, 2], rotation)], FREE)
 
     def hang(self) -> Iterator[np.ndarray]:
         """Hang the tool on the frame; ends early where it is lost."""
@@ -179,22 +185,26 @@ class ToolHang(Expert):
             (np.array([0.07, -0.08, 1.10]), turned("z", -40) @ turned("y", 20)),
             (ring - ring_rotation @ TOOL_RING.offset, ring_rotation),
         ]
-        if (yield from self.follow(TOOL_GRIP, way, CARRY)):
+        held = yield from self.follow(TOOL_GRIP, way, CARRY)
+        if held:
             self.stage = "line up"
-            if (yield from self.follow(TOOL_RING, ROUND_HOOK[:1], ALIGN, base="frame_root")):
-                self.stage = "hang"
-                yield from self.follow(TOOL_RING, ROUND_HOOK, HANG, base="frame_root")
-                self.stage = "leave tool"
-                yield from self.let_go()
-                hand, rotation = self.hand()
-                yield from self.follow(None, [(hand + np.array([0.04, 0.0, 0.10]), rotation @ turned("x", 15))], FREE)
+            held = yield from self.follow(TOOL_RING, ROUND_HOOK[:1], ALIGN, base="frame_root")
+        if held:
+            self.stage = "hang"
+            held = yield from self.follow(TOOL_RING, ROUND_HOOK, HANG, base="frame_root")
+        if held:
+            self.stage = "leave tool"
+            yield from self.let_go()
+            hand, rotation = self.hand()
+            away = hand + np.array([0.04, 0.0, 0.10]), rotation @ turned("x", 15)
+            yield from self.follow(None, [away], FREE)
 
     def follow(
         self, point: Point | None, poses: Sequence[Pose], pace: Pace, base: str | None = None
     ) -> Generator[np.ndarray, None, bool]:
         """Lead a point of what is held along poses, from where it is; returns whether it is still held.
 
-        The lead runs at the route's speed and slows to a stop where the point falls behind, so a push only delays.
+        The lead runs at the route's speed and slows down where the point falls behind, so a push only delays.
         Feed-forward makes up for the arm's lag, the integral of the error for the weight of what is held.
 
         Args:
@@ -215,11 +225,9 @@ class ToolHang(Expert):
                 waited += 1
                 if (distance < pace.close and angle < pace.square) or waited > PATIENCE:
                     return True
-            # Waiting for what is ahead already would be for ever: the stretched arm may not come back.
-            ahead = velocity * min(velocity @ error, 0.0) / max(velocity @ velocity, 1e-9)
-            behind = max(float(np.linalg.norm(error - ahead)), angle / 25) / pace.gate
+            wait = 1.5 - max(distance, angle / 25) / pace.gate
             brake = (route.duration - time) / 0.25 + 0.1
-            rate = min(rate + 0.25, max(0.0, 1.5 - behind), brake, 1.0)
+            rate = min(rate + 0.25, max(wait, pace.creep), brake, 1.0)
             if point and distance < 0.015 and angle < 0.15:
                 self.drift = np.clip(self.drift + np.stack([error, twist]) * STEP, -DRIFT, DRIFT)
             turning = twist + self.drift[1] + LAG * rate * spin
