@@ -43,7 +43,7 @@ FRAME_TIP = Point("frame_root", np.array([0.04375, 0.0, -0.1345]))
 TOOL_GRIP = Point("tool_root", np.zeros(3))
 """Middle of the tool's handle, which is along the tool's x."""
 TOOL_RING = Point("tool_root", np.array([-0.0943, 0.0, 0.0]))
-"""Middle of the ring that is hung."""
+"""The ring that is hung: 0.8 mm outwards from its middle, where the route around the hook has most room."""
 UPRIGHT = np.diag([-1.0, -1.0, 1.0])
 """Rotation of the frame in the stand: the hook points away from the robot, where the arm can reach it with the tool."""
 DEPTH = 0.147  # [m] from the hole's upper end to its bottom, nearly
@@ -67,7 +67,7 @@ ROUND_HOOK = [
     at_hook(0.0360, 0.0862, 60),
     at_hook(0.0200, 0.085, 68),
 ]
-"""The ring over the hook's upright end and around its corner, where a straight slide does not fit: 1.9 mm are free."""
+"""The ring over the hook's upright end and around its corner, where a straight slide does not fit: 1.6 mm are free."""
 
 
 class Pace(NamedTuple):
@@ -93,7 +93,7 @@ ALIGN = Pace(0.07, 1.0, gate=0.003, close=0.0014, square=0.02)
 INSERT = Pace(0.09, 1.0, gate=0.004, close=0.006, square=0.1)
 # Around the hook the arm is nearly stretched: it may never come back to a lead that waits.
 HANG = Pace(0.03, 0.5, gate=0.003, close=0.015, square=0.3, creep=0.2)
-PATIENCE = 40  # [steps] at a route's end before the next stage is tried all the same
+PATIENCE = 40  # [steps] that the lead stands still before the next stage is tried all the same, or the task anew
 
 
 class ToolHang(Expert):
@@ -134,12 +134,14 @@ class ToolHang(Expert):
 
     def mount(self) -> Iterator[np.ndarray]:
         """Put the frame into the stand; ends early where it is lost."""
-        self.stage, self.drift = "reach frame", np.zeros((2, 3))
-        grasp, rotation = self.frame_grasp()
-        # Where an episode starts the wrist is nearly singular: it leaves before it turns.
-        out = np.array([-0.02, -0.20, 0.98]) + self.sway[0], self.hand()[1]
-        yield from self.follow(None, [out, (grasp - self.hover * rotation[:, 2], rotation)], FREE)
-        while not (self.opening < 0.04 and self.grasps(self.env.sim_env.frame)):
+        self.drift = np.zeros((2, 3))
+        if not self.holds(self.env.sim_env.frame):
+            self.stage = "reach frame"
+            grasp, rotation = self.frame_grasp()
+            # Where an episode starts the wrist is nearly singular: it leaves before it turns.
+            out = np.array([-0.02, -0.20, 0.98]) + self.sway[0], self.hand()[1]
+            yield from self.follow(None, [out, (grasp - self.hover * rotation[:, 2], rotation)], FREE)
+        while not self.holds(self.env.sim_env.frame):
             stages = ("reach frame", "grasp frame", "grasp frame")
             yield self.reach(self.frame_grasp(), self.hover, wide=0.05, stages=stages)
         self.stage = "carry frame"
@@ -166,13 +168,14 @@ class ToolHang(Expert):
 
     def hang(self) -> Iterator[np.ndarray]:
         """Hang the tool on the frame; ends early where it is lost."""
-        self.stage, self.drift = "reach tool", np.zeros((2, 3))
+        self.drift = np.zeros((2, 3))
         rotation = self.hand()[1]
-        if rotation[2, 2] > -0.8:  # from the stand the wrist unwinds above everything
+        if rotation[2, 2] > -0.8 and not self.holds(self.env.sim_env.tool):
+            self.stage = "reach tool"  # from the stand the wrist unwinds above everything
             facing = np.stack([(-0.958, 0.287, 0), (0.287, 0.958, 0), (0, 0, -1)], axis=1)
             unwind = (np.array([-0.12, 0.10, 1.22]), rotation @ turned("x", -40))
             yield from self.follow(None, [unwind, (np.array([-0.10, -0.05, 1.20]) + self.sway[2], facing)], FREE)
-        while not (self.opening < 0.045 and self.grasps(self.env.sim_env.tool)):
+        while not self.holds(self.env.sim_env.tool):
             stages = ("reach tool", "grasp tool", "grasp tool")
             yield self.reach(self.tool_grasp(), self.hover, wide=0.05, stages=stages)
         self.stage = "carry tool"
@@ -202,7 +205,7 @@ class ToolHang(Expert):
     def follow(
         self, point: Point | None, poses: Sequence[Pose], pace: Pace, base: str | None = None
     ) -> Generator[np.ndarray, None, bool]:
-        """Lead a point of what is held along poses, from where it is; returns whether it is still held.
+        """Lead a point of what is held along poses, from where it is; returns whether it is held and got to the end.
 
         The lead runs at the route's speed and slows down where the point falls behind, so a push only delays.
         Feed-forward makes up for the arm's lag, the integral of the error for the weight of what is held.
@@ -221,10 +224,12 @@ class ToolHang(Expert):
             goal, goal_rotation, velocity, spin = route.at(time, self.pose_of(base))
             error, twist = goal - position, rotation_vector(goal_rotation @ rotation.T)
             distance, angle = float(np.linalg.norm(error)), float(np.linalg.norm(twist))
-            if time >= route.duration:
-                waited += 1
-                if (distance < pace.close and angle < pace.square) or waited > PATIENCE:
-                    return True
+            there = time >= route.duration
+            if there and distance < pace.close and angle < pace.square:
+                return True
+            waited = waited + 1 if there or rate < 0.05 else 0
+            if waited > PATIENCE:
+                return there
             wait = 1.5 - max(distance, angle / 25) / pace.gate
             brake = (route.duration - time) / 0.25 + 0.1
             rate = min(rate + 0.25, max(wait, pace.creep), brake, 1.0)
@@ -252,6 +257,10 @@ class ToolHang(Expert):
     def pose_of(self, body: str | None) -> Pose:
         """Pose of a body; None is the world."""
         return self.body(body) if body else (np.zeros(3), np.eye(3))
+
+    def holds(self, thing: object) -> bool:
+        """Whether the fingers have closed on one of robosuite's objects."""
+        return self.opening < 0.045 and self.grasps(thing)
 
     def lost(self, point: Point | None) -> bool:
         """Whether what should be held is no longer in the hand."""
