@@ -133,15 +133,15 @@ class ToolHang(Expert):
                 yield self.servo(self.hand(), OPEN)
 
     def mount(self) -> Iterator[np.ndarray]:
-        """Put the frame into the stand; ends early where it is lost."""
+        """Put the frame into the stand; ends early where it is lost or stuck."""
         self.drift = np.zeros((2, 3))
-        if not self.holds(self.env.sim_env.frame):
+        if not self.holds(FRAME_GRIP, self.env.sim_env.frame):
             self.stage = "reach frame"
             grasp, rotation = self.frame_grasp()
             # Where an episode starts the wrist is nearly singular: it leaves before it turns.
             out = np.array([-0.02, -0.20, 0.98]) + self.sway[0], self.hand()[1]
             yield from self.follow(None, [out, (grasp - self.hover * rotation[:, 2], rotation)], FREE)
-        while not self.holds(self.env.sim_env.frame):
+        while not self.holds(FRAME_GRIP, self.env.sim_env.frame):
             stages = ("reach frame", "grasp frame", "grasp frame")
             yield self.reach(self.frame_grasp(), self.hover, wide=0.05, stages=stages)
         self.stage = "carry frame"
@@ -167,15 +167,15 @@ class ToolHang(Expert):
             yield from self.follow(None, [(hand - 0.10 * rotation[:, 2], rotation)], FREE)
 
     def hang(self) -> Iterator[np.ndarray]:
-        """Hang the tool on the frame; ends early where it is lost."""
+        """Hang the tool on the frame; ends early where it is lost or stuck."""
         self.drift = np.zeros((2, 3))
         rotation = self.hand()[1]
-        if rotation[2, 2] > -0.8 and not self.holds(self.env.sim_env.tool):
+        if rotation[2, 2] > -0.8 and not self.holds(TOOL_GRIP, self.env.sim_env.tool):
             self.stage = "reach tool"  # from the stand the wrist unwinds above everything
             facing = np.stack([(-0.958, 0.287, 0), (0.287, 0.958, 0), (0, 0, -1)], axis=1)
             unwind = (np.array([-0.12, 0.10, 1.22]), rotation @ turned("x", -40))
             yield from self.follow(None, [unwind, (np.array([-0.10, -0.05, 1.20]) + self.sway[2], facing)], FREE)
-        while not self.holds(self.env.sim_env.tool):
+        while not self.holds(TOOL_GRIP, self.env.sim_env.tool):
             stages = ("reach tool", "grasp tool", "grasp tool")
             yield self.reach(self.tool_grasp(), self.hover, wide=0.05, stages=stages)
         self.stage = "carry tool"
@@ -258,9 +258,9 @@ class ToolHang(Expert):
         """Pose of a body; None is the world."""
         return self.body(body) if body else (np.zeros(3), np.eye(3))
 
-    def holds(self, thing: object) -> bool:
-        """Whether the fingers have closed on one of robosuite's objects."""
-        return self.opening < 0.045 and self.grasps(thing)
+    def holds(self, grip: Point, thing: object) -> bool:
+        """Whether the fingers have closed on one of robosuite's objects, and at its grip."""
+        return self.opening < 0.045 and not self.lost(grip) and self.grasps(thing)
 
     def lost(self, point: Point | None) -> bool:
         """Whether what should be held is no longer in the hand."""
