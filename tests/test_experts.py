@@ -158,6 +158,18 @@ def test_a_mounted_frame_is_not_mounted_again(envs: Callable[[str], RobosuiteEnv
     assert not {"reach frame", "carry frame"} & set(after)
 
 
+def test_what_is_held_elsewhere_than_at_its_grip_is_let_go_of(
+    envs: Callable[[str], RobosuiteEnv], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Led by its grip it would be lost at once, and the script begin again without end and without an action."""
+    env = envs("tool_hang")
+    env.reset(seed=0)
+    expert = EXPERTS["tool_hang"](env, np.random.default_rng(0))
+    monkeypatch.setattr(expert, "grasps", lambda thing: True)
+    script = expert.script()
+    assert [next(script)[6] for _ in range(50)] == [-1.0] * 50
+
+
 def test_a_demonstration_ends_with_the_object_let_go(envs: Callable[[str], RobosuiteEnv]) -> None:
     for task in ("can", "square"):
         env = envs(task)
