@@ -72,7 +72,7 @@ def collect(
         "kind": "states",
         "task": task.name,
         "demos": dataclasses.asdict(demos),
-        "source": _source_digest("episode.py", "robosuite.py", "experts.py"),
+        "source": _source_digest("episode.py", "robosuite.py", *_expert_files(task)),
         "versions": _versions(),
     }
 
@@ -359,6 +359,11 @@ def _versions() -> dict[str, str]:
         raise PrismError(
             f"the simulator is not installed ({error.name} is missing); run `pip install prism-policy[sim]`"
         ) from error
+
+
+def _expert_files(task: TaskConfig) -> list[str]:
+    """What decides a demonstration: what the experts share and the task's own script, not the other tasks'."""
+    return [f"experts/{name}.py" for name in ("base", "route", "demonstration", task.name)]
 
 
 def _source_digest(*names: str) -> str:
