@@ -27,6 +27,15 @@ Norm = Literal["group", "batch"]
 Precision = Literal["float32", "bfloat16"]
 PolicyKind = Literal["ddpm", "flow_matching", "meanflow"]
 TaskName = Literal["lift", "can", "square", "tool_hang"]
+ReferenceFrame = Literal["base", "world"]
+
+TASKS: dict[TaskName, str] = {
+    "lift": "Lift",
+    "can": "PickPlaceCan",
+    "square": "NutAssemblySquare",
+    "tool_hang": "ToolHang",
+}
+"""Our name of a task -> robosuite's."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,8 @@ class TaskConfig:
     """Cameras the policy sees."""
     max_steps: int = 400
     """Steps after which a rollout counts as failed (20 steps a second)."""
+    reference_frame: ReferenceFrame = "base"
+    """Frame of the actions: the robot's base as in this library's demonstrations, or the world as in robomimic's."""
     render: RenderConfig = RenderConfig()
 
 

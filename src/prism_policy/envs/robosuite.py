@@ -1,6 +1,7 @@
 """robosuite's tasks behind the library's environment contract.
 
-Robot: Panda; operational-space pose control, delta actions in the base frame at 20 Hz (robosuite's BASIC controller).
+Robot: Panda; operational-space pose control, delta actions in the task's reference frame at 20 Hz (robosuite's BASIC
+controller).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from prism_policy.config import TaskConfig
+from prism_policy.config import TASKS, TaskConfig
 from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.opengl import choose_opengl, opengl_trouble
 from prism_policy.errors import PrismError
@@ -37,8 +38,6 @@ finally:
     logging.disable(_logging_level)
 logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
 
-TASKS = {"lift": "Lift", "can": "PickPlaceCan", "square": "NutAssemblySquare", "tool_hang": "ToolHang"}
-"""Our name of a task -> robosuite's."""
 PROPRIO = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
 """What makes up `proprio`, in this order, by robomimic's names; the quaternion is (x, y, z, w)."""
 
@@ -67,9 +66,11 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
             raise PrismError(f"unknown task {task.name!r}; there are {', '.join(TASKS)}")
         self.task = task
         self.render_images = render_images
+        controller = robosuite.load_composite_controller_config(controller="BASIC", robot="Panda")
+        controller["body_parts"]["right"]["input_ref_frame"] = task.reference_frame
         self.env_kwargs = {
             "robots": "Panda",
-            "controller_configs": robosuite.load_composite_controller_config(controller="BASIC", robot="Panda"),
+            "controller_configs": controller,
             "control_freq": 20,
             "has_renderer": False,
             "has_offscreen_renderer": False,
@@ -125,6 +126,21 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     def state(self) -> np.ndarray:
         """The simulator's state as robomimic stores it: (time, qpos, qvel), float64 (S,)."""
         return np.asarray(self.sim_env.sim.get_state().flatten())
+
+    def check_states(self, states: np.ndarray, where: str) -> None:
+        """Refuse recorded states (T, S) that are not this model's; `where` names file and demonstration.
+
+        Raises:
+            PrismError: another size, or not finite.
+        """
+        expected = 1 + self.model.nq + self.model.nv
+        if states.ndim != 2 or states.shape[1] != expected:
+            raise PrismError(
+                f"{where}: expected states of {expected} numbers (time, joint positions and velocities of "
+                f"{TASKS[self.task.name]} in robosuite {robosuite.__version__}), got shape {states.shape}"
+            )
+        if not np.isfinite(states).all():
+            raise PrismError(f"{where}: expected finite states, got NaN or infinity; repair or remove this demo")
 
     def set_state(self, state: np.ndarray) -> None:
         """Put the simulation into `state` (S,), with the solver's memory wiped so that nothing else matters.
