@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from prism_policy import presets
+from prism_policy.data.frames import Frames
 from prism_policy.data.robomimic import Episode
 from prism_policy.data.windows import Windows, batch_indices
 from prism_policy.run_folder import make_policy
@@ -41,7 +42,8 @@ def main() -> None:
     steps = 400
     frames = {c: rng.integers(0, 256, (steps, 84, 84, 3), np.uint8) for c in ("agentview", "robot0_eye_in_hand")}
     proprio, actions = rng.normal(size=(steps, 9)).astype(np.float32), rng.uniform(-1, 1, (steps, 7)).astype(np.float32)
-    windows = Windows([Episode("", frames, proprio, actions, np.zeros(steps, bool), np.zeros((steps, 0)))], 16, 2, 8)
+    episode = Episode("", frames, proprio, actions, np.zeros(steps, bool), np.zeros((steps, 0)))
+    windows = Windows(Frames.of([episode]), 16, 2, 8)
     print("| encoder | update [ms] | data | encoder | U-Net | optimiser | parameters |\n|---|---|---|---|---|---|---|")
     for name in arguments.encoder:
         config = presets.nano(encoder_name=name)

@@ -105,7 +105,7 @@ def test_actions_that_are_not_finite_name_demo_and_step(tmp_path: Path) -> None:
 
 def test_images_of_unequal_shape_are_refused(tmp_path: Path) -> None:
     other = {**demo_arrays(), "obs/agentview_image": np.zeros((T, 9, 9, 3), np.uint8)}
-    with pytest.raises(PrismError, match=r"of one shape, got \(8, 8, 3\), \(9, 9, 3\)"):
+    with pytest.raises(PrismError, match=r"demo_1: expected images .* of one shape, \(8, 8, 3\) as in demo_0, got \(9, 9, 3\)"):
         read_demos(write(tmp_path / "demos.hdf5", demo_arrays(), other))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import prism_policy as pp
 from prism_policy.config import RunConfig, TrainConfig
+from prism_policy.data.frames import Frames
 from prism_policy.data.robomimic import Episode
 from prism_policy.data.windows import Windows
 from prism_policy.errors import PrismError
@@ -25,7 +26,7 @@ from prism_policy.train import ema_decay, learning_rate, train
 
 @pytest.fixture(scope="module")
 def windows(episodes: list[Episode]) -> Windows:
-    return Windows(episodes, 16, 2, 8)
+    return Windows(Frames.of(episodes), 16, 2, 8)
 
 
 class Killed(Exception):
@@ -135,12 +136,11 @@ def test_statistics_that_are_missing_are_named(tmp_path: Path, tiny_config: RunC
 def test_actions_out_of_range_are_named_before_training(
     tmp_path: Path, tiny_config: RunConfig, windows: Windows
 ) -> None:
-    windows = copy.copy(windows)  # other tests share it
-    windows.actions = windows.actions.clone()
-    windows.actions[5, 4] = 3.2  # a rotation in radians where a share of the controller's range is expected
+    windows = copy.deepcopy(windows)  # other tests share it
+    windows.frames.actions[5, 4] = 3.2  # a rotation in radians where a share of the controller's range is expected
     with pytest.raises(PrismError, match=r"actions, number 4: expected rotations and gripper .*, got 3\.2"):
         train(tmp_path, tiny_config, windows)
-    windows.actions[5, 4] = torch.nan
+    windows.frames.actions[5, 4] = torch.nan
     with pytest.raises(PrismError, match="statistics need finite values"):
         train(tmp_path, tiny_config, windows)
 

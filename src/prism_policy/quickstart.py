@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from prism_policy.collect import collect, render_demos
+from prism_policy.collect import collect, default_cache_dir, render_demos
 from prism_policy.config import RunConfig
-from prism_policy.data.robomimic import read_demos
+from prism_policy.data.frames import open_frames
 from prism_policy.data.windows import Windows
 from prism_policy.evaluate import evaluate, states_path, summarise
 from prism_policy.files import write_text
@@ -73,11 +73,11 @@ def quickstart(folder: Path, config: RunConfig, labels: dict[str, str]) -> dict[
         with ledger.stage("train", memory):
             if not (folder / "weights.safetensors").exists():
                 with Bar("Training", config.train.steps) as bar:
-                    episodes = read_demos(images, config.task.cameras)
+                    frames = open_frames(images, config.task.cameras, default_cache_dir())
                     shape = config.policy
-                    windows = Windows(episodes, shape.horizon, shape.n_obs_steps, shape.n_action_steps)
+                    windows = Windows(frames, shape.horizon, shape.n_obs_steps, shape.n_action_steps)
                     train(folder, config, windows, _show_update(bar))
-                    del episodes, windows
+                    del frames, windows
         with ledger.stage("evaluate", memory):
             policy = load_policy(folder)
             with Bar("Evaluation", config.evaluate.n_episodes) as bar:

@@ -51,10 +51,10 @@ def fit_normalizers(policy: Policy, windows: Windows) -> None:
     Raises:
         PrismError: values that are not finite, or actions that do not lie in [-1, 1] afterwards.
     """
-    actions = windows.actions.numpy()
-    policy.normalizer["proprio"] = LinearNormalizer.min_max(windows.proprio.numpy(), keep=range(3, 7))
+    actions = windows.frames.actions.numpy()
+    policy.normalizer["proprio"] = LinearNormalizer.min_max(windows.frames.proprio.numpy(), keep=range(3, 7))
     policy.normalizer["action"] = normalizer = LinearNormalizer.min_max(actions, keep=range(3, actions.shape[1]))
-    largest = normalizer(windows.actions).abs().amax(dim=0)
+    largest = normalizer(windows.frames.actions).abs().amax(dim=0)
     if (worst := int(largest.argmax())) >= 3 and largest[worst] > 1 + 1e-4:
         raise PrismError(
             f"actions, number {worst}: expected rotations and gripper within [-1, 1], got {float(largest[worst]):.4g}; "
@@ -74,7 +74,7 @@ def train(folder: Path, config: RunConfig, windows: Windows, on_update: OnUpdate
     """
     settings = config.train
     torch.manual_seed(config.seed)
-    policy = make_policy(config, windows.proprio.shape[1], windows.actions.shape[1])
+    policy = make_policy(config, windows.frames.proprio.shape[1], windows.frames.actions.shape[1])
     fit_normalizers(policy, windows)
     policy.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     parameters: dict[str, Tensor] = dict(policy.named_parameters())

@@ -8,7 +8,7 @@ own: `disturbed`, where a push was executed instead of the expert's choice, and 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,23 +134,27 @@ def read_demos(path: Path, cameras: Sequence[str] | None = None, mask: str | Non
         PrismError: a truncated or foreign file, a camera it does not hold, actions that are not finite or not (T, 7),
             arrays of unequal length, images of unequal shape.
     """
+    return list(iter_demos(path, cameras, mask))
+
+
+def iter_demos(path: Path, cameras: Sequence[str] | None = None, mask: str | None = None) -> Iterator[Episode]:
+    """The demonstrations one after the other, each read when it is asked for; arguments and errors as `read_demos`."""
     with open_demos(path) as file:
         names = demo_names(file, mask)
         wanted = list(cameras) if cameras is not None else cameras_of(file["data"][names[0]]) if names else []
-        episodes = []
+        shapes: dict[str, tuple[int, ...]] = {}
         for name in names:
             try:
-                episodes.append(_read_demo(file["data"][name], name, wanted, path))
+                episode = _read_demo(file["data"][name], name, wanted, path)
             except (OSError, KeyError, RuntimeError) as error:
                 raise PrismError(f"{path}, {name}: damaged, cannot be read ({error}); get the file again") from error
-    for camera in wanted:
-        shapes = {episode.images[camera].shape[1:] for episode in episodes}
-        if len(shapes) > 1:
-            found = ", ".join(map(str, sorted(shapes)))
-            raise PrismError(
-                f"{path}: expected images of camera {camera!r} of one shape, got {found}; render them again"
-            )
-    return episodes
+            for camera, frames in episode.images.items():
+                if shapes.setdefault(camera, frames.shape[1:]) != frames.shape[1:]:
+                    raise PrismError(
+                        f"{path}, {name}: expected images of camera {camera!r} of one shape, {shapes[camera]} as in "
+                        f"{names[0]}, got {frames.shape[1:]}; render them again"
+                    )
+            yield episode
 
 
 def read_attributes(path: Path) -> dict[str, Any]:

@@ -1,0 +1,190 @@
+"""Demonstrations as plain arrays on the disk, mapped into memory: opened at once, whatever their size.
+
+What is used often stays in the kernel's page cache, so a dataset that fits into memory is read from there and a larger
+one from the disk, with no setting between the two; several processes share one copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prism_policy.data.robomimic import Episode, demo_names, iter_demos, open_demos
+from prism_policy.errors import PrismError
+from prism_policy.files import disk_errors, write_text
+
+Progress = Callable[[int, int], None]
+"""Called with (demonstrations done, of how many)."""
+
+_FORMAT = 1  # of the arrays; a change makes every cache anew
+_MANIFEST = "manifest.json"
+_SAMPLES, _SAMPLE_BYTES = 64, 65536
+
+
+@dataclass(frozen=True)
+class Frames:
+    """All frames of all demonstrations, one after the other."""
+
+    images: dict[str, Tensor]
+    """camera -> uint8 (N, H, W, 3)."""
+    proprio: Tensor
+    """float32 (N, P)."""
+    actions: Tensor
+    """float32 (N, A)."""
+    disturbed: Tensor
+    """bool (N,): the action was forced on the demonstrator."""
+    ends: tuple[int, ...]
+    """One past the last frame of each demonstration."""
+    names: tuple[str, ...]
+    """Names of the demonstrations."""
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(x.nbytes for x in (*self.images.values(), self.proprio, self.actions, self.disturbed))
+
+    def to(self, device: torch.device | str) -> Frames:
+        """The same frames in the memory of a device."""
+        images = {camera: x.to(device) for camera, x in self.images.items()}
+        proprio, actions, disturbed = (x.to(device) for x in (self.proprio, self.actions, self.disturbed))
+        return Frames(images, proprio, actions, disturbed, self.ends, self.names)
+
+    @classmethod
+    def of(cls, episodes: Sequence[Episode]) -> Frames:
+        """Frames of demonstrations that are in memory already."""
+        arrays = [_arrays(episode) for episode in episodes]
+        joined = {key: torch.from_numpy(np.concatenate([a[key] for a in arrays])) for key in arrays[0]}
+        ends = np.cumsum([len(episode) for episode in episodes])
+        return cls._from(joined, ends.tolist(), [episode.name for episode in episodes])
+
+    @classmethod
+    def _from(cls, arrays: dict[str, Tensor], ends: Iterable[int], names: Iterable[str]) -> Frames:
+        images = {key.removeprefix("image."): x for key, x in arrays.items() if key.startswith("image.")}
+        return cls(images, arrays["proprio"], arrays["actions"], arrays["disturbed"], tuple(ends), tuple(names))
+
+
+def open_frames(path: Path, cameras: Sequence[str], cache_dir: Path, progress: Progress | None = None) -> Frames:
+    """The demonstrations of a file in robomimic's layout, unpacked into `cache_dir` at the first call.
+
+    The cache belongs to the file's size, time of change and a sample of its bytes, and to the cameras: another file, or
+    the same one changed, never finds it. Unpacking takes the memory of one demonstration.
+
+    Args:
+        path: the file.
+        cameras: whose images.
+        cache_dir: where unpacked arrays are kept; the raw bytes of all frames are needed there.
+        progress: called while the file is unpacked.
+
+    Raises:
+        PrismError: as `read_demos`; the disk is full.
+    """
+    key = {"format": _FORMAT, "cameras": list(cameras), "file": fingerprint(path)}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_dir.expanduser() / f"frames-{digest}"
+    if not _whole(folder):
+        with disk_errors(folder):
+            _unpack(path, cameras, folder, key, progress)
+    manifest = json.loads((folder / _MANIFEST).read_text())
+    arrays = {name: torch.from_numpy(_map(folder, name, about)) for name, about in manifest["arrays"].items()}
+    return Frames._from(arrays, manifest["ends"], manifest["names"])
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """What tells a file from its other versions without reading all of it: size, time of change, a sample of bytes.
+
+    Raises:
+        PrismError: there is no such file.
+    """
+    if not path.is_file():
+        raise PrismError(f"{path} not found; expected demonstrations in robomimic's HDF5 layout there")
+    about = path.stat()
+    sample = hashlib.sha256()
+    with path.open("rb") as file:
+        for i in range(_SAMPLES):
+            file.seek(max(about.st_size - _SAMPLE_BYTES, 0) * i // (_SAMPLES - 1))
+            sample.update(file.read(_SAMPLE_BYTES))
+    return {"bytes": about.st_size, "changed_ns": about.st_mtime_ns, "sample": sample.hexdigest()}
+
+
+def _arrays(episode: Episode) -> dict[str, np.ndarray]:
+    images = {f"image.{camera}": frames for camera, frames in episode.images.items()}
+    return {**images, "proprio": episode.proprio, "actions": episode.actions, "disturbed": episode.disturbed}
+
+
+def _whole(folder: Path) -> bool:
+    """Whether all arrays of a cache are there at full length."""
+    try:
+        arrays = json.loads((folder / _MANIFEST).read_text())["arrays"]
+        return all((folder / f"{name}.raw").stat().st_size == _nbytes(about) for name, about in arrays.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _nbytes(about: dict[str, Any]) -> int:
+    return math.prod(about["shape"]) * np.dtype(about["dtype"]).itemsize
+
+
+def _map(folder: Path, name: str, about: dict[str, Any]) -> np.ndarray:
+    shape = tuple(about["shape"])
+    if math.prod(shape) == 0:  # nothing to map
+        return np.zeros(shape, about["dtype"])
+    # Copy on write: torch knows no read-only tensors, and a slip must not reach the disk.
+    return np.memmap(folder / f"{name}.raw", about["dtype"], "c", shape=shape)
+
+
+def _unpack(path: Path, cameras: Sequence[str], folder: Path, key: dict[str, Any], progress: Progress | None) -> None:
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        with open_demos(path) as file:
+            total = len(demo_names(file))
+        shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+        files: dict[str, Any] = {}
+        names: list[str] = []
+        ends: list[int] = []
+        try:
+            for episode in iter_demos(path, cameras):
+                for name, values in _arrays(episode).items():
+                    about = (str(values.dtype), values.shape[1:])
+                    if shapes.setdefault(name, about) != about:
+                        raise PrismError(
+                            f"{path}, {episode.name}: expected {name} of {shapes[name]} as in {names[0]}, got {about}"
+                        )
+                    if name not in files:
+                        files[name] = (temporary / f"{name}.raw").open("wb")
+                    files[name].write(np.ascontiguousarray(values).data)
+                names.append(episode.name)
+                ends.append((ends[-1] if ends else 0) + len(episode))
+                if progress:
+                    progress(len(names), total)
+        finally:
+            for opened in files.values():
+                opened.flush()
+                os.fsync(opened.fileno())
+                opened.close()
+        arrays = {name: {"dtype": dtype, "shape": [ends[-1], *shape]} for name, (dtype, shape) in shapes.items()}
+        manifest = {"arrays": arrays, "names": names, "ends": ends, **key, "path": str(path)}
+        write_text(temporary / _MANIFEST, json.dumps(manifest))
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not _whole(folder):  # else another process was faster
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
