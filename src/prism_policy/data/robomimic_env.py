@@ -1,7 +1,7 @@
 """What a robomimic file's `env_args` say about the simulation that recorded it, in this library's terms.
 
-robomimic up to v1.4 (robosuite 1.2 to 1.4) has a flat controller, whose actions are in the world frame; v1.5 has one for
-each part of the body with a reference frame of its own.
+robomimic up to v1.4 (robosuite 1.2 to 1.4) has a flat controller, whose actions are in the world frame; v1.5 has one
+for each part of the body with a reference frame of its own.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def read_env_args(file: h5py.File) -> dict[str, Any]:
                 "env_kwargs": dict(json.loads(attributes["env_info"])),
             }
     except (TypeError, ValueError) as error:
-        raise PrismError(f"{file.filename}: expected `env_args` to be a JSON object, got something else ({error})") from error
+        raise PrismError(
+            f"{file.filename}: expected `env_args` to be a JSON object, got something else ({error})"
+        ) from error
     return {}
 
 
@@ -101,8 +103,9 @@ def recorded_env(env_args: dict[str, Any], largest_rotation: float = 0.0) -> Rec
 
     Args:
         env_args: as `read_env_args` returns them.
-        largest_rotation: the largest of |rx|, |ry|, |rz| in the actions. Files of diffusion_policy with absolute actions
-            keep the `env_args` of delta ones, but a hand that points down is turned by about pi, a delta by at most 1.
+        largest_rotation: the largest of |rx|, |ry|, |rz| in the actions. Files of diffusion_policy with absolute
+            actions keep the `env_args` of delta ones, but a hand that points down is turned by about pi, and a delta is
+            at most 1.
     """
     kwargs = env_args.get("env_kwargs") or {}
     env_name = str(env_args.get("env_name") or "")
@@ -110,8 +113,7 @@ def recorded_env(env_args: dict[str, Any], largest_rotation: float = 0.0) -> Rec
     robots = kwargs.get("robots") or ()
     robots = (robots,) if isinstance(robots, str) else tuple(robots)
     version = str(env_args.get("env_version") or "")
-    config = kwargs.get("controller_configs") or {}
-    config = config[0] if isinstance(config, list) and config else config
+    config: dict[str, Any] = kwargs.get("controller_configs") or {}
     composite = "body_parts" in config
     arm = _arm(config) if composite else config
     layout = "v1.5" if composite else "" if not arm else "v1.4" if _numbers(version) >= (1, 4) else "v0.1"
@@ -150,7 +152,12 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _scene_trouble(
-    env_args: dict[str, Any], kwargs: dict[str, Any], env_name: str, task: str | None, robots: tuple[str, ...], version: str
+    env_args: dict[str, Any],
+    kwargs: dict[str, Any],
+    env_name: str,
+    task: str | None,
+    robots: tuple[str, ...],
+    version: str,
 ) -> str:
     if not env_args:
         return "the file does not say which environment recorded it (no `env_args`), so its states cannot be replayed"
@@ -158,7 +165,9 @@ def _scene_trouble(
         return f"expected a robosuite environment (type {_ROBOSUITE_TYPE}), got {env_name!r} of type {env_args['type']}"
     if _numbers(version) > NEWEST_ROBOSUITE:
         newest = ".".join(map(str, NEWEST_ROBOSUITE))
-        return f"written by robosuite {version}; this library runs up to {newest}: record it again, or update the library"
+        return (
+            f"written by robosuite {version}; this library runs up to {newest}: record it again, or update the library"
+        )
     if task is None:
         return f"expected one of robosuite's {', '.join(TASKS.values())}, got {env_name!r}, which this library lacks"
     if robots and robots != ("Panda",):
@@ -170,7 +179,12 @@ def _scene_trouble(
 
 
 def _control_trouble(
-    kwargs: dict[str, Any], config: dict[str, Any], arm: dict[str, Any], composite: bool, mode: str, largest_rotation: float
+    kwargs: dict[str, Any],
+    config: dict[str, Any],
+    arm: dict[str, Any],
+    composite: bool,
+    mode: str,
+    largest_rotation: float,
 ) -> str:
     if not arm:
         return "the file does not say which controller its actions are for"
