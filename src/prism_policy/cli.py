@@ -176,11 +176,34 @@ class Info:
         self.topic.run()
 
 
+@dataclass(frozen=True)
+class Download:
+    """Fetch robomimic's published demonstrations from the Hugging Face hub.
+
+    What was interrupted goes on, what was fetched before is not fetched again, and the hub's checksum is verified.
+    """
+
+    name: Annotated[str, tyro.conf.Positional]
+    """Such as robomimic/lift/ph: lift, can, square or tool_hang; ph, by one proficient human, or mh, by several."""
+    kind: Literal["low_dim", "demo", "image"] = "low_dim"
+    """States with low-dimensional observations, states alone, or images drawn here from the states (84 px)."""
+    out: Path | None = None
+    """Folder; by default ~/.cache/prism-policy/robomimic, or $PRISM_CACHE/robomimic."""
+
+    def run(self) -> None:
+        """Do it."""
+        from prism_policy.download import download
+
+        file = download(self.name, self.kind, self.out)
+        print(f"File: {file}\nNext: prism info {file}")
+
+
 Command = (
     Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Info, tyro.conf.subcommand("info")]
+    | Annotated[Download, tyro.conf.subcommand("download")]
 )
 
 
