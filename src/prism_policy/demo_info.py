@@ -21,6 +21,8 @@ from prism_policy.progress import Bar, console
 
 REPLAYS = 3
 """Demonstrations that are replayed unless told otherwise."""
+MOST_BAD = 10
+"""Bad demonstrations that are printed."""
 
 
 @dataclass(frozen=True)
@@ -160,10 +162,10 @@ def print_demos(path: Path, replay: int | None = None, out: Path | None = None, 
     if replays:
         console.print(_replay_table(replays))
     elif trouble:
-        console.print(f"No replay: {trouble}.")
+        console.print(f"No replay: {trouble}.", markup=False)
     if sheet:
-        console.print(f"Frames: {sheet} (a demonstration a row, time to the right)")
-    console.print(f"Next: {_next_step(path, facts)}")
+        console.print(f"Frames: {sheet} (a demonstration a row, time to the right)", markup=False)
+    console.print(f"Next:   {_next_step(path, facts)}", markup=False)
 
 
 def _replay(path: Path, names: Sequence[str], facts: DemoFacts, quiet: bool) -> list[Replay]:
@@ -233,9 +235,12 @@ def _print_facts(path: Path, facts: DemoFacts) -> None:
     if facts.successes is not None:
         table.add_row("success", f"reward reaches 1 in {facts.successes} of {facts.demos}")
     table.add_row("masks", ", ".join(f"{mask} {count}" for mask, count in facts.masks.items()) or "none")
-    for name, reason in facts.bad.items():
-        table.add_row(f"[red]bad[/] {name}", reason)
     console.print(table)
+    shown = list(facts.bad.items())[:MOST_BAD]
+    for name, reason in shown:
+        console.print(f"bad {name}: {reason}", style="red", markup=False)
+    if len(facts.bad) > len(shown):
+        console.print(f"and {len(facts.bad) - len(shown)} more bad demonstrations (--json names all)", style="red")
     table = Table(box=box.SIMPLE, padding=0, pad_edge=False)
     for title in ("action", "min", "max", "mean", "at limit"):
         table.add_column(title, justify="left" if title == "action" else "right", min_width=8)
