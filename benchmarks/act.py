@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import torch
+from others import lenient_torchvision
 from timing import in_turn, ms, ratio, seconds_of
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,25 +36,14 @@ Functions = dict[str, Callable[[], object]]
 
 
 def import_lerobot() -> Any:
-    """LeRobot's diffusion policy, or None.
-
-    On a PyTorch without CUDA, torchvision's wheel lacks its C++ operators, and cannot be imported unless the shapes it
-    registers for them are left out; nothing here calls them.
-    """
-    register = torch.library.register_fake
-
-    def lenient(name: Any, *args: Any, **settings: Any) -> Any:
-        return (lambda function: function) if "torchvision::" in str(name) else register(name, *args, **settings)
-
-    torch.library.register_fake = lenient
+    """LeRobot's diffusion policy, or None."""
     try:
-        from lerobot.configs import types
-        from lerobot.policies.diffusion import configuration_diffusion, modeling_diffusion
+        with lenient_torchvision():
+            from lerobot.configs import types
+            from lerobot.policies.diffusion import configuration_diffusion, modeling_diffusion
     except ImportError as error:
         print(f"LeRobot is left out ({error}).\n")
         return None
-    finally:
-        torch.library.register_fake = register
     feature, kinds = types.PolicyFeature, types.FeatureType
     images = {f"observation.images.{c}": feature(kinds.VISUAL, (3, 84, 84)) for c in CAMERAS}
     config = configuration_diffusion.DiffusionConfig(

@@ -143,6 +143,30 @@ class TestReplay:
         assert (second["actions_succeed"], second["states_succeed"]) == (False, True)
         assert second["deviation_mm"] > 100
 
+    @pytest.mark.parametrize("layout", ["v1.4", "v1.5"])
+    def test_absolute_actions_are_replayed(self, layout: str, tmp_path: Path) -> None:
+        """As diffusion_policy's conversion leaves them: in place of the deltas, with nothing said in `env_args`."""
+        from prism_policy.config import TaskConfig
+        from prism_policy.data.actions import encode_absolute
+        from prism_policy.data.robomimic import iter_demos
+        from prism_policy.envs.robosuite import RobosuiteEnv
+        from prism_policy.open_loop import replay_demos
+
+        demo = community.recorded_demo()
+        env = RobosuiteEnv(TaskConfig("lift", reference_frame="world"), render_images=False)
+        absolute = []
+        for state, action in zip(demo["states"], demo["actions"], strict=True):
+            env.set_state(state)
+            absolute.append(env.absolute(action))
+        env.close()
+        demo["actions"] = np.stack(absolute)
+        path = community.write_file(tmp_path / "abs.hdf5", {"demo_0": demo}, community.env_args(layout))
+        (replay,) = replay_demos(path, ["demo_0"], demo_facts(path).env.task_config(str(path)))
+        assert replay.actions_succeed
+        assert replay.deviation_mm < 5
+        (episode,) = iter_demos(path, action_mode="absolute")
+        np.testing.assert_allclose(episode.actions, encode_absolute(demo["actions"]), atol=1e-6)
+
     def test_states_of_another_task_are_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = community.write_file(
             tmp_path / "a.hdf5", {"demo_0": community.demo()}, community.env_args("v1.5", "ToolHang")

@@ -52,7 +52,7 @@ def test_the_cache_holds_what_the_file_holds_at_the_second_opening_too(
     file: Path, tmp_path: Path, episodes: list[Episode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[int, int]] = []
-    assert_equal(open_frames(file, CAMERAS, tmp_path, lambda *c: calls.append(c)), episodes)
+    assert_equal(open_frames(file, CAMERAS, tmp_path, progress=lambda *c: calls.append(c)), episodes)
     assert calls == [(1, 2), (2, 2)]
     monkeypatch.setattr(frames_module, "iter_demos", None)  # no reading of the HDF5 any more
     assert_equal(open_frames(file, CAMERAS, tmp_path), episodes)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import community
-from prism_policy.data.robomimic import merge_demos, read_attributes, read_demos, write_demo, write_masks
+from prism_policy.data.robomimic import iter_demos, merge_demos, read_attributes, read_demos, write_demo, write_masks
 from prism_policy.errors import PrismError
 
 T = 5
@@ -282,3 +282,9 @@ def test_a_demo_whose_data_are_damaged_is_named(tmp_path: Path) -> None:
     with pytest.raises(PrismError, match="demo_1: damaged, cannot be read"):
         read_demos(path)
     assert [episode.name for episode in read_demos(path, skip_bad=True)] == ["demo_0"]
+
+
+def test_absolute_actions_are_asked_for_where_there_are_none(tmp_path: Path) -> None:
+    path = community.write_file(tmp_path / "demos.hdf5", {"demo_0": community.demo()}, None)
+    with pytest.raises(PrismError, match="demo_0: no absolute actions"):
+        list(iter_demos(path, action_mode="absolute"))

@@ -9,7 +9,7 @@ import h5py
 import pytest
 
 from community import RECORDED, demo, env_args, write_file
-from prism_policy.data.robomimic_env import read_env_args, recorded_env
+from prism_policy.data.robomimic_env import is_absolute, read_env_args, recorded_env
 from prism_policy.errors import PrismError
 
 
@@ -41,20 +41,26 @@ def test_robosuite_15_without_a_reference_frame_means_the_base() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "controller", "rotation", "mode"),
+    ("layout", "controller", "mode"),
     [
-        ("v1.4", {"control_delta": False}, 0.0, "absolute"),
-        ("v1.5", {"control_delta": False}, 0.0, "absolute"),  # robomimic goes on writing it
-        ("v1.5", {"control_delta": True, "input_type": "absolute"}, 0.0, "absolute"),  # robosuite reads this one
-        ("v1.5", {"input_type": "delta"}, 1.0, "delta"),
-        ("v1.4", {}, 3.1, "absolute"),  # diffusion_policy's image_abs.hdf5
+        ("v1.4", {"control_delta": False}, "absolute"),
+        ("v1.5", {"control_delta": False}, "absolute"),  # robomimic goes on writing it
+        ("v1.5", {"control_delta": True, "input_type": "absolute"}, "absolute"),  # robosuite reads this one
+        ("v1.5", {"control_delta": False, "input_type": "delta"}, "delta"),
     ],
 )
-def test_absolute_actions_are_told_from_deltas(layout: str, controller: Any, rotation: float, mode: str) -> None:
-    env = recorded_env(env_args(layout, controller=controller), largest_rotation=rotation)
-    assert env.action_mode == mode
-    assert ("absolute" in env.control_trouble) == (mode == "absolute")
-    assert env.scene_trouble == ""  # its states can be drawn all the same
+def test_absolute_actions_are_told_from_deltas(layout: str, controller: dict[str, Any], mode: str) -> None:
+    env = recorded_env(env_args(layout, controller=controller))
+    assert (env.action_mode, env.task_config("file").action_mode, env.control_trouble) == (mode, mode, "")
+
+
+def test_files_of_diffusion_policy_are_known_by_their_actions() -> None:
+    """It writes absolute actions beside `env_args` that still say delta."""
+    actions = demo()["actions"]
+    assert not is_absolute(actions)
+    actions[2, 3] = -3.1
+    assert is_absolute(actions)
+    assert recorded_env(env_args("v1.4"), is_absolute(actions)).action_mode == "absolute"
 
 
 @pytest.mark.parametrize(
@@ -86,6 +92,7 @@ def test_scenes_that_cannot_be_made_here_are_one_sentence(about: dict[str, Any],
             "got WHOLE_B",
         ),
         (env_args("v1.4", control_freq=10), "at 20 Hz, got 10"),
+        (env_args("v1.5", controller={"input_type": "absolute", "input_ref_frame": "base"}), "in the world's frame"),
         (env_args("v1.4", controller_configs=None), "does not say which controller"),
     ],
 )

@@ -25,7 +25,7 @@ import numpy as np
 
 from prism_policy.config import DemoConfig, TaskConfig
 from prism_policy.data.robomimic import bad_demos, demo_names, merge_demos, open_demos, read_masks, write_demo
-from prism_policy.data.robomimic_env import read_env_args, recorded_env
+from prism_policy.data.robomimic_env import is_absolute, read_env_args, recorded_env
 from prism_policy.envs.episode import Split
 from prism_policy.envs.pool import WorkerPool, environment
 from prism_policy.errors import PrismError
@@ -137,6 +137,8 @@ def render_demos(
     progress: Progress | None = None,
 ) -> Path:
     """The demonstrations of `states` with images of `task.cameras` and robomimic's low-dimensional observations added.
+
+    `actions_abs` is added too: what each delta action asks for, as an absolute one (see `RobosuiteEnv.absolute`).
 
     Args:
         states: a file with `states`, such as `collect` returns or robomimic publishes.
@@ -264,13 +266,19 @@ def _scenes_part(task: TaskConfig, split: Split, seed: int, indices: range, path
 def _render_part(task: TaskConfig, states: Path, name: str, path: Path) -> None:
     from prism_policy.envs.robosuite import PROPRIO
 
-    env = environment(task, render_images=True)
+    env = environment(dataclasses.replace(task, action_mode="delta"), render_images=True)
     with open_demos(states) as file:
         demo = file["data"][name]
         arrays = _datasets(demo)
         attributes = dict(demo.attrs)
+    recorded_absolute = is_absolute(arrays["actions"])
     env.check_states(arrays["states"], f"{states}, {name}")
-    observations = [env.observe(state) for state in arrays["states"]]
+    observations, absolute = [], []
+    for state, action in zip(arrays["states"], arrays["actions"], strict=True):
+        observations.append(env.observe(state))
+        env.set_state(state)
+        absolute.append(action if recorded_absolute else env.absolute(action))
+    arrays["actions_abs"] = np.stack(absolute)
     for camera in task.cameras:
         arrays[f"obs/{camera}_image"] = np.stack([o["images"][camera] for o in observations])
     proprio = np.stack([o["proprio"] for o in observations])  # (T, 9)

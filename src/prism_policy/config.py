@@ -26,6 +26,7 @@ RefineBlock = Literal["bottleneck", "basic"]
 Norm = Literal["group", "batch"]
 Precision = Literal["float32", "bfloat16"]
 PolicyKind = Literal["ddpm", "flow_matching", "meanflow"]
+ActionMode = Literal["delta", "absolute"]
 TaskName = Literal["lift", "can", "square", "tool_hang"]
 ReferenceFrame = Literal["base", "world"]
 
@@ -66,8 +67,11 @@ class TaskConfig:
     """Cameras the policy sees."""
     max_steps: int = 400
     """Steps after which a rollout counts as failed (20 steps a second)."""
+    action_mode: ActionMode = "delta"
+    """What an action says: how far the hand shall move (7 numbers, shares of the controller's range), or where it shall
+    be in the world (the policy's 10: position [m], rotation 6D, gripper)."""
     reference_frame: ReferenceFrame = "base"
-    """Frame of the actions: the robot's base as in this library's demonstrations, or the world as in robomimic's."""
+    """Frame of delta actions: the robot's base as in this library's demonstrations, or the world as in robomimic's."""
     render: RenderConfig = RenderConfig()
 
 

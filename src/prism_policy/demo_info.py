@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 
 from prism_policy.data.robomimic import bad_demos, cameras_of, demo_names, open_demos, read_attributes, read_masks
-from prism_policy.data.robomimic_env import RecordedEnv, recorded_env
+from prism_policy.data.robomimic_env import RecordedEnv, is_absolute, recorded_env
 from prism_policy.errors import PrismError
 from prism_policy.open_loop import Replay, recorded_frames, replay_demos, write_contact_sheet
 from prism_policy.progress import Bar, console
@@ -89,7 +89,7 @@ def demo_facts(path: Path) -> DemoFacts:
         actions = [data[name]["actions"][:] for name in good]
         rewarded = [bool((data[name]["rewards"][:] >= 1).any()) for name in good if "rewards" in data[name]]
         joined = np.concatenate(actions)
-        env = recorded_env(attributes.get("env_args", {}), float(np.abs(joined[:, 3:6]).max()))
+        env = recorded_env(attributes.get("env_args", {}), is_absolute(joined))
         steps = [len(a) for a in actions]
         return DemoFacts(
             demos=len(names),

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from prism_policy.config import RunConfig
+from prism_policy.data.actions import decode_absolute
 from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.workers import Outcome, rollouts
 from prism_policy.errors import PrismError
@@ -72,7 +73,8 @@ def evaluate(
             "images": {c: torch.from_numpy(x)[None] for c, x in observation["images"].items()},
             "proprio": torch.from_numpy(observation["proprio"])[None],
         }
-        return policy.act(batch, generators[episode])[0].numpy()
+        actions = policy.act(batch, generators[episode])[0].numpy()
+        return decode_absolute(actions) if config.task.action_mode == "absolute" else actions
 
     def finish(outcome: Outcome) -> None:
         with atomic(states_path(folder, outcome.episode)) as temporary, open(temporary, "wb") as file:

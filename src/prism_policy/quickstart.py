@@ -73,7 +73,7 @@ def quickstart(folder: Path, config: RunConfig, labels: dict[str, str]) -> dict[
         with ledger.stage("train", memory):
             if not (folder / "weights.safetensors").exists():
                 with Bar("Training", config.train.steps) as bar:
-                    frames = open_frames(images, config.task.cameras, default_cache_dir())
+                    frames = open_frames(images, config.task.cameras, default_cache_dir(), config.task.action_mode)
                     shape = config.policy
                     windows = Windows(frames, shape.horizon, shape.n_obs_steps, shape.n_action_steps)
                     train(folder, config, windows, _show_update(bar))

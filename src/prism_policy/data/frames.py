@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prism_policy.config import ActionMode
 from prism_policy.data.robomimic import Episode, demo_names, iter_demos, open_demos
 from prism_policy.errors import PrismError
 from prism_policy.files import disk_errors, write_text
@@ -77,7 +78,13 @@ class Frames:
         return cls(images, arrays["proprio"], arrays["actions"], arrays["disturbed"], tuple(ends), tuple(names))
 
 
-def open_frames(path: Path, cameras: Sequence[str], cache_dir: Path, progress: Progress | None = None) -> Frames:
+def open_frames(
+    path: Path,
+    cameras: Sequence[str],
+    cache_dir: Path,
+    action_mode: ActionMode = "delta",
+    progress: Progress | None = None,
+) -> Frames:
     """The demonstrations of a file in robomimic's layout, unpacked into `cache_dir` at the first call.
 
     The cache belongs to the file's size, time of change and a sample of its bytes, and to the cameras: another file, or
@@ -87,17 +94,18 @@ def open_frames(path: Path, cameras: Sequence[str], cache_dir: Path, progress: P
         path: the file.
         cameras: whose images.
         cache_dir: where unpacked arrays are kept; the raw bytes of all frames are needed there.
+        action_mode: which of the actions; absolute ones are (N, 10).
         progress: called while the file is unpacked.
 
     Raises:
         PrismError: as `read_demos`; the disk is full.
     """
-    key = {"format": _FORMAT, "cameras": list(cameras), "file": fingerprint(path)}
+    key = {"format": _FORMAT, "cameras": list(cameras), "actions": action_mode, "file": fingerprint(path)}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir.expanduser() / f"frames-{digest}"
     if not _whole(folder):
         with disk_errors(folder):
-            _unpack(path, cameras, folder, key, progress)
+            _unpack(path, iter_demos(path, cameras, action_mode=action_mode), folder, key, progress)
     manifest = json.loads((folder / _MANIFEST).read_text())
     arrays = {name: torch.from_numpy(_map(folder, name, about)) for name, about in manifest["arrays"].items()}
     return Frames._from(arrays, manifest["ends"], manifest["names"])
@@ -146,7 +154,9 @@ def _map(folder: Path, name: str, about: dict[str, Any]) -> np.ndarray:
     return np.memmap(folder / f"{name}.raw", about["dtype"], "c", shape=shape)
 
 
-def _unpack(path: Path, cameras: Sequence[str], folder: Path, key: dict[str, Any], progress: Progress | None) -> None:
+def _unpack(
+    path: Path, episodes: Iterable[Episode], folder: Path, key: dict[str, Any], progress: Progress | None
+) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -158,7 +168,7 @@ def _unpack(path: Path, cameras: Sequence[str], folder: Path, key: dict[str, Any
         names: list[str] = []
         ends: list[int] = []
         try:
-            for episode in iter_demos(path, cameras):
+            for episode in episodes:
                 for name, values in _arrays(episode).items():
                     about = (str(values.dtype), values.shape[1:])
                     if shapes.setdefault(name, about) != about:

@@ -17,7 +17,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from prism_policy.data.robomimic_env import read_env_args
+from prism_policy.config import ActionMode
+from prism_policy.data.actions import encode_absolute
+from prism_policy.data.robomimic_env import is_absolute, read_env_args
 from prism_policy.errors import PrismError
 from prism_policy.progress import console
 
@@ -36,7 +38,7 @@ class Episode:
     proprio: np.ndarray
     """float32 (T, 9), or (T, 0) where the file holds only states."""
     actions: np.ndarray
-    """float32 (T, 7): what was executed; replays the states."""
+    """float32 (T, 7): what was executed; replays the states. Or (T, 10) absolute, see `encode_absolute`."""
     disturbed: np.ndarray
     """bool (T,): the action was forced on the demonstrator and is not to be learned; all False where not recorded."""
     states: np.ndarray
@@ -195,7 +197,11 @@ def cameras_of(demo: h5py.Group) -> list[str]:
 
 
 def bad_demos(
-    file: h5py.File, names: Sequence[str], cameras: Sequence[str] = (), states: bool = False
+    file: h5py.File,
+    names: Sequence[str],
+    cameras: Sequence[str] = (),
+    states: bool = False,
+    action_mode: ActionMode = "delta",
 ) -> dict[str, str]:
     """Which demos cannot be used, and why; images are judged by their shape, without reading them.
 
@@ -204,11 +210,12 @@ def bad_demos(
         names: demos to look at.
         cameras: cameras that each must hold.
         states: whether each must hold simulator states.
+        action_mode: which actions each must hold.
     """
     bad: dict[str, str] = {}
     for name in names:
         try:
-            reason = _flaw(file["data"][name], cameras, states)
+            reason = _flaw(file["data"][name], cameras, states, action_mode)
         except (OSError, KeyError, RuntimeError) as error:
             reason = _damaged(error)
         if reason:
@@ -244,19 +251,23 @@ def read_demos(
 
 
 def iter_demos(
-    path: Path, cameras: Sequence[str] | None = None, mask: str | None = None, skip_bad: bool = False
+    path: Path,
+    cameras: Sequence[str] | None = None,
+    mask: str | None = None,
+    skip_bad: bool = False,
+    action_mode: ActionMode = "delta",
 ) -> Iterator[Episode]:
-    """The demonstrations one after the other, each read when it is asked for; arguments and errors as `read_demos`."""
+    """The demonstrations one after the other, each read when it is asked for; as `read_demos` otherwise."""
     with open_demos(path) as file:
         names = demo_names(file, mask)
         if not names:
             raise PrismError(f"{path}: expected at least one demo in mask {mask!r}, got none")
         wanted = list(cameras) if cameras is not None else cameras_of(file["data"][names[0]])
-        bad = bad_demos(file, names, wanted)
+        bad = bad_demos(file, names, wanted, action_mode=action_mode)
         for name in names:
             if name not in bad:
                 try:
-                    episode = _read_demo(file["data"][name], name, wanted)
+                    episode = _read_demo(file["data"][name], name, wanted, action_mode)
                 except (OSError, RuntimeError) as error:
                     bad[name] = _damaged(error)
                 else:
@@ -284,8 +295,18 @@ def read_attributes(path: Path) -> dict[str, Any]:
     return attributes
 
 
-def _flaw(demo: h5py.Group, cameras: Sequence[str], states: bool) -> str:
-    actions = demo["actions"][:]
+def _actions(demo: h5py.Group, action_mode: ActionMode) -> np.ndarray | None:
+    """(T, 7) in float64, if the demo has such. Absolute ones are beside the deltas, or in their place."""
+    if action_mode == "absolute" and "actions_abs" in demo:
+        return np.asarray(demo["actions_abs"][:])
+    actions = np.asarray(demo["actions"][:])
+    return actions if action_mode == "delta" or (actions.ndim == 2 and is_absolute(actions)) else None
+
+
+def _flaw(demo: h5py.Group, cameras: Sequence[str], states: bool, action_mode: ActionMode) -> str:
+    actions = _actions(demo, action_mode)
+    if actions is None:
+        return "no absolute actions (`actions_abs`); run `prism render` on the file of its states"
     if actions.ndim != 2 or actions.shape[1] != 7 or len(actions) == 0:
         return f"expected actions of shape (T, 7), got {actions.shape}"
     if not np.isfinite(actions).all():
@@ -310,8 +331,10 @@ def _flaw(demo: h5py.Group, cameras: Sequence[str], states: bool) -> str:
     return ""
 
 
-def _read_demo(demo: h5py.Group, name: str, cameras: Sequence[str]) -> Episode:
-    actions = demo["actions"][:].astype(np.float32)
+def _read_demo(demo: h5py.Group, name: str, cameras: Sequence[str], action_mode: ActionMode) -> Episode:
+    actions = _actions(demo, action_mode)
+    assert actions is not None  # else `_flaw` had spoken
+    actions = encode_absolute(actions) if action_mode == "absolute" else actions
     steps = len(actions)
     images = {camera: demo[f"obs/{camera}_image"][:] for camera in cameras}
     observations = demo.get("obs", {})
@@ -321,4 +344,4 @@ def _read_demo(demo: h5py.Group, name: str, cameras: Sequence[str]) -> Episode:
     disturbed = demo["disturbed"][:].astype(bool) if "disturbed" in demo else np.zeros(steps, bool)
     states = demo["states"][:] if "states" in demo else np.zeros((steps, 0))
     extras = {key: demo[key][:] for key in _EXTRAS if key in demo}
-    return Episode(name, images, proprio, actions, disturbed, states, extras)
+    return Episode(name, images, proprio, actions.astype(np.float32), disturbed, states, extras)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import h5py
+import numpy as np
 
-from prism_policy.config import TASKS, ReferenceFrame, TaskConfig, TaskName
+from prism_policy.config import TASKS, ActionMode, ReferenceFrame, TaskConfig, TaskName
 from prism_policy.errors import PrismError
 
 NEWEST_ROBOSUITE = (1, 5)
@@ -45,7 +46,7 @@ class RecordedEnv:
     """Which robomimic wrote files like this: "v0.1", "v1.4", "v1.5", or "" where there is no controller to tell by."""
     controller: str
     """Type of the arm's controller, such as "OSC_POSE"."""
-    action_mode: Literal["delta", "absolute"]
+    action_mode: ActionMode
     """Actions are changes of the hand's pose, or poses [m, rad]."""
     reference_frame: ReferenceFrame
     """Frame of the actions."""
@@ -71,7 +72,9 @@ class RecordedEnv:
             raise PrismError(f"{where}: {trouble}")
         wrist = "robot0_eye_in_hand"
         cameras = ("sideview", wrist) if self.task == "tool_hang" else ("agentview", wrist)
-        return TaskConfig(self.task, cameras=cameras, reference_frame=self.reference_frame)
+        return TaskConfig(
+            self.task, cameras=cameras, action_mode=self.action_mode, reference_frame=self.reference_frame
+        )
 
 
 def read_env_args(file: h5py.File) -> dict[str, Any]:
@@ -98,14 +101,20 @@ def read_env_args(file: h5py.File) -> dict[str, Any]:
     return {}
 
 
-def recorded_env(env_args: dict[str, Any], largest_rotation: float = 0.0) -> RecordedEnv:
+def is_absolute(actions: np.ndarray) -> bool:
+    """Whether actions (T, 7) are poses: a hand that points down is turned by about pi, and a delta is at most 1.
+
+    Files with absolute actions made by diffusion_policy keep the `env_args` of delta ones, so these do not tell.
+    """
+    return bool(np.abs(actions[:, 3:6]).max(initial=0.0) > 1.001)
+
+
+def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEnv:
     """Translate `env_args`.
 
     Args:
         env_args: as `read_env_args` returns them.
-        largest_rotation: the largest of |rx|, |ry|, |rz| in the actions. Files of diffusion_policy with absolute
-            actions keep the `env_args` of delta ones, but a hand that points down is turned by about pi, and a delta is
-            at most 1.
+        absolute: that the actions are absolute whatever `env_args` say, from `is_absolute`.
     """
     kwargs = env_args.get("env_kwargs") or {}
     env_name = str(env_args.get("env_name") or "")
@@ -119,6 +128,7 @@ def recorded_env(env_args: dict[str, Any], largest_rotation: float = 0.0) -> Rec
     layout = "v1.5" if composite else "" if not arm else "v1.4" if _numbers(version) >= (1, 4) else "v0.1"
     # robosuite 1.5 dropped `control_delta` for `input_type`, but robomimic goes on writing the former.
     mode = arm.get("input_type") or ("delta" if arm.get("control_delta", True) else "absolute")
+    frame: ReferenceFrame = "base" if composite and arm.get("input_ref_frame", "base") == "base" else "world"
     cameras = kwargs.get("camera_names") or ()
     return RecordedEnv(
         env_name=env_name,
@@ -127,11 +137,11 @@ def recorded_env(env_args: dict[str, Any], largest_rotation: float = 0.0) -> Rec
         robosuite=version,
         layout=layout,
         controller=str(arm.get("type") or ""),
-        action_mode="absolute" if mode == "absolute" or largest_rotation > 1.001 else "delta",
-        reference_frame="base" if composite and arm.get("input_ref_frame", "base") == "base" else "world",
+        action_mode="absolute" if absolute or mode == "absolute" else "delta",
+        reference_frame=frame,
         cameras=(cameras,) if isinstance(cameras, str) else tuple(cameras),
         scene_trouble=_scene_trouble(env_args, kwargs, env_name, task, robots, version),
-        control_trouble=_control_trouble(kwargs, config, arm, composite, mode, largest_rotation),
+        control_trouble=_control_trouble(kwargs, config, arm, mode == "absolute" and frame == "base"),
     )
 
 
@@ -179,16 +189,11 @@ def _scene_trouble(
 
 
 def _control_trouble(
-    kwargs: dict[str, Any],
-    config: dict[str, Any],
-    arm: dict[str, Any],
-    composite: bool,
-    mode: str,
-    largest_rotation: float,
+    kwargs: dict[str, Any], config: dict[str, Any], arm: dict[str, Any], absolute_from_base: bool
 ) -> str:
     if not arm:
         return "the file does not say which controller its actions are for"
-    if composite and config.get("type", "BASIC") != "BASIC":
+    if "body_parts" in config and config.get("type", "BASIC") != "BASIC":
         return f"expected the composite controller BASIC, got {config['type']}"
     if arm.get("type") != "OSC_POSE":
         return f"expected actions for the controller OSC_POSE, got {arm.get('type')}"
@@ -197,11 +202,6 @@ def _control_trouble(
             return f"expected OSC_POSE with {key} {expected}, got {arm[key]}"
     if kwargs.get("control_freq", 20) != 20:
         return f"expected actions at 20 Hz, got {kwargs['control_freq']}"
-    if mode != "absolute" and largest_rotation > 1.001:
-        return (
-            f"its actions are absolute poses (rotations up to {largest_rotation:.2f}), although `env_args` say delta; "
-            "they can be learned, not replayed"
-        )
-    if mode == "absolute":
-        return "its actions are absolute poses; they can be learned, not replayed"
+    if absolute_from_base:
+        return "expected absolute poses in the world's frame, got them in the base's"
     return ""

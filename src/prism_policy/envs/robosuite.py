@@ -1,7 +1,7 @@
 """robosuite's tasks behind the library's environment contract.
 
-Robot: Panda; operational-space pose control, delta actions in the task's reference frame at 20 Hz (robosuite's BASIC
-controller).
+Robot: Panda; operational-space pose control at 20 Hz (robosuite's BASIC controller), delta actions in the task's
+reference frame or absolute ones in the world's.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from prism_policy.config import TASKS, TaskConfig
 from prism_policy.envs.episode import episode_rng
@@ -47,7 +48,8 @@ Observation = dict[str, Any]
 class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     """One simulated task: `{"images": {camera: uint8 (H, W, 3)}, "proprio": float32 (9,)}` in, actions (7,) out.
 
-    An action is (dx, dy, dz, rx, ry, rz, gripper) in [-1, 1]: 5 cm and 0.5 rad at full scale; gripper +1 closes.
+    A delta action is (dx, dy, dz, rx, ry, rz, gripper) in [-1, 1]: 5 cm and 0.5 rad at full scale; gripper +1 closes.
+    An absolute one (`task.action_mode`) is (x, y, z, rotation vector, gripper) of the hand in the world [m, rad].
     Observations and frames are functions of the simulator state alone, so replaying `states` gives the same pixels.
 
     ```
@@ -66,11 +68,9 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
             raise PrismError(f"unknown task {task.name!r}; there are {', '.join(TASKS)}")
         self.task = task
         self.render_images = render_images
-        controller = robosuite.load_composite_controller_config(controller="BASIC", robot="Panda")
-        controller["body_parts"]["right"]["input_ref_frame"] = task.reference_frame
         self.env_kwargs = {
             "robots": "Panda",
-            "controller_configs": controller,
+            "controller_configs": _controller(task),
             "control_freq": 20,
             "has_renderer": False,
             "has_offscreen_renderer": False,
@@ -99,7 +99,9 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
 
         size = task.render.resolution
         image = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (7,), np.float32)
+        self._limit = np.full(7, np.inf if task.action_mode == "absolute" else 1.0)
+        self._limit[6] = 1.0
+        self.action_space = gymnasium.spaces.Box(-self._limit.astype(np.float32), self._limit.astype(np.float32))
         self.observation_space = gymnasium.spaces.Dict(
             {
                 "images": gymnasium.spaces.Dict(dict.fromkeys(task.cameras, image)),
@@ -184,7 +186,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         return self.observe(), {"success": self.success}
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """One control step of 50 ms; ends at success, truncated at `task.max_steps`. Actions are clipped to [-1, 1]."""
+        """One control step of 50 ms, actions clipped; ends at success, truncated at `task.max_steps`."""
         success = self.advance(action)
         truncated = len(self.states) > self.task.max_steps
         return self.observe(), float(success), success, truncated, {"success": success}
@@ -211,9 +213,24 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         action = np.asarray(action, np.float64)
         if action.shape != (7,) or not np.isfinite(action).all():
             raise PrismError(f"expected a finite action of shape (7,), got {action}")
-        self.sim_env.step(np.clip(action, -1.0, 1.0))
+        self.sim_env.step(np.clip(action, -self._limit, self._limit))
         self.states.append(self.state)
         return self.success
+
+    def absolute(self, action: np.ndarray) -> np.ndarray:
+        """The absolute action (7,) that asks the controller for what a delta action (7,) asks for now.
+
+        It is the controller's own goal, so that an environment of absolute actions moves as this one does (Chi et al.,
+        2025, Section 3.1).
+        """
+        controller = self.sim_env.robots[0].part_controllers["right"]
+        controller.update(force=True)  # it would keep what it knew of another state
+        controller.set_goal(np.clip(np.asarray(action, np.float64)[:6], -1.0, 1.0))
+        position, rotation = controller.goal_pos, controller.goal_ori
+        if self.task.reference_frame == "base":
+            position = controller.origin_pos + controller.origin_ori @ position
+            rotation = controller.origin_ori @ rotation
+        return np.concatenate([position, Rotation.from_matrix(rotation).as_rotvec(), np.clip(action[6:], -1.0, 1.0)])
 
     def observe(self, state: np.ndarray | None = None) -> Observation:
         """The observation of `state` (S,), by default the current one; without images if `render_images` is off."""
@@ -268,3 +285,11 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     def _draw(self, camera: str, resolution: int | None = None) -> np.ndarray:
         assert self._renderer is not None
         return self._renderer.draw(camera, resolution)
+
+
+def _controller(task: TaskConfig) -> dict[str, Any]:
+    """Robosuite's controller settings for the Panda."""
+    settings: dict[str, Any] = robosuite.load_composite_controller_config(controller="BASIC", robot="Panda")
+    frame = "world" if task.action_mode == "absolute" else task.reference_frame
+    settings["body_parts"]["right"] |= {"input_type": task.action_mode, "input_ref_frame": frame}
+    return settings
