@@ -138,20 +138,64 @@ class InfoEncoders:
 
 
 @dataclass(frozen=True)
+class InfoDemos:
+    """What a file of demonstrations in robomimic's layout holds, and whether they still succeed in the simulator here.
+
+    Steps, cameras, observations, action statistics, masks and what recorded it; then some demonstrations are replayed
+    open loop, and a contact sheet of their frames is written.
+    """
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """An HDF5 file."""
+    replay: int | None = None
+    """Demonstrations to replay; by default 3 where the file has states and the simulator is installed, else none."""
+    out: Path | None = None
+    """The contact sheet; by default FILE's name with -contact.png, in the current folder."""
+    json: bool = False
+    """Print JSON and nothing else."""
+
+    def run(self) -> None:
+        """Do it."""
+        from prism_policy.demo_info import print_demos
+
+        print_demos(self.file, self.replay, self.out, self.json)
+
+
+@dataclass(frozen=True)
 class Info:
-    """What the library holds, counted and timed here."""
+    """What a file of demonstrations holds (`prism info FILE`, or `prism info demos FILE`), or what encoders cost."""
 
     topic: Annotated[
-        # Subcommands are a union; the suppressed arm makes it one as long as there is a single topic.
-        Annotated[InfoEncoders, tyro.conf.subcommand("encoders")] | Annotated[None, tyro.conf.Suppress],
+        Annotated[InfoDemos, tyro.conf.subcommand("demos")] | Annotated[InfoEncoders, tyro.conf.subcommand("encoders")],
         tyro.conf.arg(name=""),
     ]
     """What to tell."""
 
     def run(self) -> None:
         """Do it."""
-        if self.topic is not None:
-            self.topic.run()
+        self.topic.run()
+
+
+@dataclass(frozen=True)
+class Download:
+    """Fetch robomimic's published demonstrations from the Hugging Face hub.
+
+    What was interrupted goes on, what was fetched before is not fetched again, and the hub's checksum is verified.
+    """
+
+    name: Annotated[str, tyro.conf.Positional]
+    """Such as robomimic/lift/ph: lift, can, square or tool_hang; ph, by one proficient human, or mh, by several."""
+    kind: Literal["low_dim", "demo", "image"] = "low_dim"
+    """States with low-dimensional observations, states alone, or images drawn here from the states (84 px)."""
+    out: Path | None = None
+    """Folder; by default ~/.cache/prism-policy/robomimic, or $PRISM_CACHE/robomimic."""
+
+    def run(self) -> None:
+        """Do it."""
+        from prism_policy.download import download
+
+        file = download(self.name, self.kind, self.out)
+        print(f"File: {file}\nNext: prism info {file}")
 
 
 Command = (
@@ -159,13 +203,24 @@ Command = (
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Info, tyro.conf.subcommand("info")]
+    | Annotated[Download, tyro.conf.subcommand("download")]
 )
+
+
+def _arguments(arguments: list[str]) -> list[str]:
+    """What was typed, with `info FILE` written out as `info demos FILE`."""
+    if arguments[:1] == ["info"] and len(arguments) > 1 and ({".", "/"} & set(arguments[1])):
+        return ["info", "demos", *arguments[1:]]
+    return arguments
 
 
 def main() -> None:
     """Entry point: exit code 0 on success, 2 on bad input, 130 on Ctrl-C."""
     command = tyro.cli(
-        Command, prog="prism", description="Robot demonstrations into visuomotor policies, measured honestly."
+        Command,
+        args=_arguments(sys.argv[1:]),
+        prog="prism",
+        description="Robot demonstrations into visuomotor policies, measured honestly.",
     )
     try:
         command.run()

@@ -24,7 +24,8 @@ import h5py
 import numpy as np
 
 from prism_policy.config import DemoConfig, TaskConfig
-from prism_policy.data.robomimic import demo_names, merge_demos, open_demos, write_demo
+from prism_policy.data.robomimic import bad_demos, demo_names, merge_demos, open_demos, read_masks, write_demo
+from prism_policy.data.robomimic_env import is_absolute, read_env_args, recorded_env
 from prism_policy.envs.episode import Split
 from prism_policy.envs.pool import WorkerPool, environment
 from prism_policy.errors import PrismError
@@ -140,21 +141,34 @@ def render_demos(
     `actions_abs` is added too: what each delta action asks for, as an absolute one (see `RobosuiteEnv.absolute`).
 
     Args:
-        states: a file with `states`, such as `collect` returns.
+        states: a file with `states`, such as `collect` returns or robomimic publishes.
         task: the cameras and the render settings.
         cache_dir: as in `collect`.
         workers: as in `collect`.
         progress: as in `collect`.
 
     Returns:
-        An HDF5 file in robomimic's layout; the attribute `render` of its `data` group is the render settings as JSON.
+        An HDF5 file in robomimic's layout with the same demos and masks; the attribute `render` of its `data` group is
+        the render settings as JSON.
 
     Raises:
-        PrismError: as `collect`; also an unreadable file, an unknown camera, no OpenGL.
+        PrismError: as `collect`; also an unreadable file, a demo without states or of another task, an unknown camera,
+            no OpenGL.
     """
     with open_demos(states) as file:
-        names = demo_names(file)
-        env_args = str(file["data"].attrs["env_args"])
+        names, masks = demo_names(file), read_masks(file)
+        settings = read_env_args(file)
+        recorded = recorded_env(settings).task_config(str(states), actions=False)
+        if recorded.name != task.name:
+            raise PrismError(f"{states}: expected demonstrations of task {task.name!r}, got {recorded.name!r}")
+        for name, reason in bad_demos(file, names, states=True).items():
+            raise PrismError(f"{states}, {name}: {reason}")
+    size = task.render.resolution
+    # robomimic makes its environment for rollouts from these.
+    settings.setdefault("env_kwargs", {}).update(
+        camera_names=list(task.cameras), camera_heights=size, camera_widths=size
+    )
+    env_args = json.dumps(settings)
     key = {
         "kind": "images",
         "states": _sha256(states),
@@ -170,7 +184,7 @@ def render_demos(
         _make_missing(pool, parts, work, progress or _quiet)
         return parts, env_args, {"render": json.dumps(key["render"])}
 
-    return _cached(f"images-{task.name}", key, cache_dir, workers, build)
+    return _cached(f"images-{task.name}", key, cache_dir, workers, build, names=names, masks=masks)
 
 
 def _collect_parts(
@@ -257,11 +271,13 @@ def _render_part(task: TaskConfig, states: Path, name: str, path: Path) -> None:
         demo = file["data"][name]
         arrays = _datasets(demo)
         attributes = dict(demo.attrs)
+    recorded_absolute = is_absolute(arrays["actions"])
+    env.check_states(arrays["states"], f"{states}, {name}")
     observations, absolute = [], []
     for state, action in zip(arrays["states"], arrays["actions"], strict=True):
         observations.append(env.observe(state))
         env.set_state(state)
-        absolute.append(env.absolute(action))
+        absolute.append(action if recorded_absolute else env.absolute(action))
     arrays["actions_abs"] = np.stack(absolute)
     for camera in task.cameras:
         arrays[f"obs/{camera}_image"] = np.stack([o["images"][camera] for o in observations])
@@ -303,7 +319,15 @@ _Build = Callable[[Path, "WorkerPool"], tuple[list[Path], str, dict[str, Any]]]
 """(folder, pool) -> parts in order, env_args, attributes of the merged file."""
 
 
-def _cached(name: str, key: dict[str, Any], cache_dir: Path | None, workers: int | None, build: _Build) -> Path:
+def _cached(
+    name: str,
+    key: dict[str, Any],
+    cache_dir: Path | None,
+    workers: int | None,
+    build: _Build,
+    **layout: Any,
+) -> Path:
+    """`layout`: what `merge_demos` is to be told about names and masks."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = (cache_dir or default_cache_dir()).expanduser() / f"{name}-{digest}"
     data, manifest, parts = folder / _DATA_FILE, folder / _MANIFEST, folder / "parts"
@@ -323,7 +347,7 @@ def _cached(name: str, key: dict[str, Any], cache_dir: Path | None, workers: int
             with pool:
                 chosen, env_args, attributes = build(parts, pool)
             with atomic(data) as temporary:
-                merge_demos(chosen, temporary, env_args, attributes)
+                merge_demos(chosen, temporary, env_args, attributes, **layout)
             write_text(manifest, json.dumps({"sha256": _sha256(data), **key}, indent=2))
             shutil.rmtree(parts)
     return data

@@ -28,6 +28,15 @@ Precision = Literal["float32", "bfloat16"]
 PolicyKind = Literal["ddpm", "flow_matching", "meanflow"]
 ActionMode = Literal["delta", "absolute"]
 TaskName = Literal["lift", "can", "square", "tool_hang"]
+ReferenceFrame = Literal["base", "world"]
+
+TASKS: dict[TaskName, str] = {
+    "lift": "Lift",
+    "can": "PickPlaceCan",
+    "square": "NutAssemblySquare",
+    "tool_hang": "ToolHang",
+}
+"""Our name of a task -> robosuite's."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,8 @@ class TaskConfig:
     action_mode: ActionMode = "delta"
     """What an action says: how far the hand shall move (7 numbers, shares of the controller's range), or where it shall
     be in the world (the policy's 10: position [m], rotation 6D, gripper)."""
+    reference_frame: ReferenceFrame = "base"
+    """Frame of delta actions: the robot's base as in this library's demonstrations, or the world as in robomimic's."""
     render: RenderConfig = RenderConfig()
 
 

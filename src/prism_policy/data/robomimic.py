@@ -2,13 +2,14 @@
 
 `data` (attributes `total`, `env_args`) / `demo_i` (`num_samples`, `model_file`, `ep_meta`): `actions`, `states`,
 `rewards`, `dones`, `obs/<camera>_image` uint8 (T, H, W, 3), `obs/robot0_*`; `mask/*` holds lists of demo names. Of our
-own: `disturbed`, where a push was executed instead of the expert's choice, and `stages`.
+own: `disturbed`, where a push was executed instead of the expert's choice, and `stages`. See docs/data.md.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ import numpy as np
 
 from prism_policy.config import ActionMode
 from prism_policy.data.actions import encode_absolute
+from prism_policy.data.robomimic_env import is_absolute, read_env_args
 from prism_policy.errors import PrismError
+from prism_policy.progress import console
 
-PROPRIO = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
-"""What makes up `proprio`, in this order: (3,) [m], (4,) x y z w, (2,) [m]."""
+PROPRIO = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
+"""What makes up `proprio`, in this order, and its widths: [m], x y z w, [m]."""
+_EXTRAS = ("rewards", "dones", "stages")
 
 
 @dataclass(frozen=True)
@@ -46,15 +50,22 @@ class Episode:
         return len(self.actions)
 
 
-def write_demo(group: h5py.Group, arrays: dict[str, np.ndarray], attributes: dict[str, Any]) -> None:
+def write_demo(
+    group: h5py.Group, arrays: dict[str, np.ndarray], attributes: dict[str, Any], next_obs: bool = False
+) -> None:
     """Fill `group` with one demonstration.
 
     Args:
         group: an empty group, such as `data/demo_0`.
         arrays: by path in the group (`actions`, `obs/agentview_image`, ...), each (T, ...); `actions` must be there.
         attributes: e.g. `model_file`, an XML that may exceed HDF5's 64 KB for compact attributes.
+        next_obs: also write what followed each observation, as robomimic's offline RL wants it; nothing is recorded
+            after the last one, which stands for its own successor.
     """
     steps = len(arrays["actions"])
+    if next_obs:
+        shifted = {p: np.concatenate([v[1:], v[-1:]]) for p, v in arrays.items() if p.startswith("obs/")}
+        arrays = {**arrays, **{f"next_{path}": values for path, values in shifted.items()}}
     for path, values in arrays.items():
         if len(values) != steps:
             raise PrismError(f"{group.name}/{path}: expected {steps} steps like `actions`, got {len(values)}")
@@ -69,19 +80,67 @@ def write_demo(group: h5py.Group, arrays: dict[str, np.ndarray], attributes: dic
         group.attrs[name] = value
 
 
-def merge_demos(parts: Sequence[Path], target: Path, env_args: str, attributes: dict[str, Any] | None = None) -> None:
-    """Write `target` from files that hold one group `demo` each; the data are copied as they are, still compressed."""
+def merge_demos(
+    parts: Sequence[Path],
+    target: Path,
+    env_args: str,
+    attributes: Mapping[str, Any] | None = None,
+    names: Sequence[str] | None = None,
+    masks: Mapping[str, Collection[str]] | None = None,
+) -> None:
+    """Write `target` from files that hold one group `demo` each; the data are copied as they are, still compressed.
+
+    Args:
+        names: of the demos; demo_0, demo_1, ... unless told.
+        masks: lists of names to write; without any, a tenth of the demos becomes `valid`, the others `train`.
+    """
+    names = names or [f"demo_{i}" for i in range(len(parts))]
     with h5py.File(target, "w", libver="latest") as file:
         data = file.create_group("data")
         total = 0
-        for i, path in enumerate(parts):
+        for name, path in zip(names, parts, strict=True):
             with h5py.File(path) as part:
-                part.copy("demo", data, name=f"demo_{i}")
-            total += int(data[f"demo_{i}"].attrs["num_samples"])
+                part.copy("demo", data, name=name)
+            total += int(data[name].attrs["num_samples"])
         data.attrs["total"] = total
         data.attrs["env_args"] = env_args
         for name, value in (attributes or {}).items():
             data.attrs[name] = value
+        _write_masks(file, masks or _split(names, valid_share=0.1, seed=0))
+
+
+def write_masks(path: Path, valid_share: float = 0.1, seed: int = 0) -> None:
+    """Write the masks `train` and `valid` into a file, over those it has: each demo is in one of them.
+
+    Args:
+        valid_share: share of the demos in `valid`, in (0, 1); both masks get at least one if there are two.
+        seed: of the draw; the same demos are drawn on every machine.
+
+    Raises:
+        PrismError: a share out of range, or what `open_demos` raises.
+    """
+    if not 0 < valid_share < 1:
+        raise PrismError(f"valid_share: expected a number between 0 and 1, got {valid_share}")
+    with open_demos(path) as file:
+        masks = _split(demo_names(file), valid_share, seed)
+    with h5py.File(path, "r+") as file:
+        _write_masks(file, masks)
+
+
+def _split(names: Sequence[str], valid_share: float, seed: int) -> dict[str, list[str]]:
+    count = min(max(round(valid_share * len(names)), 1), len(names) - 1)
+    valid = set(np.random.default_rng(seed).permutation(len(names))[:count])
+    return {
+        "train": [name for i, name in enumerate(names) if i not in valid],
+        "valid": [name for i, name in enumerate(names) if i in valid],
+    }
+
+
+def _write_masks(file: h5py.File, masks: Mapping[str, Iterable[str]]) -> None:
+    for mask, names in masks.items():
+        if f"mask/{mask}" in file:
+            del file[f"mask/{mask}"]
+        file[f"mask/{mask}"] = np.array(list(names), dtype="S")
 
 
 def open_demos(path: Path) -> h5py.File:
@@ -107,16 +166,29 @@ def demo_names(file: h5py.File, mask: str | None = None) -> list[str]:
     """Names of the demos in numeric order, all or those of a `mask` (such as "train").
 
     Raises:
-        PrismError: there is no such mask.
+        PrismError: there is no such mask, or it names demos that are not there.
     """
-    names = [name for name in file["data"] if name.startswith("demo_") and name[5:].isdigit()]
+    names = {name for name in file["data"] if name.startswith("demo_") and name[5:].isdigit()}
     if mask is not None:
-        masks = file.get("mask", {})
+        masks = read_masks(file)
         if mask not in masks:
             raise PrismError(f"{file.filename} has no mask {mask!r}; it has {', '.join(masks) or 'none'}")
-        chosen = {name.decode() for name in masks[mask][:]}
-        names = [name for name in names if name in chosen]
+        if absent := [name for name in masks[mask] if name not in names]:
+            more = f" and {len(absent) - 3} others" if len(absent) > 3 else ""
+            raise PrismError(
+                f"{file.filename}: mask {mask!r} names {', '.join(absent[:3])}{more}, which the file does not hold; "
+                "write the masks anew with `write_masks`"
+            )
+        names = set(masks[mask])
     return sorted(names, key=lambda name: int(name[5:]))
+
+
+def read_masks(file: h5py.File) -> dict[str, list[str]]:
+    """The masks of an open file, with the names of demos as they stand there."""
+    return {
+        name: [entry.decode() if isinstance(entry, bytes) else str(entry) for entry in item[:]]
+        for name, item in file.get("mask", {}).items()
+    }
 
 
 def cameras_of(demo: h5py.Group) -> list[str]:
@@ -124,85 +196,152 @@ def cameras_of(demo: h5py.Group) -> list[str]:
     return [key.removesuffix("_image") for key in demo.get("obs", {}) if key.endswith("_image")]
 
 
-def read_demos(path: Path, cameras: Sequence[str] | None = None, mask: str | None = None) -> list[Episode]:
+def bad_demos(
+    file: h5py.File,
+    names: Sequence[str],
+    cameras: Sequence[str] = (),
+    states: bool = False,
+    action_mode: ActionMode = "delta",
+) -> dict[str, str]:
+    """Which demos cannot be used, and why; images are judged by their shape, without reading them.
+
+    Args:
+        file: an open file.
+        names: demos to look at.
+        cameras: cameras that each must hold.
+        states: whether each must hold simulator states.
+        action_mode: which actions each must hold.
+    """
+    bad: dict[str, str] = {}
+    for name in names:
+        try:
+            reason = _flaw(file["data"][name], cameras, states, action_mode)
+        except (OSError, KeyError, RuntimeError) as error:
+            reason = _damaged(error)
+        if reason:
+            bad[name] = reason
+    for camera in cameras:
+        shapes = {name: file["data"][name][f"obs/{camera}_image"].shape[1:] for name in names if name not in bad}
+        for usual, _ in Counter(shapes.values()).most_common(1):
+            for name, shape in shapes.items():
+                if shape != usual:
+                    bad[name] = (
+                        f"expected images of camera {camera!r} of one shape, {usual} as in most demos, got {shape}; "
+                        "render them again"
+                    )
+    return {name: bad[name] for name in names if name in bad}
+
+
+def read_demos(
+    path: Path, cameras: Sequence[str] | None = None, mask: str | None = None, skip_bad: bool = False
+) -> list[Episode]:
     """Read all demonstrations into memory.
 
     Args:
         path: the file.
-        cameras: which images; None is all the file holds.
+        cameras: which images; None is all that the first demo holds.
         mask: only the demos of this list.
+        skip_bad: leave out demos that cannot be used and say which and why, instead of raising.
 
     Raises:
-        PrismError: a truncated or foreign file, a camera it does not hold, actions that are not finite or not (T, 7),
-            arrays of unequal length, images of unequal shape.
+        PrismError: a truncated or foreign file, a mask or camera it does not hold, actions that are not finite or not
+            (T, 7), arrays of unequal length, images of unequal shape; with `skip_bad`, if no good demo is left.
     """
-    return list(iter_demos(path, cameras, mask))
+    return list(iter_demos(path, cameras, mask, skip_bad))
 
 
 def iter_demos(
     path: Path,
     cameras: Sequence[str] | None = None,
     mask: str | None = None,
+    skip_bad: bool = False,
     action_mode: ActionMode = "delta",
 ) -> Iterator[Episode]:
     """The demonstrations one after the other, each read when it is asked for; as `read_demos` otherwise."""
     with open_demos(path) as file:
         names = demo_names(file, mask)
-        wanted = list(cameras) if cameras is not None else cameras_of(file["data"][names[0]]) if names else []
-        shapes: dict[str, tuple[int, ...]] = {}
+        if not names:
+            raise PrismError(f"{path}: expected at least one demo in mask {mask!r}, got none")
+        wanted = list(cameras) if cameras is not None else cameras_of(file["data"][names[0]])
+        bad = bad_demos(file, names, wanted, action_mode=action_mode)
         for name in names:
-            try:
-                episode = _read_demo(file["data"][name], name, wanted, path, action_mode)
-            except (OSError, KeyError, RuntimeError) as error:
-                raise PrismError(f"{path}, {name}: damaged, cannot be read ({error}); get the file again") from error
-            for camera, frames in episode.images.items():
-                if shapes.setdefault(camera, frames.shape[1:]) != frames.shape[1:]:
-                    raise PrismError(
-                        f"{path}, {name}: expected images of camera {camera!r} of one shape, {shapes[camera]} as in "
-                        f"{names[0]}, got {frames.shape[1:]}; render them again"
-                    )
-            yield episode
+            if name not in bad:
+                try:
+                    episode = _read_demo(file["data"][name], name, wanted, action_mode)
+                except (OSError, RuntimeError) as error:
+                    bad[name] = _damaged(error)
+                else:
+                    yield episode
+                    continue
+            if not skip_bad:
+                raise PrismError(f"{path}, {name}: {bad[name]}")
+            console.print(f"{path.name}: left out {name}: {bad[name]}")
+    if len(bad) == len(names):
+        raise PrismError(f"{path}: no usable demo among {len(names)}; {names[0]}: {bad[names[0]]}")
+
+
+def _damaged(error: Exception) -> str:
+    return f"damaged, cannot be read ({error}); get the file again"
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
     """Attributes of the file's `data` group, those in JSON decoded: `env_args`, `total`, `render`, ..."""
     with open_demos(path) as file:
         attributes = dict(file["data"].attrs)
-    for name in ("env_args", "render"):
-        if name in attributes:
-            attributes[name] = json.loads(attributes[name])
+        if env_args := read_env_args(file):
+            attributes["env_args"] = env_args
+    if "render" in attributes:
+        attributes["render"] = json.loads(attributes["render"])
     return attributes
 
 
-def _read_demo(demo: h5py.Group, name: str, cameras: list[str], path: Path, action_mode: ActionMode) -> Episode:
-    where = f"{path}, {name}"
-    key = "actions_abs" if action_mode == "absolute" else "actions"
-    if key not in demo:
-        raise PrismError(f"{where}: no absolute actions (`{key}`); run `prism render` on the file of its states")
-    actions = demo[key][:].astype(np.float32)
+def _actions(demo: h5py.Group, action_mode: ActionMode) -> np.ndarray | None:
+    """(T, 7) in float64, if the demo has such. Absolute ones are beside the deltas, or in their place."""
+    if action_mode == "absolute" and "actions_abs" in demo:
+        return np.asarray(demo["actions_abs"][:])
+    actions = np.asarray(demo["actions"][:])
+    return actions if action_mode == "delta" or (actions.ndim == 2 and is_absolute(actions)) else None
+
+
+def _flaw(demo: h5py.Group, cameras: Sequence[str], states: bool, action_mode: ActionMode) -> str:
+    actions = _actions(demo, action_mode)
+    if actions is None:
+        return "no absolute actions (`actions_abs`); run `prism render` on the file of its states"
     if actions.ndim != 2 or actions.shape[1] != 7 or len(actions) == 0:
-        raise PrismError(f"{where}: expected actions of shape (T, 7), got {actions.shape}")
+        return f"expected actions of shape (T, 7), got {actions.shape}"
     if not np.isfinite(actions).all():
-        step = int(np.argwhere(~np.isfinite(actions))[0, 0])
-        raise PrismError(f"{where}: actions are not finite at step {step}; repair or remove this demo")
-    if missing := [camera for camera in cameras if camera not in cameras_of(demo)]:
-        held = ", ".join(map(repr, cameras_of(demo))) or "no images (run `prism render` first)"
-        raise PrismError(f"{where}: unknown camera {missing[0]!r}; the file has {held}")
+        return f"actions are not finite at step {np.argwhere(~np.isfinite(actions))[0, 0]}; repair or remove this demo"
+    if states and "states" not in demo:
+        return "expected simulator states, got none; take a file that has them (robomimic's demo or low_dim files do)"
+    held = cameras_of(demo)
+    for camera in cameras:
+        if camera not in held:
+            found = ", ".join(map(repr, held)) or "no images; render its states first (`render_demos`)"
+            return f"unknown camera {camera!r}; the file has {found}"
+        image = demo[f"obs/{camera}_image"]
+        if image.dtype != np.uint8 or image.ndim != 4 or image.shape[-1] != 3:
+            return f"expected images of {camera!r} as uint8 (T, H, W, 3), got {image.dtype} {image.shape}"
+    low_dim = {f"obs/{key}": (width,) for key, width in PROPRIO.items()}
+    for path in (*low_dim, *(f"obs/{camera}_image" for camera in cameras), "states", "disturbed", *_EXTRAS):
+        if path in demo and len(demo[path]) != len(actions):
+            return f"expected {len(actions)} steps everywhere, got {path} of shape {demo[path].shape}"
+    for path, width in low_dim.items():
+        if path in demo and demo[path].shape[1:] != width:
+            return f"expected {path} of shape (T, {width[0]}), got {demo[path].shape}"
+    return ""
+
+
+def _read_demo(demo: h5py.Group, name: str, cameras: Sequence[str], action_mode: ActionMode) -> Episode:
+    actions = _actions(demo, action_mode)
+    assert actions is not None  # else `_flaw` had spoken
+    actions = encode_absolute(actions) if action_mode == "absolute" else actions
     steps = len(actions)
     images = {camera: demo[f"obs/{camera}_image"][:] for camera in cameras}
     observations = demo.get("obs", {})
     low_dim = [observations[key][:] for key in PROPRIO if key in observations]
-    disturbed = demo["disturbed"][:].astype(bool) if "disturbed" in demo else np.zeros(steps, bool)
-    states = demo["states"][:] if "states" in demo else np.zeros((steps, 0))
-    extras = {key: demo[key][:] for key in ("rewards", "dones", "stages") if key in demo}
-    for values in (disturbed, states, *images.values(), *low_dim, *extras.values()):
-        if len(values) != steps:
-            raise PrismError(f"{where}: expected {steps} steps everywhere, got an array of shape {values.shape}")
-    for camera, frames in images.items():
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
-            found = f"{frames.dtype} {frames.shape}"
-            raise PrismError(f"{where}: expected images of {camera!r} as uint8 (T, H, W, 3), got {found}")
     complete = len(low_dim) == len(PROPRIO)
     proprio = np.concatenate(low_dim, axis=1).astype(np.float32) if complete else np.zeros((steps, 0), np.float32)
-    actions = encode_absolute(demo[key][:]).astype(np.float32) if action_mode == "absolute" else actions
-    return Episode(name, images, proprio, actions, disturbed, states, extras)
+    disturbed = demo["disturbed"][:].astype(bool) if "disturbed" in demo else np.zeros(steps, bool)
+    states = demo["states"][:] if "states" in demo else np.zeros((steps, 0))
+    extras = {key: demo[key][:] for key in _EXTRAS if key in demo}
+    return Episode(name, images, proprio, actions.astype(np.float32), disturbed, states, extras)

@@ -1,7 +1,7 @@
 """robosuite's tasks behind the library's environment contract.
 
-Robot: Panda; operational-space pose control at 20 Hz (robosuite's BASIC controller), delta actions in the base's frame
-or absolute ones in the world's.
+Robot: Panda; operational-space pose control at 20 Hz (robosuite's BASIC controller), delta actions in the task's
+reference frame or absolute ones in the world's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from prism_policy.config import ActionMode, TaskConfig
+from prism_policy.config import TASKS, TaskConfig
 from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.opengl import choose_opengl, opengl_trouble
 from prism_policy.errors import PrismError
@@ -39,8 +39,6 @@ finally:
     logging.disable(_logging_level)
 logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
 
-TASKS = {"lift": "Lift", "can": "PickPlaceCan", "square": "NutAssemblySquare", "tool_hang": "ToolHang"}
-"""Our name of a task -> robosuite's."""
 PROPRIO = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
 """What makes up `proprio`, in this order, by robomimic's names; the quaternion is (x, y, z, w)."""
 
@@ -72,7 +70,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         self.render_images = render_images
         self.env_kwargs = {
             "robots": "Panda",
-            "controller_configs": _controller(task.action_mode),
+            "controller_configs": _controller(task),
             "control_freq": 20,
             "has_renderer": False,
             "has_offscreen_renderer": False,
@@ -130,6 +128,21 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     def state(self) -> np.ndarray:
         """The simulator's state as robomimic stores it: (time, qpos, qvel), float64 (S,)."""
         return np.asarray(self.sim_env.sim.get_state().flatten())
+
+    def check_states(self, states: np.ndarray, where: str) -> None:
+        """Refuse recorded states (T, S) that are not this model's; `where` names file and demonstration.
+
+        Raises:
+            PrismError: another size, or not finite.
+        """
+        expected = 1 + self.model.nq + self.model.nv
+        if states.ndim != 2 or states.shape[1] != expected:
+            raise PrismError(
+                f"{where}: expected states of {expected} numbers (time, joint positions and velocities of "
+                f"{TASKS[self.task.name]} in robosuite {robosuite.__version__}), got shape {states.shape}"
+            )
+        if not np.isfinite(states).all():
+            raise PrismError(f"{where}: expected finite states, got NaN or infinity; repair or remove this demo")
 
     def set_state(self, state: np.ndarray) -> None:
         """Put the simulation into `state` (S,), with the solver's memory wiped so that nothing else matters.
@@ -213,9 +226,11 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         controller = self.sim_env.robots[0].part_controllers["right"]
         controller.update(force=True)  # it would keep what it knew of another state
         controller.set_goal(np.clip(np.asarray(action, np.float64)[:6], -1.0, 1.0))
-        position = controller.origin_pos + controller.origin_ori @ controller.goal_pos
-        rotation = Rotation.from_matrix(controller.origin_ori @ controller.goal_ori).as_rotvec()
-        return np.concatenate([position, rotation, np.clip(action[6:], -1.0, 1.0)])
+        position, rotation = controller.goal_pos, controller.goal_ori
+        if self.task.reference_frame == "base":
+            position = controller.origin_pos + controller.origin_ori @ position
+            rotation = controller.origin_ori @ rotation
+        return np.concatenate([position, Rotation.from_matrix(rotation).as_rotvec(), np.clip(action[6:], -1.0, 1.0)])
 
     def observe(self, state: np.ndarray | None = None) -> Observation:
         """The observation of `state` (S,), by default the current one; without images if `render_images` is off."""
@@ -272,9 +287,9 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         return self._renderer.draw(camera, resolution)
 
 
-def _controller(action_mode: ActionMode) -> dict[str, Any]:
+def _controller(task: TaskConfig) -> dict[str, Any]:
     """Robosuite's controller settings for the Panda."""
     settings: dict[str, Any] = robosuite.load_composite_controller_config(controller="BASIC", robot="Panda")
-    if action_mode == "absolute":
-        settings["body_parts"]["right"] |= {"input_type": "absolute", "input_ref_frame": "world"}
+    frame = "world" if task.action_mode == "absolute" else task.reference_frame
+    settings["body_parts"]["right"] |= {"input_type": task.action_mode, "input_ref_frame": frame}
     return settings
