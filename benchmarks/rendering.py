@@ -1,6 +1,6 @@
 """A frame's cost: robosuite's defaults against this library's settings, interleaved in one process.
 
-python benchmarks/rendering.py [--resolution 84] [--rounds 20]
+python benchmarks/rendering.py [--task lift] [--resolution 84] [--rounds 20]
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from typing import get_args
 
-from prism_policy.config import RenderConfig, TaskConfig
+from prism_policy import presets
+from prism_policy.config import RenderConfig, TaskName
 from prism_policy.envs.rendering import Renderer
 from prism_policy.envs.robosuite import RobosuiteEnv
 
@@ -17,11 +19,12 @@ from prism_policy.envs.robosuite import RobosuiteEnv
 def main() -> None:
     """Print a table of milliseconds a frame, one row a setting and camera."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", choices=get_args(TaskName), default="lift")
     parser.add_argument("--resolution", type=int, default=84)
     parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()
     size = arguments.resolution
-    task = TaskConfig()
+    task = presets.task_config(arguments.task)
     env = RobosuiteEnv(task, render_images=False)
     env.reset(seed=0)
     plain = RenderConfig(size)
@@ -41,7 +44,7 @@ def main() -> None:
             renderers[name].draw(camera)
             if round_ >= 2:  # the first ones compile shaders
                 seconds.append(time.perf_counter() - started)
-    print(f"| {size} px | camera | ms a frame: median (min to max) |\n|---|---|---|")
+    print(f"| {task.name}, {size} px | camera | ms a frame: median (min to max) |\n|---|---|---|")
     for (name, camera), seconds in times.items():
         ms = [1000 * s for s in seconds]
         print(f"| {name} | {camera} | {statistics.median(ms):.1f} ({min(ms):.1f} to {max(ms):.1f}) |")

@@ -197,7 +197,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
 
     demos = DemoConfig(num_demos=1)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "merge_demos", full)
+        patch.setattr("prism_policy.cache.merge_demos", full)
         with pytest.raises(PrismError, match="no space left"):
             collect(TASK, demos, tmp_path, workers=1)
     assert len(list(tmp_path.glob("states-*/parts/part_*.hdf5"))) == 1
