@@ -22,7 +22,7 @@ pytest.importorskip("robosuite", reason="needs prism-policy[sim]")
 
 from prism_policy import collect as module
 from prism_policy.collect import collect, render_demos
-from prism_policy.config import DemoConfig, TaskConfig
+from prism_policy.config import DemoConfig, TaskConfig, TaskName
 from prism_policy.data.robomimic import read_attributes, read_demos
 from prism_policy.errors import PrismError
 
@@ -223,9 +223,31 @@ def test_an_unknown_camera_is_one_sentence(states: Path, tmp_path: Path) -> None
         render_demos(states, TaskConfig("lift", cameras=("front",)), tmp_path, workers=1)
 
 
-def test_a_task_without_an_expert_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(PrismError, match="task 'can' has no scripted expert; these have one: lift"):
-        collect(TaskConfig("can"), DEMOS, tmp_path, workers=1)
+@pytest.mark.parametrize("task", ["can", "square", "tool_hang"])
+def test_every_task_can_be_collected(task: TaskName, tmp_path: Path) -> None:
+    path = collect(TaskConfig(task), DemoConfig(num_demos=1), tmp_path, workers=1)
+    with h5py.File(path) as file:
+        demo = file["data/demo_0"]
+        assert demo["rewards"][-1] == 1
+        assert demo.attrs["stage_names"][demo["stages"][0]] == demo.attrs["stage_names"][0]
+
+
+def test_editing_one_tasks_script_leaves_the_other_tasks_demonstrations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ENVS", shutil.copytree(module._ENVS, tmp_path / "envs"))
+
+    def digests() -> list[str]:
+        return [module._source_digest(*module._expert_files(TaskConfig(task))) for task in ("lift", "can")]
+
+    lift, can = digests()
+    with (module._ENVS / "experts" / "can.py").open("a") as file:
+        file.write("# changed")
+    assert digests()[0] == lift
+    assert digests()[1] != can
+    with (module._ENVS / "experts" / "base.py").open("a") as file:
+        file.write("# changed")
+    assert digests()[0] != lift
 
 
 def test_a_script_without_the_main_guard_is_told_instead_of_waiting_for_itself(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from prism_policy import presets
-from prism_policy.config import RunConfig, from_dict, load, to_json
+from prism_policy.config import RunConfig
+from prism_policy.config_json import from_dict, load, to_json
 from prism_policy.errors import PrismError
 
 

@@ -11,13 +11,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from prism_policy.config import DemoConfig, RenderConfig, TaskConfig
+from prism_policy.config import RenderConfig, TaskConfig
 from prism_policy.envs.episode import episode_rng
 from prism_policy.errors import PrismError
 
 pytest.importorskip("robosuite", reason="needs prism-policy[sim]")
 
-from prism_policy.envs.experts import Disturbance, demonstrate, down, nearest_quarter
 from prism_policy.envs.rendering import Renderer
 from prism_policy.envs.robosuite import RobosuiteEnv
 
@@ -162,48 +161,6 @@ def test_proprio_is_what_robosuite_reports(env: RobosuiteEnv) -> None:
     expected = [observation[f"robot0_{key}"] for key in ("eef_pos", "eef_quat", "gripper_qpos")]
     np.testing.assert_allclose(env.observe()["proprio"], np.concatenate(expected), atol=1e-6)
     theirs.close()
-
-
-def test_the_expert_lifts_the_cube_under_disturbance(env: RobosuiteEnv) -> None:
-    blind = RobosuiteEnv(TASK, render_images=False)
-    demos = [demonstrate(blind, DemoConfig(noise=0.4), episode) for episode in range(6)]
-    assert all(demo.success for demo in demos)
-    for demo in demos:
-        assert len({len(a) for a in (demo.states, demo.actions, demo.disturbed, demo.rewards, demo.stages)}) == 1
-        assert np.abs(demo.actions).max() <= 1
-    assert any(demo.disturbed.any() for demo in demos)
-    for demo in demos:
-        assert demo.rewards.sum() >= 5 or not demo.success
-    blind.close()
-
-
-def test_replaying_the_executed_actions_succeeds_again_in_the_same_states(env: RobosuiteEnv) -> None:
-    blind = RobosuiteEnv(TASK, render_images=False)
-    demo = demonstrate(blind, DemoConfig(noise=0.4), 1)
-    blind.reset(seed=99, options={"state": demo.states[0]})
-    for action in demo.actions:
-        blind.advance(action)
-    assert blind.success
-    np.testing.assert_array_equal(np.stack(blind.states[:-1]), demo.states)
-    blind.close()
-
-
-def test_no_noise_means_no_disturbance() -> None:
-    action = np.linspace(-1, 1, 7)
-    disturbance = Disturbance(0.0, np.random.default_rng(0))
-    for _ in range(100):
-        executed, pushed = disturbance(action)
-        assert not pushed
-        np.testing.assert_array_equal(executed, action)
-
-
-def test_a_hand_that_points_down_is_a_rotation() -> None:
-    for yaw in np.linspace(-3, 3, 7):
-        np.testing.assert_allclose(down(yaw) @ down(yaw).T, np.eye(3), atol=1e-12)
-        assert np.linalg.det(down(yaw)) == pytest.approx(1)
-        turned = nearest_quarter(down(yaw), reference=0.3)
-        assert abs(turned - 0.3) <= np.pi / 4 + 1e-9
-        assert np.sin(2 * (turned - yaw)) == pytest.approx(0, abs=1e-9)  # a multiple of a quarter turn
 
 
 def test_an_unknown_camera_is_named_with_those_there_are() -> None:

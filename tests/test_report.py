@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from browser import CHROMIUM, Page
-from prism_policy import config, presets
+from prism_policy import presets
+from prism_policy.config_json import to_json
 from prism_policy.errors import PrismError
 from prism_policy.report import choose_episodes, write_report
 from prism_policy.video import mark_outcome, write_video
@@ -23,7 +24,7 @@ def write_run(folder: Path, **changes: object) -> Path:
     rng = np.random.default_rng(0)
     for name in ("results", "videos", "figures"):
         (folder / name).mkdir(parents=True)
-    (folder / "config.json").write_text(config.to_json(presets.nano()))
+    (folder / "config.json").write_text(to_json(presets.nano()))
     losses = np.exp(-np.linspace(0, 3, 100)) * rng.lognormal(0, 0.3, 100)
     rows = [
         {
@@ -129,7 +130,7 @@ def test_losses_that_are_not_finite_do_not_reach_the_curve(run: Path, tmp_path: 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"success_rate": 2, "n_episodes": 1, "wilson_95": [0, 1]}', "{}"])
 def test_a_summary_missing_or_damaged_is_an_error(tmp_path: Path, text: str | None) -> None:
-    (tmp_path / "config.json").write_text(config.to_json(presets.nano()))
+    (tmp_path / "config.json").write_text(to_json(presets.nano()))
     (tmp_path / "results").mkdir()
     if text is not None:
         (tmp_path / "results" / "summary.json").write_text(text)

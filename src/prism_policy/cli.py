@@ -10,7 +10,16 @@ from typing import Annotated, Literal
 import tyro
 
 from prism_policy import presets
-from prism_policy.config import PolicyKind, ProbeConfig, TaskName
+from prism_policy.config import (
+    ActionMode,
+    DemoConfig,
+    PolicyKind,
+    ProbeConfig,
+    RenderConfig,
+    TaskConfig,
+    TaskName,
+    check_task,
+)
 from prism_policy.errors import PrismError
 
 EncoderName = Literal[
@@ -20,21 +29,23 @@ EncoderName = Literal[
 
 @dataclass(frozen=True)
 class Quickstart:
-    """Demonstrations, policy, measured success and a report, from nothing, in about ten minutes on two CPU cores.
+    """Demonstrations, policy, measured success and a report, from nothing: on Lift in ten minutes on two CPU cores.
 
     A scripted expert collects demonstrations in simulation (kept in ~/.cache/prism-policy, or $PRISM_CACHE), a small
     policy learns from their images, and 20 unseen episodes measure it. Stop it whenever you like: the same command goes
     on where it was.
     """
 
-    task: Literal["lift"] = "lift"
-    """What the robot has to do."""
+    task: TaskName = "lift"
+    """What the robot has to do. The settings are made for Lift; the other tasks take longer and succeed less often."""
     policy: PolicyKind = "flow_matching"
     """Generative model of the action chunk."""
     encoder: EncoderName = "prism"
     """Visual encoder: the paper's PRISM, its baseline sspool, or one of the ablations."""
-    cameras: tuple[str, ...] = ("agentview", "robot0_eye_in_hand")
-    """Cameras the policy sees."""
+    cameras: tuple[str, ...] | None = None
+    """Cameras the policy sees; by default agentview (sideview for tool_hang) and robot0_eye_in_hand."""
+    action_mode: ActionMode = "delta"
+    """Actions that say how far the hand shall move, or where in the world it shall be."""
     seed: int = 0
     """Seed of demonstrations, training and evaluation (three separate random streams)."""
     out: Path | None = None
@@ -47,13 +58,101 @@ class Quickstart:
         from prism_policy.quickstart import print_summary, quickstart
 
         config = presets.nano(self.task, self.policy, self.encoder, self.seed)
-        config = replace(config, task=replace(config.task, cameras=self.cameras))
+        task = replace(config.task, cameras=self.cameras or config.task.cameras, action_mode=self.action_mode)
+        config = replace(config, task=task)
         if self.smoke:
             config = presets.smoke(config)
         name = f"{'smoke' if self.smoke else 'quickstart'}-{self.task}-{self.policy}-{self.encoder}-s{self.seed}"
-        folder = self.out or Path("runs") / name
+        folder = self.out or Path("runs") / (name + "-absolute" * (self.action_mode == "absolute"))
         labels = {"policy": self.policy, "encoder": self.encoder, "preset": "smoke" if self.smoke else "nano"}
         print_summary(folder, quickstart(folder, config, labels))
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Have a scripted expert demonstrate a task in simulation; only successes are kept, as simulator states.
+
+    The same seed gives the same demonstrations whatever the number of workers. Stop it whenever you like: the same
+    command goes on where it was. `prism render` then draws the images, at any cameras and resolution.
+    """
+
+    task: TaskName = "lift"
+    """What the robot has to do."""
+    num_demos: int = DemoConfig.num_demos
+    """Successful demonstrations to keep."""
+    noise: float = DemoConfig.noise
+    """Strength of the disturbances the expert has to recover from, as a share of the full action range."""
+    seed: int = DemoConfig.seed
+    """Seed of the demonstrations."""
+    workers: int | None = None
+    """Simulator processes; by default one for each core."""
+    out: Path | None = None
+    """Where to copy the file; by default it stays in ~/.cache/prism-policy, or $PRISM_CACHE."""
+
+    def run(self) -> None:
+        """Do it."""
+        from prism_policy.cache import copy_out
+        from prism_policy.collect import collect
+        from prism_policy.data.robomimic import read_attributes
+        from prism_policy.progress import Bar
+
+        if self.num_demos < 1 or self.noise < 0 or self.seed < 0:
+            raise PrismError(
+                f"expected num_demos of 1 or more, noise and seed of 0 or more, got {self.num_demos}, {self.noise}, "
+                f"{self.seed}"
+            )
+        task, demos = TaskConfig(self.task), DemoConfig(self.num_demos, self.noise, self.seed)
+        with Bar("Demonstrations", self.num_demos) as bar:
+            file = collect(task, demos, workers=self.workers, progress=bar.count)
+        about = read_attributes(file)
+        file = copy_out(file, self.out) if self.out else file
+        print(f"{self.num_demos} demonstrations, {about['total']} steps; {about['tried']} episodes were tried")
+        print(f"File: {file}\nNext: prism render {file}   (its images; prism info {file} says what it holds)")
+
+
+@dataclass(frozen=True)
+class Render:
+    """Draw the images of recorded demonstrations from their simulator states, this library's or robomimic's.
+
+    The same command goes on where it was stopped. From one file of states come all of the paper's settings: two
+    cameras or one, 84 or 240 px.
+    """
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """An HDF5 file in robomimic's layout with `states`."""
+    cameras: tuple[str, ...] | None = None
+    """Cameras; by default agentview (sideview for tool_hang) and robot0_eye_in_hand."""
+    resolution: int = RenderConfig.resolution
+    """Width and height of a frame [px]."""
+    msaa: int = RenderConfig.msaa
+    """Multi-sample anti-aliasing, samples a pixel; 0 is off."""
+    shadows: bool = RenderConfig.shadows
+    """Draw shadows."""
+    reflections: bool = RenderConfig.reflections
+    """Draw reflections."""
+    workers: int | None = None
+    """Simulator processes; by default one for each core."""
+    out: Path | None = None
+    """Where to copy the file; by default it stays in ~/.cache/prism-policy, or $PRISM_CACHE."""
+
+    def run(self) -> None:
+        """Do it."""
+        from prism_policy.cache import copy_out
+        from prism_policy.collect import render_demos
+        from prism_policy.data.robomimic import open_demos
+        from prism_policy.data.robomimic_env import read_env_args, recorded_env
+        from prism_policy.progress import Bar
+
+        with open_demos(self.file) as demos:
+            task = recorded_env(read_env_args(demos)).task_config(str(self.file), actions=False)
+            total = len(demos["data"])
+        render = RenderConfig(self.resolution, self.msaa, self.shadows, self.reflections)
+        task = replace(task, cameras=self.cameras or task.cameras, render=render)
+        check_task(task)
+        with Bar("Rendering", total) as bar:
+            file = render_demos(self.file, task, workers=self.workers, progress=bar.count)
+        file = copy_out(file, self.out) if self.out else file
+        print(f"File: {file}\nNext: prism info {file}   (frames on a contact sheet)")
 
 
 @dataclass(frozen=True)
@@ -200,6 +299,8 @@ class Download:
 
 Command = (
     Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
+    | Annotated[Collect, tyro.conf.subcommand("collect")]
+    | Annotated[Render, tyro.conf.subcommand("render")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Info, tyro.conf.subcommand("info")]

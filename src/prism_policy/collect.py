@@ -6,16 +6,12 @@ one HDF5 file. Its folder's name is a digest of everything that decides the cont
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import importlib.metadata
 import io
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from pathlib import Path
 from typing import Any
@@ -23,25 +19,19 @@ from typing import Any
 import h5py
 import numpy as np
 
+from prism_policy.cache import cached, sha256
 from prism_policy.config import DemoConfig, TaskConfig
-from prism_policy.data.robomimic import bad_demos, demo_names, merge_demos, open_demos, read_masks, write_demo
+from prism_policy.data.robomimic import bad_demos, demo_names, open_demos, read_masks, write_demo
 from prism_policy.data.robomimic_env import is_absolute, read_env_args, recorded_env
 from prism_policy.envs.episode import Split
 from prism_policy.envs.pool import WorkerPool, environment
 from prism_policy.errors import PrismError
-from prism_policy.files import atomic, disk_errors, write_text
-from prism_policy.progress import console
+from prism_policy.files import atomic
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) when work begins and after each episode."""
 
 _ENVS = Path(__file__).parent / "envs"
-_DATA_FILE, _MANIFEST = "demos.hdf5", "manifest.json"
-
-
-def default_cache_dir() -> Path:
-    """`$PRISM_CACHE`, or `~/.cache/prism-policy`."""
-    return Path(os.environ.get("PRISM_CACHE") or "~/.cache/prism-policy").expanduser()
 
 
 def collect(
@@ -73,14 +63,14 @@ def collect(
         "kind": "states",
         "task": task.name,
         "demos": dataclasses.asdict(demos),
-        "source": _source_digest("episode.py", "robosuite.py", "experts.py"),
+        "source": _source_digest("episode.py", "robosuite.py", *_expert_files(task)),
         "versions": _versions(),
     }
 
     def build(folder: Path, pool: WorkerPool) -> tuple[list[Path], str, dict[str, Any]]:
         return _collect_parts(folder, pool, task, demos, progress or _quiet)
 
-    return _cached(f"states-{task.name}", key, cache_dir, workers, build)
+    return cached(f"states-{task.name}", key, cache_dir, workers, build)
 
 
 def collect_scenes(
@@ -126,7 +116,7 @@ def collect_scenes(
         with h5py.File(parts[0]) as first:
             return parts, str(first.attrs["env_args"]), {"split": split, "seed": seed}
 
-    return _cached(f"scenes-{task.name}", key, cache_dir, workers, build)
+    return cached(f"scenes-{task.name}", key, cache_dir, workers, build)
 
 
 def render_demos(
@@ -159,6 +149,7 @@ def render_demos(
         names, masks = demo_names(file), read_masks(file)
         settings = read_env_args(file)
         recorded = recorded_env(settings).task_config(str(states), actions=False)
+        task = dataclasses.replace(task, action_mode="delta", reference_frame=recorded.reference_frame)
         if recorded.name != task.name:
             raise PrismError(f"{states}: expected demonstrations of task {task.name!r}, got {recorded.name!r}")
         for name, reason in bad_demos(file, names, states=True).items():
@@ -171,7 +162,7 @@ def render_demos(
     env_args = json.dumps(settings)
     key = {
         "kind": "images",
-        "states": _sha256(states),
+        "states": sha256(states),
         "cameras": list(task.cameras),
         "render": dataclasses.asdict(task.render),
         "source": _source_digest("robosuite.py", "rendering.py"),
@@ -184,7 +175,7 @@ def render_demos(
         _make_missing(pool, parts, work, progress or _quiet)
         return parts, env_args, {"render": json.dumps(key["render"])}
 
-    return _cached(f"images-{task.name}", key, cache_dir, workers, build, names=names, masks=masks)
+    return cached(f"images-{task.name}", key, cache_dir, workers, build, names=names, masks=masks)
 
 
 def _collect_parts(
@@ -266,7 +257,7 @@ def _scenes_part(task: TaskConfig, split: Split, seed: int, indices: range, path
 def _render_part(task: TaskConfig, states: Path, name: str, path: Path) -> None:
     from prism_policy.envs.robosuite import PROPRIO
 
-    env = environment(dataclasses.replace(task, action_mode="delta"), render_images=True)
+    env = environment(task, render_images=True)
     with open_demos(states) as file:
         demo = file["data"][name]
         arrays = _datasets(demo)
@@ -315,63 +306,6 @@ def _read_success(part: Path) -> bool | None:
         return None
 
 
-_Build = Callable[[Path, "WorkerPool"], tuple[list[Path], str, dict[str, Any]]]
-"""(folder, pool) -> parts in order, env_args, attributes of the merged file."""
-
-
-def _cached(
-    name: str,
-    key: dict[str, Any],
-    cache_dir: Path | None,
-    workers: int | None,
-    build: _Build,
-    **layout: Any,
-) -> Path:
-    """`layout`: what `merge_demos` is to be told about names and masks."""
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    folder = (cache_dir or default_cache_dir()).expanduser() / f"{name}-{digest}"
-    data, manifest, parts = folder / _DATA_FILE, folder / _MANIFEST, folder / "parts"
-    pool = WorkerPool(workers)
-    with disk_errors(folder):
-        parts.mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
-            if manifest.exists():
-                if _intact(data, manifest):
-                    shutil.rmtree(parts, ignore_errors=True)
-                    return data
-                console.print(f"{data} is damaged (its checksum differs): making it again")
-                manifest.unlink()
-            parts.mkdir(exist_ok=True)
-            for leftover in (*folder.glob(".*.tmp"), *parts.glob(".*.tmp")):  # of processes that were killed
-                leftover.unlink()
-            with pool:
-                chosen, env_args, attributes = build(parts, pool)
-            with atomic(data) as temporary:
-                merge_demos(chosen, temporary, env_args, attributes, **layout)
-            write_text(manifest, json.dumps({"sha256": _sha256(data), **key}, indent=2))
-            shutil.rmtree(parts)
-    return data
-
-
-def _intact(data: Path, manifest: Path) -> bool:
-    try:
-        return bool(json.loads(manifest.read_text())["sha256"] == _sha256(data))
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One process at a time builds in `folder`; the kernel frees the lock of a process that dies."""
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            console.print(f"another process is making {folder}: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _quiet(done: int, total: int) -> None:
     pass
 
@@ -385,10 +319,10 @@ def _versions() -> dict[str, str]:
         ) from error
 
 
+def _expert_files(task: TaskConfig) -> list[str]:
+    """What decides a demonstration: what the experts share and the task's own script, not the other tasks'."""
+    return [f"experts/{name}.py" for name in ("base", "route", "demonstration", task.name)]
+
+
 def _source_digest(*names: str) -> str:
     return hashlib.sha256(b"".join((_ENVS / name).read_bytes() for name in names)).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

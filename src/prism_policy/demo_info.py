@@ -173,7 +173,7 @@ def _replay(path: Path, names: Sequence[str], facts: DemoFacts, quiet: bool) -> 
     if quiet:
         return replay_demos(path, names, task)
     with Bar("Replay", len(names)) as bar:
-        return replay_demos(path, names, task, lambda done, total: bar.update(done, f"{done} of {total}"))
+        return replay_demos(path, names, task, bar.count)
 
 
 def _rows(
@@ -264,7 +264,7 @@ def _replay_table(replays: Sequence[Replay]) -> Table:
 
 def _next_step(path: Path, facts: DemoFacts) -> str:
     if facts.images:
-        return f'prism_policy.data.robomimic.read_demos(Path("{path}")) reads it for training (docs/data.md)'
+        return f'prism_policy.data.frames.open_frames(Path("{path}"), ...) opens it for training (docs/data.md)'
     if facts.states and not facts.env.scene_trouble:
-        return f'prism_policy.collect.render_demos(Path("{path}"), TaskConfig("{facts.env.task}")) draws its images'
+        return f"prism render {path}"
     return "a file with images or with simulator states of one of this library's tasks (docs/data.md)"

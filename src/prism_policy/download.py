@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from prism_policy.collect import default_cache_dir, render_demos
+from prism_policy.cache import default_cache_dir
+from prism_policy.collect import render_demos
 from prism_policy.config import TaskName
 from prism_policy.data.robomimic import demo_names, open_demos
 from prism_policy.data.robomimic_env import read_env_args, recorded_env
@@ -54,7 +55,7 @@ def download(name: str, kind: DownloadKind = "low_dim", folder: Path | None = No
         recorded = recorded_env(read_env_args(demos)).task_config(str(file), actions=False)
         total = len(demo_names(demos))
     with Bar("Images", total) as bar:
-        return render_demos(file, recorded, progress=lambda done, _: bar.update(done, f"{done} of {total}"))
+        return render_demos(file, recorded, progress=bar.count)
 
 
 def _fetch(path: str, folder: Path) -> Path:

@@ -73,15 +73,20 @@ def prism_designs() -> dict[str, EncoderConfig]:
     }
 
 
+def task_config(name: TaskName) -> TaskConfig:
+    """A task with the paper's cameras and limit on a rollout."""
+    cameras = ("sideview" if name == "tool_hang" else "agentview", "robot0_eye_in_hand")
+    return TaskConfig(name=name, cameras=cameras, max_steps=700 if name == "tool_hang" else 400)
+
+
 def paper(
     task: TaskName = "lift", policy: PolicyKind = "flow_matching", encoder_name: str = "prism", seed: int = 0
 ) -> RunConfig:
     """The paper's run at full size (Tables 8 to 12): 50,000 updates of 512 windows. It needs a GPU."""
-    cameras = ("sideview" if task == "tool_hang" else "agentview", "robot0_eye_in_hand")
     # Table 12c gives MeanFlow a constant EMA decay; the others have diffusion policy's, as the paper gives none.
     train = TrainConfig(ema_power=None if policy == "meanflow" else 0.75)
     return RunConfig(
-        task=TaskConfig(name=task, cameras=cameras, max_steps=700 if task == "tool_hang" else 400),
+        task=task_config(task),
         demos=DemoConfig(seed=seed),
         policy=PolicyConfig(kind=policy, encoder=encoder(encoder_name)),
         train=train,
@@ -93,10 +98,10 @@ def paper(
 def nano(
     task: TaskName = "lift", policy: PolicyKind = "flow_matching", encoder_name: str = "prism", seed: int = 0
 ) -> RunConfig:
-    """A run that two CPU cores finish in ten minutes: a trunk a quarter as wide, a U-Net a tenth as large."""
+    """A run that two CPU cores finish in ten minutes on Lift: a trunk a quarter as wide, a U-Net a tenth as large."""
     base = encoder(encoder_name)
     return RunConfig(
-        task=TaskConfig(name=task),
+        task=task_config(task),
         demos=DemoConfig(seed=seed),
         policy=PolicyConfig(
             kind=policy,

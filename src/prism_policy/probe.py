@@ -25,8 +25,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
-from prism_policy import config as configs
-from prism_policy import presets
+from prism_policy import config_json, presets
 from prism_policy.collect import collect_scenes, render_demos
 from prism_policy.config import EncoderConfig, ProbeConfig, RenderConfig, TaskConfig
 from prism_policy.data.robomimic import demo_names, open_demos
@@ -164,7 +163,7 @@ def print_probe(
 
 
 def _encoder(name: str) -> EncoderConfig:
-    return configs.load(EncoderConfig, Path(name)) if name.endswith(".json") else presets.encoder(name)
+    return config_json.load(EncoderConfig, Path(name)) if name.endswith(".json") else presets.encoder(name)
 
 
 def read_scenes(path: Path, camera: str) -> Scenes:
@@ -340,4 +339,4 @@ def predict(model: nn.Sequential, scenes: Scenes) -> Tensor:
 
 
 def _from_json(config: dict[str, Any]) -> dict[str, Any]:
-    return dataclasses.asdict(configs.from_dict(EncoderConfig, config))
+    return dataclasses.asdict(config_json.from_dict(EncoderConfig, config))

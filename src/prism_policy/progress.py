@@ -44,6 +44,10 @@ class Bar:
         self.done, self.text = done, text or self.text
         self.progress.update(self.task, completed=done, text=self.text)
 
+    def count(self, done: int, total: int) -> None:
+        """As `update`, with "3 of 10" beside the bar."""
+        self.update(done, f"{done} of {total}")
+
     def __enter__(self) -> Bar:
         self.progress.start()
         return self

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from prism_policy.collect import collect, default_cache_dir, render_demos
+from prism_policy.cache import default_cache_dir
+from prism_policy.collect import collect, render_demos
 from prism_policy.config import RunConfig
 from prism_policy.data.frames import open_frames
 from prism_policy.data.windows import Windows
@@ -67,9 +68,9 @@ def quickstart(folder: Path, config: RunConfig, labels: dict[str, str]) -> dict[
     ledger = Ledger(folder / "results" / "ledger.json")
     with PeakMemory() as memory:
         with ledger.stage("demos", memory), Bar("Demonstrations", config.demos.num_demos) as bar:
-            states = collect(config.task, config.demos, progress=_forward(bar))
+            states = collect(config.task, config.demos, progress=bar.count)
         with ledger.stage("render", memory), Bar("Rendering", config.demos.num_demos) as bar:
-            images = render_demos(states, config.task, progress=_forward(bar))
+            images = render_demos(states, config.task, progress=bar.count)
         with ledger.stage("train", memory):
             if not (folder / "weights.safetensors").exists():
                 with Bar("Training", config.train.steps) as bar:
@@ -85,7 +86,7 @@ def quickstart(folder: Path, config: RunConfig, labels: dict[str, str]) -> dict[
         with ledger.stage("report", memory):
             with Bar("Videos", config.evaluate.n_episodes) as bar:
                 render_videos(
-                    config.task, records, lambda i: states_path(folder, i), folder / "videos", progress=_forward(bar)
+                    config.task, records, lambda i: states_path(folder, i), folder / "videos", progress=bar.count
                 )
             _draw_figures(folder, config, policy)
         summary = summarise(records) | labels
@@ -113,10 +114,6 @@ def _draw_figures(folder: Path, config: RunConfig, policy: Any) -> None:
     draw_saliency(policy, moments, pictures["saliency"])
     if has_keypoints:
         draw_keypoints(policy, moments, pictures["keypoints"])
-
-
-def _forward(bar: Bar) -> Callable[[int, int], None]:
-    return lambda done, total: bar.update(done, f"{done} of {total}")
 
 
 def _show_update(bar: Bar) -> Callable[[int, dict[str, float]], None]:

@@ -17,8 +17,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from prism_policy import __version__, config
+from prism_policy import __version__, config_json
 from prism_policy.charts import interval, loss_curve, percent
+from prism_policy.config import RunConfig
 from prism_policy.errors import PrismError
 from prism_policy.files import read_lines, write_text
 
@@ -46,7 +47,7 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         PrismError: `config.json` or `results/summary.json` is missing or damaged.
     """
-    run = config.load(config.RunConfig, run_dir / "config.json")
+    run = config_json.load(RunConfig, run_dir / "config.json")
     summary = _read_summary(run_dir / "results" / "summary.json")
     # The journal is in the order in which episodes ended.
     episodes = sorted(read_lines(run_dir / "results" / "episodes.jsonl"), key=lambda e: int(e["episode"]))
@@ -118,7 +119,7 @@ def _duration(seconds: float) -> str:
     return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
 
 
-def _headline(run: config.RunConfig, summary: dict[str, Any]) -> str:
+def _headline(run: RunConfig, summary: dict[str, Any]) -> str:
     rate, (low, high), n = summary["success_rate"], summary["wilson_95"], summary["n_episodes"]
     successes = summary.get("n_success", round(rate * n))
     facts = {
@@ -210,7 +211,7 @@ def _data_url(path: Path, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _pictures(folder: Path, run: config.RunConfig) -> str:
+def _pictures(folder: Path, run: RunConfig) -> str:
     parts = ['<p class="soft">At a few moments of the first episode, whatever its outcome.</p>']
     for name, caption in (("saliency", _SALIENCY_CAPTION), ("keypoints", _KEYPOINTS_CAPTION)):
         path = folder / f"{name}.png"
@@ -256,7 +257,7 @@ def _times(summary: dict[str, Any]) -> str:
     return f'<div class="times">{bar}</div><ul class="legend">{legend}</ul><p class="soft">{escape(text)}</p>'
 
 
-def _configuration(run: config.RunConfig) -> str:
+def _configuration(run: RunConfig) -> str:
     rows = "".join(
         f"<tr><th><code>{escape(name)}</code></th><td>{escape(str(value))}</td></tr>"
         for name, value in _flat(dataclasses.asdict(run))
@@ -272,7 +273,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
-def _next_steps(run_dir: Path, run: config.RunConfig, summary: dict[str, Any]) -> str:
+def _next_steps(run_dir: Path, run: RunConfig, summary: dict[str, Any]) -> str:
     encoder = shlex.quote(str(summary.get("encoder", "prism")))
     code = f"import prism_policy as pp; print(pp.load_policy({json.dumps(str(run_dir))}))"
     shell = f"""# the same again from another seed: how much of the result is luck?

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prism_policy import config as configs
-from prism_policy.config import ProbeConfig, RunConfig
+from prism_policy import config_json
+from prism_policy.config import ProbeConfig, RunConfig, check
 from prism_policy.errors import PrismError
 from prism_policy.files import atomic, disk_errors, write_text
 from prism_policy.policies import Policy, build_policy
@@ -29,7 +29,7 @@ def open_run(folder: Path, config: RunConfig) -> None:
     Raises:
         PrismError: the configuration cannot work; the folder belongs to another one, or holds foreign files.
     """
-    configs.check(config)
+    check(config)
     claim_folder(folder, config)
 
 
@@ -41,7 +41,7 @@ def claim_folder(folder: Path, config: RunConfig | ProbeConfig) -> None:
     """
     path = folder / "config.json"
     if path.exists():
-        found = configs.load(type(config), path)
+        found = config_json.load(type(config), path)
         if found != config:
             field, old, new = next(_differences(dataclasses.asdict(found), dataclasses.asdict(config)))
             raise PrismError(
@@ -53,7 +53,7 @@ def claim_folder(folder: Path, config: RunConfig | ProbeConfig) -> None:
         raise PrismError(f"{folder} exists and is no run folder (no config.json in it); choose another --out")
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, configs.to_json(config))
+    write_text(path, config_json.to_json(config))
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -85,7 +85,7 @@ def load_policy(run_dir: Path | str) -> Policy:
         PrismError: a file is missing or damaged, or the weights belong to another configuration.
     """
     folder = Path(run_dir)
-    config = configs.load(RunConfig, folder / "config.json")
+    config = config_json.load(RunConfig, folder / "config.json")
     statistics = read_tensors(folder / "normalizer.safetensors")
     wanted = [f"{name}.{kind}" for name in ("proprio", "action") for kind in ("scale", "offset")]
     if missing := [name for name in wanted if name not in statistics]:

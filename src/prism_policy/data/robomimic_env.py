@@ -7,7 +7,7 @@ for each part of the body with a reference frame of its own.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import h5py
@@ -15,6 +15,7 @@ import numpy as np
 
 from prism_policy.config import TASKS, ActionMode, ReferenceFrame, TaskConfig, TaskName
 from prism_policy.errors import PrismError
+from prism_policy.presets import task_config
 
 NEWEST_ROBOSUITE = (1, 5)
 _ROBOSUITE_TYPE = 1  # in robomimic's numbering of simulators
@@ -70,11 +71,8 @@ class RecordedEnv:
         trouble = self.scene_trouble or (self.control_trouble if actions else "")
         if trouble or self.task is None:
             raise PrismError(f"{where}: {trouble}")
-        wrist = "robot0_eye_in_hand"
-        cameras = ("sideview", wrist) if self.task == "tool_hang" else ("agentview", wrist)
-        return TaskConfig(
-            self.task, cameras=cameras, action_mode=self.action_mode, reference_frame=self.reference_frame
-        )
+        task = task_config(self.task)
+        return replace(task, action_mode=self.action_mode, reference_frame=self.reference_frame)
 
 
 def read_env_args(file: h5py.File) -> dict[str, Any]:
