@@ -99,16 +99,22 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def copy_out(data: Path, target: Path) -> Path:
-    """A copy of a cached file where the user wants it, whole or not at all.
+def check_free(target: Path | None) -> None:
+    """Refuse a place for the result that is taken, before the work.
 
     Raises:
-        PrismError: another file is there already; the disk is full.
+        PrismError: something is there.
     """
-    if target.exists():
-        if target.is_file() and target.stat().st_size == data.stat().st_size and sha256(target) == sha256(data):
-            return target
-        raise PrismError(f"{target} exists and holds something else; choose another --out or move it away")
+    if target is not None and target.exists():
+        raise PrismError(f"{target} exists; choose another --out or move it away")
+
+
+def copy_out(data: Path, target: Path) -> Path:
+    """A copy of a cached file where the user wants it, whole or not at all; returns `target`.
+
+    Raises:
+        PrismError: the disk is full.
+    """
     with atomic(target) as temporary:
         shutil.copyfile(data, temporary)
     return target

@@ -91,7 +91,7 @@ class Collect:
 
     def run(self) -> None:
         """Do it."""
-        from prism_policy.cache import copy_out
+        from prism_policy.cache import check_free, copy_out
         from prism_policy.collect import collect
         from prism_policy.data.robomimic import read_attributes
         from prism_policy.progress import Bar
@@ -101,6 +101,7 @@ class Collect:
                 f"expected num_demos of 1 or more, noise and seed of 0 or more, got {self.num_demos}, {self.noise}, "
                 f"{self.seed}"
             )
+        check_free(self.out)
         task, demos = TaskConfig(self.task), DemoConfig(self.num_demos, self.noise, self.seed)
         with Bar("Demonstrations", self.num_demos) as bar:
             file = collect(task, demos, workers=self.workers, progress=bar.count)
@@ -137,7 +138,7 @@ class Render:
 
     def run(self) -> None:
         """Do it."""
-        from prism_policy.cache import copy_out
+        from prism_policy.cache import check_free, copy_out
         from prism_policy.collect import render_demos
         from prism_policy.data.robomimic import open_demos
         from prism_policy.data.robomimic_env import read_env_args, recorded_env
@@ -149,6 +150,7 @@ class Render:
         render = RenderConfig(self.resolution, self.msaa, self.shadows, self.reflections)
         task = replace(task, cameras=self.cameras or task.cameras, render=render)
         check_task(task)
+        check_free(self.out)
         with Bar("Rendering", total) as bar:
             file = render_demos(self.file, task, workers=self.workers, progress=bar.count)
         file = copy_out(file, self.out) if self.out else file
