@@ -267,4 +267,4 @@ def _next_step(path: Path, facts: DemoFacts) -> str:
         return f'prism_policy.data.frames.open_frames(Path("{path}"), ...) opens it for training (docs/data.md)'
     if facts.states and not facts.env.scene_trouble:
         return f"prism render {path}"
-    return "a file with images or with simulator states of one of this library's tasks (docs/data.md)"
+    return "take a file with images or with simulator states of one of this library's tasks (docs/data.md)"

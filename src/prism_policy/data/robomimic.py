@@ -316,7 +316,7 @@ def _flaw(demo: h5py.Group, cameras: Sequence[str], states: bool, action_mode: A
     held = cameras_of(demo)
     for camera in cameras:
         if camera not in held:
-            found = ", ".join(map(repr, held)) or "no images; render its states first (`render_demos`)"
+            found = ", ".join(map(repr, held)) or "no images (run `prism render` first)"
             return f"unknown camera {camera!r}; the file has {found}"
         image = demo[f"obs/{camera}_image"]
         if image.dtype != np.uint8 or image.ndim != 4 or image.shape[-1] != 3:

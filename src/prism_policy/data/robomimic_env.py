@@ -59,7 +59,7 @@ class RecordedEnv:
     """Why recorded actions cannot be executed here; "" where they can."""
 
     def task_config(self, where: str, actions: bool = True) -> TaskConfig:
-        """The task as recorded, for `RobosuiteEnv`.
+        """The task as recorded, with the paper's cameras, for `RobosuiteEnv`.
 
         Args:
             where: names the file in errors.
