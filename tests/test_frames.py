@@ -128,6 +128,9 @@ def test_windows_of_some_episodes_share_the_frames(episodes: list[Episode]) -> N
     assert len(train) + len(valid) == len(both)
     assert torch.equal(torch.cat([train.observed, valid.observed]), both.observed)
     assert train.frames is valid.frames
+    assert (frames.indices(["demo_1"]), frames.indices(frames.names)) == ([1], [0, 1])
+    with pytest.raises(PrismError, match="no demonstration 'demo_7'; there are demo_0 to demo_1"):
+        frames.indices(["demo_7"])
     np.testing.assert_array_equal(valid.batch(torch.tensor([1]))["actions"][0], episodes[1].actions[:16])
 
 

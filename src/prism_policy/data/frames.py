@@ -58,6 +58,16 @@ class Frames:
         """Bytes of all arrays."""
         return sum(x.nbytes for x in (*self.images.values(), self.proprio, self.actions, self.disturbed))
 
+    def indices(self, names: Sequence[str]) -> list[int]:
+        """Numbers of these demonstrations, such as those of `read_masks(file)["train"]`, for `Windows(episodes=...)`.
+
+        Raises:
+            PrismError: one is not there.
+        """
+        if missing := [name for name in names if name not in self.names]:
+            raise PrismError(f"no demonstration {missing[0]!r}; there are {self.names[0]} to {self.names[-1]}")
+        return [self.names.index(name) for name in names]
+
     def to(self, device: torch.device | str) -> Frames:
         """The same frames in the memory of a device."""
         images = {camera: x.to(device) for camera, x in self.images.items()}
