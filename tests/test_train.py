@@ -1,6 +1,7 @@
 """Training resumes to the bit, keeps what it had when things go wrong, and follows the paper's schedule."""
 
 import copy
+import json
 import math
 import os
 import shutil
@@ -17,11 +18,11 @@ import prism_policy as pp
 from prism_policy.config import RunConfig, TrainConfig
 from prism_policy.data.frames import Frames
 from prism_policy.data.robomimic import Episode
-from prism_policy.data.windows import Windows
+from prism_policy.data.windows import Windows, batch_indices
 from prism_policy.errors import PrismError
 from prism_policy.files import read_lines
 from prism_policy.run_folder import open_run
-from prism_policy.train import ema_decay, learning_rate, train
+from prism_policy.train import ema_decay, learning_rate, train, validate
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
         train(tmp_path, wild, windows)
     assert (tmp_path / "checkpoints" / "last.safetensors").exists()
     assert not (tmp_path / "weights.safetensors").exists()
+    bad = json.loads((tmp_path / "bad_batch.json").read_text())
+    assert bad["windows"] == batch_indices(bad["update"] - 1, 8, len(windows), wild.seed).tolist()
 
 
 def test_the_saved_policy_acts_as_the_trained_one(tmp_path: Path, tiny_config: RunConfig, windows: Windows) -> None:
@@ -143,6 +146,31 @@ def test_actions_out_of_range_are_named_before_training(
     windows.frames.actions[5, 4] = torch.nan
     with pytest.raises(PrismError, match="statistics need finite values"):
         train(tmp_path, tiny_config, windows)
+
+
+def test_validation_measures_the_ema_weights_and_changes_nothing(
+    tmp_path: Path, tiny_config: RunConfig, windows: Windows
+) -> None:
+    valid = Windows(windows.frames, 16, 2, 8, episodes=[1])
+    config = replace(tiny_config, train=replace(tiny_config.train, valid_every=4))
+    plain = train(tmp_path / "plain", config, windows)
+    watched = train(tmp_path / "watched", config, windows, valid=valid)
+    assert all(torch.equal(a, b) for a, b in zip(weights(plain), weights(watched), strict=True))
+    lines = {line["step"]: line for line in read_lines(tmp_path / "watched" / "metrics.jsonl")}
+    assert [step for step, line in lines.items() if "valid_loss" in line] == [4, 8]
+    expected = validate(watched, valid, config.train.batch_size)  # the policy returned has the EMA weights
+    assert lines[8]["valid_loss"] == expected["valid_loss"]
+    assert lines[8]["valid_action_error"] == expected["valid_action_error"] > 0
+
+
+def test_time_that_is_over_leaves_a_checkpoint_to_go_on_from(
+    tmp_path: Path, tiny_config: RunConfig, windows: Windows
+) -> None:
+    whole = train(tmp_path / "whole", tiny_config, windows)
+    with pytest.raises(PrismError, match="stopped at update 1 of 8, as its time is over"):
+        train(tmp_path / "short", tiny_config, windows, max_s=0)
+    resumed = train(tmp_path / "short", tiny_config, windows)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
 
 
 def test_a_folder_of_another_run_is_refused_and_untouched(tmp_path: Path, tiny_config: RunConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,8 +65,77 @@ class Quickstart:
             config = presets.smoke(config)
         name = f"{'smoke' if self.smoke else 'quickstart'}-{self.task}-{self.policy}-{self.encoder}-s{self.seed}"
         folder = self.out or Path("runs") / (name + "-absolute" * (self.action_mode == "absolute"))
-        labels = {"policy": self.policy, "encoder": self.encoder, "preset": "smoke" if self.smoke else "nano"}
-        print_summary(folder, quickstart(folder, config, labels))
+        print_summary(folder, quickstart(folder, config, "smoke" if self.smoke else "nano"))
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a policy on demonstrations: a file's, or the scripted expert's, which are made where they are missing.
+
+    Nine of ten demonstrations are learned (the file's mask `train`), the others measure loss and action error on the
+    way. Stop it whenever you like: the same command goes on where it was, and ends with the same weights.
+    """
+
+    task: TaskName = "lift"
+    """What the robot has to do."""
+    policy: PolicyKind = "flow_matching"
+    """Generative model of the action chunk."""
+    encoder: EncoderName = "prism"
+    """Visual encoder: the paper's PRISM, its baseline sspool, or one of the ablations."""
+    dataset: Path | None = None
+    """File of demonstrations with images, such as `prism render` writes; by default the scripted expert's."""
+    preset: Literal["nano", "paper"] = "nano"
+    """Sizes and schedule: what two CPU cores do in minutes, or the paper's (Tables 8 to 12), which needs a GPU."""
+    set: tuple[str, ...] = ()
+    """Any other fields of config.json: --set train.steps=3000 policy.encoder.width=32 task.action_mode=absolute."""
+    seed: int = 0
+    """Seed of the weights, the batches and the noise (and of the scripted demonstrations)."""
+    max_minutes: float | None = None
+    """Stop after so long, with a checkpoint to go on from."""
+    out: Path | None = None
+    """Run folder; by default runs/train-TASK-POLICY-ENCODER-PRESET-sSEED."""
+
+    def run(self) -> None:
+        """Do it."""
+        from prism_policy.config_json import override
+        from prism_policy.dataset import fit_to_dataset, training_windows
+        from prism_policy.progress import Bar
+        from prism_policy.run_folder import open_run
+        from prism_policy.train import train
+
+        preset = presets.paper if self.preset == "paper" else presets.nano
+        config = override(preset(self.task, self.policy, self.encoder, self.seed), self.set)
+        if self.dataset:
+            config = fit_to_dataset(replace(config, dataset=str(self.dataset.absolute())))
+        name = f"train-{self.task}-{self.policy}-{self.encoder}-{self.preset}-s{self.seed}"
+        folder = self.out or Path("runs") / name
+        open_run(folder, config)
+        windows, valid = training_windows(config)
+        limit = math.inf if self.max_minutes is None else 60 * self.max_minutes
+        with Bar("Training", config.train.steps) as bar:
+            train(folder, config, windows, bar.train, valid, limit)
+        print(f"Policy: {folder} (weights.safetensors; metrics.jsonl)\nNext: prism evaluate {folder}")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Roll a trained policy out in unseen episodes: success with its interval, a video of every episode, a report.
+
+    An episode's outcome depends on its seed and number alone. Stop it whenever you like: finished episodes are kept.
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+    n_episodes: int | None = None
+    """Episodes; by default as in the run's config.json. More than before go on from those that were done."""
+    workers: int | None = None
+    """Simulator processes; by default one for each core."""
+
+    def run(self) -> None:
+        """Do it."""
+        from prism_policy.quickstart import evaluate_run, print_summary
+
+        print_summary(self.folder, evaluate_run(self.folder, self.n_episodes, self.workers))
 
 
 @dataclass(frozen=True)
@@ -301,6 +371,8 @@ class Download:
 
 Command = (
     Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Collect, tyro.conf.subcommand("collect")]
     | Annotated[Render, tyro.conf.subcommand("render")]
     | Annotated[Report, tyro.conf.subcommand("report")]

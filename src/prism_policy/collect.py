@@ -47,7 +47,7 @@ def collect(
     it goes on with the episodes that are missing.
 
     Args:
-        task: the task; its cameras and render settings play no part yet.
+        task: the task; its cameras, actions and render settings play no part yet.
         demos: how many, how disturbed, and from which seed.
         cache_dir: where results are kept; None is `default_cache_dir()`.
         workers: processes; None is one for each core.
@@ -59,6 +59,8 @@ def collect(
     Raises:
         PrismError: the simulator is missing, the disk is full, a worker died, or the expert fails too often.
     """
+    # The expert's actions are its own, whatever the policy's will say.
+    task = dataclasses.replace(task, action_mode="delta", reference_frame="base")
     key = {
         "kind": "states",
         "task": task.name,

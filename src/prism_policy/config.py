@@ -246,6 +246,8 @@ class TrainConfig:
     """Updates between checkpoints; at most this much work is lost to a kill."""
     log_every: int = 50
     """Updates between lines of metrics.jsonl."""
+    valid_every: int = 250
+    """Updates between validations on held-out demonstrations, where there are any (Table 8: an epoch); 0 is never."""
 
 
 @dataclass(frozen=True)
@@ -289,6 +291,8 @@ class RunConfig:
     """Everything a run depends on; `config.json` in the run folder."""
 
     task: TaskConfig = TaskConfig()
+    dataset: str = ""
+    """File of demonstrations with images; empty is the scripted expert's, made by `demos`."""
     demos: DemoConfig = DemoConfig()
     policy: PolicyConfig = PolicyConfig()
     train: TrainConfig = TrainConfig()

@@ -56,11 +56,12 @@ def evaluate(
         raise PrismError(f"expected at least one episode, got {settings.n_episodes}")
     journal = folder / "results" / "episodes.jsonl"
     stream = {"split": settings.split, "seed": settings.seed}
-    records = [r for r in read_lines(journal) if r["episode"] < settings.n_episodes]
-    records = [r for r in records if states_path(folder, r["episode"]).exists() and stream.items() <= r.items()]
+    known = [r for r in read_lines(journal) if stream.items() <= r.items()]
+    known = [r for r in known if states_path(folder, r["episode"]).exists()]
     with disk_errors(journal):
         journal.parent.mkdir(parents=True, exist_ok=True)
-        write_lines(journal, records)  # drops a line cut off by a kill
+        write_lines(journal, known)  # drops a line cut off by a kill
+    records = [r for r in known if r["episode"] < settings.n_episodes]
     generators: dict[int, torch.Generator] = {}
     threads = torch.get_num_threads()
     # One thread: the simulators need the other cores, and the sums do not depend on how many there are.

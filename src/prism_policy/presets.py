@@ -49,6 +49,11 @@ def encoder(name: str) -> EncoderConfig:
     return replace(known[base], stages=(int(stage),)) if stage else known[base]
 
 
+def encoder_name(config: EncoderConfig) -> str:
+    """Name of the preset that pools and fuses alike, whatever its sizes."""
+    return next(n for n, e in ENCODERS.items() if (e.pooling, e.fusion) == (config.pooling, config.fusion))
+
+
 def prism_designs() -> dict[str, EncoderConfig]:
     """Designs of PRISM that fit all the paper states: 384 numbers before the fusion, +15.4% parameters within 0.2.
 

@@ -23,7 +23,7 @@ class Bar:
     """
 
     def __init__(self, title: str, total: int) -> None:
-        self.title, self.done, self.text = title, 0, ""
+        self.title, self.done, self.text, self._valid = title, 0, "", ""
         self.started = time.perf_counter()
         self.progress = Progress(
             TextColumn("{task.description:<15}"),
@@ -47,6 +47,13 @@ class Bar:
     def count(self, done: int, total: int) -> None:
         """As `update`, with "3 of 10" beside the bar."""
         self.update(done, f"{done} of {total}")
+
+    def train(self, done: int, line: dict[str, float]) -> None:
+        """Show an update of `train` with its figures."""
+        text = f"loss {line['loss']:.4f}, {line['samples_per_s']:.0f} samples/s"
+        if "valid_loss" in line:
+            self._valid = f", held out {line['valid_loss']:.4f}"
+        self.update(done, text + self._valid)
 
     def __enter__(self) -> Bar:
         self.progress.start()

@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from prism_policy import config as configs
+from prism_policy import config_json
 from prism_policy.cache import default_cache_dir
 from prism_policy.collect import collect, render_demos
 from prism_policy.config import RunConfig
@@ -22,6 +24,7 @@ from prism_policy.data.windows import Windows
 from prism_policy.evaluate import evaluate, states_path, summarise
 from prism_policy.files import write_text
 from prism_policy.memory import PeakMemory
+from prism_policy.presets import encoder_name
 from prism_policy.progress import Bar, console
 from prism_policy.replay import observe_moments, render_videos
 from prism_policy.report import write_report
@@ -55,11 +58,11 @@ class Ledger:
             write_text(self.path, json.dumps({"wall_s": self.wall_s, "peak_rss_mib": self.peak_rss_mib}))
 
 
-def quickstart(folder: Path, config: RunConfig, labels: dict[str, str]) -> dict[str, Any]:
+def quickstart(folder: Path, config: RunConfig, preset: str) -> dict[str, Any]:
     """Run (or go on with) the whole chain in `folder`; returns the summary, which is also results/summary.json.
 
     Args:
-        labels: names to show beside the numbers (`policy`, `encoder`, `preset`).
+        preset: name of the sizes, for the summary.
 
     Raises:
         PrismError: bad input, see each stage.
@@ -77,23 +80,49 @@ def quickstart(folder: Path, config: RunConfig, labels: dict[str, str]) -> dict[
                     frames = open_frames(images, config.task.cameras, default_cache_dir(), config.task.action_mode)
                     shape = config.policy
                     windows = Windows(frames, shape.horizon, shape.n_obs_steps, shape.n_action_steps)
-                    train(folder, config, windows, _show_update(bar))
+                    train(folder, config, windows, bar.train)
                     del frames, windows
-        with ledger.stage("evaluate", memory):
-            policy = load_policy(folder)
-            with Bar("Evaluation", config.evaluate.n_episodes) as bar:
-                records = evaluate(folder, config, policy, on_episode=_show_episodes(bar))
-        with ledger.stage("report", memory):
-            with Bar("Videos", config.evaluate.n_episodes) as bar:
-                render_videos(
-                    config.task, records, lambda i: states_path(folder, i), folder / "videos", progress=bar.count
-                )
-            _draw_figures(folder, config, policy)
-        summary = summarise(records) | labels
-        summary |= {"task": config.task.name, "seed": config.seed, "split": config.evaluate.split}
-        summary |= {"wall_s": ledger.wall_s, "peak_rss_mib": ledger.peak_rss_mib}
-        write_text(folder / "results" / "summary.json", json.dumps(summary, indent=2) + "\n")
-        write_report(folder)
+        return _measure(folder, config, ledger, memory, preset)
+
+
+def evaluate_run(folder: Path, n_episodes: int | None = None, workers: int | None = None) -> dict[str, Any]:
+    """Measure the trained run in `folder` and write its videos and report; returns the summary.
+
+    Args:
+        folder: a run folder with weights.
+        n_episodes: how many episodes; None is what the run's config says.
+        workers: simulator processes; None is one for each core.
+
+    Raises:
+        PrismError: no run folder, or no weights in it; see `evaluate`.
+    """
+    config = config_json.load(RunConfig, folder / "config.json")
+    if n_episodes is not None:
+        config = replace(config, evaluate=replace(config.evaluate, n_episodes=n_episodes))
+    configs.check(config)
+    load_policy(folder)  # nothing is written where there is no policy
+    with PeakMemory() as memory:
+        return _measure(folder, config, Ledger(folder / "results" / "ledger.json"), memory, "", workers)
+
+
+def _measure(
+    folder: Path, config: RunConfig, ledger: Ledger, memory: PeakMemory, preset: str, workers: int | None = None
+) -> dict[str, Any]:
+    """Rollouts, videos, figures, summary and report of a trained run."""
+    with ledger.stage("evaluate", memory):
+        policy = load_policy(folder)
+        with Bar("Evaluation", config.evaluate.n_episodes) as bar:
+            records = evaluate(folder, config, policy, workers, _show_episodes(bar))
+    with ledger.stage("report", memory):
+        with Bar("Videos", config.evaluate.n_episodes) as bar:
+            render_videos(config.task, records, lambda i: states_path(folder, i), folder / "videos", progress=bar.count)
+        _draw_figures(folder, config, policy)
+    labels = {"policy": config.policy.kind, "encoder": encoder_name(config.policy.encoder), "preset": preset}
+    summary = summarise(records) | labels
+    summary |= {"task": config.task.name, "seed": config.seed, "split": config.evaluate.split}
+    summary |= {"wall_s": ledger.wall_s, "peak_rss_mib": ledger.peak_rss_mib}
+    write_text(folder / "results" / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_report(folder)
     return summary
 
 
@@ -114,10 +143,6 @@ def _draw_figures(folder: Path, config: RunConfig, policy: Any) -> None:
     draw_saliency(policy, moments, pictures["saliency"])
     if has_keypoints:
         draw_keypoints(policy, moments, pictures["keypoints"])
-
-
-def _show_update(bar: Bar) -> Callable[[int, dict[str, float]], None]:
-    return lambda done, line: bar.update(done, f"loss {line['loss']:.4f}, {line['samples_per_s']:.0f} samples/s")
 
 
 def _show_episodes(bar: Bar) -> Callable[[list[dict[str, Any]]], None]:

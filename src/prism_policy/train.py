@@ -20,11 +20,14 @@ from prism_policy.config import RunConfig, TrainConfig
 from prism_policy.data.normalizer import LinearNormalizer
 from prism_policy.data.windows import Windows, batch_indices
 from prism_policy.errors import PrismError
-from prism_policy.files import atomic, read_lines, write_lines
+from prism_policy.files import atomic, read_lines, write_lines, write_text
 from prism_policy.memory import freed_memory_is_kept
 from prism_policy.policies import Policy
 from prism_policy.progress import console
 from prism_policy.run_folder import make_policy, save_weights
+
+VALID_WINDOWS = 256
+"""Held-out windows that a validation looks at, at most."""
 
 OnUpdate = Callable[[int, dict[str, float]], None]
 """Called with the number of updates done and the latest figures (loss, lr, samples_per_s)."""
@@ -62,14 +65,29 @@ def fit_normalizers(policy: Policy, windows: Windows) -> None:
         )
 
 
-def train(folder: Path, config: RunConfig, windows: Windows, on_update: OnUpdate | None = None) -> Policy:
+def train(
+    folder: Path,
+    config: RunConfig,
+    windows: Windows,
+    on_update: OnUpdate | None = None,
+    valid: Windows | None = None,
+    max_s: float = math.inf,
+) -> Policy:
     """Train (or go on training) the run in `folder`; returns the policy with its EMA weights, which are also saved.
 
     Every update's batch, crop and noise derive from (seed, update) alone, so a run that was killed and resumed ends
     with the weights of one that was not.
 
+    Args:
+        folder: the run folder.
+        config: of the run.
+        windows: to learn from.
+        on_update: called with the latest figures.
+        valid: held-out windows; `validate` measures the EMA weights on them.
+        max_s: seconds after which the training stops with a checkpoint.
+
     Raises:
-        PrismError: the loss is not finite; the disk is full.
+        PrismError: the loss is not finite; the disk is full; `max_s` is over.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint written.
     """
     settings = config.train
@@ -102,7 +120,9 @@ def train(folder: Path, config: RunConfig, windows: Windows, on_update: OnUpdate
                 torch._foreach_lerp_(list(ema.values()), list(parameters.values()), 1 - ema_decay(step, settings))
             losses.append(loss.detach())
             done = step + 1
-            if done % settings.log_every == 0 or done == settings.steps:
+            last = done == settings.steps
+            validates = valid is not None and settings.valid_every and (last or done % settings.valid_every == 0)
+            if done % settings.log_every == 0 or last or validates:
                 now = time.perf_counter()
                 line = {
                     "step": done,
@@ -111,25 +131,84 @@ def train(folder: Path, config: RunConfig, windows: Windows, on_update: OnUpdate
                     "samples_per_s": len(losses) * settings.batch_size / (now - last_log),
                     "wall_s": trained_s + now - started,
                 }
-                losses, last_log = [], now
                 if not math.isfinite(line["loss"]):
-                    raise PrismError(
-                        f"the loss became {line['loss']} before update {done}; the checkpoint before it is kept. "
-                        f"Lower the learning rate ({settings.lr}) or look for odd actions in the demonstrations"
-                    )
+                    _refuse_loss(folder, config, windows, done - len(losses), losses)
+                if valid is not None and validates:
+                    with _swapped(parameters, ema):
+                        line |= validate(policy, valid, settings.batch_size)
+                losses, last_log = [], time.perf_counter()
                 metrics.append(line)
                 if on_update:
                     on_update(done, line)
-            if done % settings.checkpoint_every == 0 or done == settings.steps or stopped():
+            late = time.perf_counter() - started > max_s and not last
+            if done % settings.checkpoint_every == 0 or last or late or stopped():
                 save_checkpoint(folder, done, parameters, ema, optimizer)
                 write_lines(folder / "metrics.jsonl", metrics)
             if stopped():
                 raise KeyboardInterrupt
+            if late:
+                raise PrismError(
+                    f"stopped at update {done} of {settings.steps}, as its time is over; run it again to go on"
+                )
     save_weights(folder, policy, ema)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(ema[name])
     return policy.eval()
+
+
+@torch.no_grad()
+def validate(policy: Policy, windows: Windows, batch_size: int) -> dict[str, float]:
+    """Loss and action error on held-out windows, as the policy acts: centre crops, the same noise every time.
+
+    Returns:
+        `valid_loss` over at most `VALID_WINDOWS` evenly spaced windows, and `valid_action_error`, the root mean square
+        of what one sampled chunk an observation differs from the demonstrated one over the executed steps, in
+        normalised units. Where there are several good ways to go on, even a perfect policy's is not zero.
+    """
+    chosen = torch.linspace(0, len(windows) - 1, min(len(windows), VALID_WINDOWS)).long()
+    first = policy.config.n_obs_steps - 1
+    due = slice(first, first + policy.config.n_action_steps)
+    losses, errors, counts = 0.0, 0.0, 0.0
+    policy.eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for indices in torch.split(chosen, batch_size):
+            batch = windows.batch(indices)
+            losses += float(policy(batch)[0]) * len(indices)
+            wanted = policy.normalizer["action"](batch["actions"])
+            error = (policy.sample(batch, policy.draw_noise(len(indices))) - wanted)[:, due].square().mean(-1)
+            mask = batch["mask"][:, due]  # type: ignore[index]
+            errors, counts = errors + float((error * mask).sum()), counts + float(mask.sum())
+    policy.train()
+    return {"valid_loss": losses / len(chosen), "valid_action_error": math.sqrt(errors / max(counts, 1))}
+
+
+@contextmanager
+def _swapped(parameters: dict[str, Tensor], others: dict[str, Tensor]) -> Iterator[None]:
+    """Within, the parameters have the others' values; afterwards their own again, to the bit."""
+
+    def swap() -> None:
+        for name, parameter in parameters.items():
+            parameter.data, others[name] = others[name], parameter.data
+
+    swap()
+    try:
+        yield
+    finally:
+        swap()
+
+
+def _refuse_loss(folder: Path, config: RunConfig, windows: Windows, first: int, losses: list[Tensor]) -> None:
+    """Write down which windows made the first loss that is not finite, and stop."""
+    step = first + next(i for i, loss in enumerate(losses) if not math.isfinite(float(loss)))
+    indices = batch_indices(step, config.train.batch_size, len(windows), config.seed)
+    write_text(folder / "bad_batch.json", json.dumps({"update": step + 1, "windows": indices.tolist()}))
+    raise PrismError(
+        f"the loss became {float(losses[step - first])} at update {step + 1}; the checkpoint before it is kept, and "
+        f"{folder / 'bad_batch.json'} names the batch's windows. Lower the learning rate ({config.train.lr}) or look "
+        "for odd actions in the demonstrations"
+    )
 
 
 def _update_seed(seed: int, step: int) -> int:
