@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -38,6 +39,26 @@ def test_demonstrations_are_made_drawn_and_told_about(tmp_path: Path) -> None:
     told = prism(tmp_path, "info", "images.hdf5", "--replay", "1")
     assert "2 demonstrations of PickPlaceCan" in told
     assert (tmp_path / "images-contact.png").stat().st_size > 1000
+    sizes = ("policy.encoder.width=16", "policy.down_dims=[16, 32]", "train.steps=4", "train.batch_size=4")
+    sizes = (
+        *sizes,
+        "train.valid_every=2",
+        'task.cameras=["agentview"]',
+        "task.render.resolution=32",
+        "task.max_steps=10",
+    )
+    run = ("--task", "can", "--dataset", "images.hdf5", "--encoder", "sspool", "--out", "run", "--set", *sizes)
+    # Two stages of the trunk are left at 32 px: deeper ones have no room for keypoints.
+    told = prism(tmp_path, "train", *run, "policy.encoder.stages=[2]")
+    assert "Next: prism evaluate run" in told
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "valid_loss" in line] == [2, 4]
+    assert "0 of 1 unseen episodes" in prism(tmp_path, "evaluate", "run", "--n-episodes", "1", "--workers", "1")
+    assert (tmp_path / "run" / "videos" / "episode_000.mp4").stat().st_size > 1000
+    complaint = prism(tmp_path, "train", "--task", "can", "--dataset", "images.hdf5", "--out", "other", code=2)
+    assert "expected images of 84x84 px from camera 'agentview', got (32, 32)" in complaint
+    assert not (tmp_path / "other").exists()
+    assert "config.json not found" in prism(tmp_path, "evaluate", "other", code=2)
     # What is there is not overwritten, and bad input comes before the work.
     before = (tmp_path / "can.hdf5").read_bytes()
     complaint = prism(tmp_path, "collect", "--task", "can", "--num-demos", "3", "--out", "can.hdf5", code=2)

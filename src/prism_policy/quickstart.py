@@ -161,4 +161,5 @@ def print_summary(folder: Path, summary: dict[str, Any]) -> None:
     # `make demo` calls .venv/bin/prism: show the command as it can be typed here.
     program = sys.argv[0] if Path(sys.argv[0]).name == "prism" and not shutil.which("prism") else "prism"
     other = "sspool" if summary["encoder"] == "prism" else "prism"
-    console.print(f"Next:    {program} quickstart --encoder {other}   (the same with another encoder; --help for more)")
+    task = "" if summary["task"] == "lift" else f" --task {summary['task']}"
+    console.print(f"Next:    {program} quickstart{task} --encoder {other}   (another encoder; --help for more)")
