@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,15 +31,8 @@ class DDPMPolicy(Policy):
 
     alpha_bar: Tensor
 
-    def __init__(
-        self,
-        config: PolicyConfig,
-        cameras: Mapping[str, tuple[int, int]],
-        proprio_dim: int,
-        action_dim: int,
-        task_dim: int = 0,
-    ) -> None:
-        super().__init__(config, cameras, proprio_dim, action_dim, task_dim)
+    def __init__(self, config: PolicyConfig, *rest: Any, **named: Any) -> None:
+        super().__init__(config, *rest, **named)
         ddpm = config.ddpm
         if not 1 <= ddpm.num_inference_steps <= ddpm.train_timesteps:
             raise PrismError(
