@@ -34,6 +34,9 @@ def main() -> None:
         "the same, geoms out of view left out (default here)": (plain, True),
     }
     renderers = {name: Renderer(env.model, config, cull) for name, (config, cull) in settings.items()}
+    nothing = Renderer(env.model, plain, False)
+    nothing._option.geomgroup[:] = 0
+    renderers["nothing drawn: pose, clear, read back"] = nothing
     times: dict[tuple[str, str], list[float]] = {(n, c): [] for n in renderers for c in task.cameras}
     for round_ in range(arguments.rounds + 2):
         for _ in range(3):

@@ -1,5 +1,6 @@
 """Shared pieces: a run small enough for tests, and synthetic episodes."""
 
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,8 @@ from prism_policy import presets
 from prism_policy.config import RunConfig
 from prism_policy.data.robomimic import Episode
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs have it, and their children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the tests' networks are small, and waiting threads steal the simulator workers' cores
 
 

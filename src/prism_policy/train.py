@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import safetensors
 import torch
@@ -199,7 +199,7 @@ def _swapped(parameters: dict[str, Tensor], others: dict[str, Tensor]) -> Iterat
         swap()
 
 
-def _refuse_loss(folder: Path, config: RunConfig, windows: Windows, first: int, losses: list[Tensor]) -> None:
+def _refuse_loss(folder: Path, config: RunConfig, windows: Windows, first: int, losses: list[Tensor]) -> NoReturn:
     """Write down which windows made the first loss that is not finite, and stop."""
     step = first + next(i for i, loss in enumerate(losses) if not math.isfinite(float(loss)))
     indices = batch_indices(step, config.train.batch_size, len(windows), config.seed)
