@@ -1,5 +1,6 @@
 """The frame cache holds what the file holds, is never stale, and is whole or not there."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -97,6 +98,20 @@ def test_an_error_on_the_way_leaves_nothing(file: Path, tmp_path: Path) -> None:
     with pytest.raises(PrismError, match=r"demos\.hdf5, demo_1: actions are not finite at step 3"):
         open_frames(file, CAMERAS, tmp_path)
     assert not list(tmp_path.glob("*frames-*"))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    file: Path, tmp_path: Path, episodes: list[Episode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(PrismError, match="no space left on the disk of .*frames-"):
+            open_frames(file, CAMERAS, tmp_path)
+    assert not list(tmp_path.glob("*frames-*"))
+    assert_equal(open_frames(file, CAMERAS, tmp_path), episodes)
 
 
 def test_writing_into_mapped_frames_does_not_reach_the_disk(
