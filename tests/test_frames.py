@@ -108,7 +108,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(PrismError, match="no space left on the disk of .*frames-"):
+        with pytest.raises(PrismError, match=r"no space left on the disk of .*frames-"):
             open_frames(file, CAMERAS, tmp_path)
     assert not list(tmp_path.glob("*frames-*"))
     assert_equal(open_frames(file, CAMERAS, tmp_path), episodes)
