@@ -260,3 +260,16 @@ def test_a_script_without_the_main_guard_is_told_instead_of_waiting_for_itself(t
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
     assert run.returncode != 0
     assert "put what the script does under `if __name__ == '__main__':`" in run.stderr
+
+
+def test_actions_for_another_controller_get_no_absolute_meaning(states: Path, images: Path, tmp_path: Path) -> None:
+    with h5py.File(images) as file:
+        assert "actions_abs" in file["data/demo_0"]
+    foreign = Path(shutil.copy(states, tmp_path / "foreign.hdf5"))
+    with h5py.File(foreign, "r+") as file:
+        settings = json.loads(file["data"].attrs["env_args"])
+        settings["env_kwargs"]["controller_configs"]["body_parts"]["right"]["type"] = "JOINT_VELOCITY"
+        file["data"].attrs["env_args"] = json.dumps(settings)
+    with h5py.File(render_demos(foreign, TASK, tmp_path, workers=1)) as file:
+        assert "actions_abs" not in file["data/demo_0"]
+        assert "agentview_image" in file["data/demo_0/obs"]

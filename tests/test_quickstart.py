@@ -64,6 +64,16 @@ def test_smoke_runs_the_whole_path(smoke: tuple[Path, str]) -> None:
     assert last[2].split()[1:4] == ["prism", "quickstart", "--encoder"]
 
 
+def test_evaluating_a_smoke_run_again_still_calls_it_one(smoke: tuple[Path, str], cache: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(smoke[0], tmp_path / "again"))
+    done = prism("evaluate", folder, cache=cache)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((folder / "results" / "summary.json").read_text())
+    before = json.loads((smoke[0] / "results" / "summary.json").read_text())
+    assert summary["preset"] == "smoke"
+    assert summary["n_success"] == before["n_success"]
+
+
 def test_running_again_redoes_nothing(smoke: tuple[Path, str], cache: Path) -> None:
     folder, _ = smoke
     kept = ("weights.safetensors", "results/episodes.jsonl", "videos/episode_000.mp4", "figures/saliency.png")

@@ -30,7 +30,7 @@ class Quickstart:
     """
 
     task: TaskName = "lift"
-    """What the robot has to do. The settings are made for Lift; the other tasks take longer and succeed less often."""
+    """What the robot has to do. The settings are made for Lift; on the other tasks nothing was measured."""
     policy: PolicyKind = "flow_matching"
     """Generative model of the action chunk."""
     encoder: EncoderName = "prism"

@@ -130,7 +130,8 @@ def render_demos(
 ) -> Path:
     """The demonstrations of `states` with images of `task.cameras` and robomimic's low-dimensional observations added.
 
-    `actions_abs` is added too: what each delta action asks for, as an absolute one (see `RobosuiteEnv.absolute`).
+    `actions_abs` is added too: what each delta action asks for, as an absolute one (see `RobosuiteEnv.absolute`),
+    unless the actions were for a controller that is not to be had here.
 
     Args:
         states: a file with `states`, such as `collect` returns or robomimic publishes.
@@ -150,7 +151,8 @@ def render_demos(
     with open_demos(states) as file:
         names, masks = demo_names(file), read_masks(file)
         settings = read_env_args(file)
-        recorded = recorded_env(settings).task_config(str(states), actions=False)
+        translated = recorded_env(settings)
+        recorded = translated.task_config(str(states), actions=False)
         task = dataclasses.replace(task, action_mode="delta", reference_frame=recorded.reference_frame)
         if recorded.name != task.name:
             raise PrismError(f"{states}: expected demonstrations of task {task.name!r}, got {recorded.name!r}")
@@ -173,7 +175,8 @@ def render_demos(
 
     def build(folder: Path, pool: WorkerPool) -> tuple[list[Path], str, dict[str, Any]]:
         parts = [folder / f"part_{i:06d}.hdf5" for i in range(len(names))]
-        work = [(_render_part, task, states, name, part) for name, part in zip(names, parts, strict=True)]
+        absolute = not translated.control_trouble
+        work = [(_render_part, task, states, name, part, absolute) for name, part in zip(names, parts, strict=True)]
         _make_missing(pool, parts, work, progress or _quiet)
         return parts, env_args, {"render": json.dumps(key["render"])}
 
@@ -256,7 +259,7 @@ def _scenes_part(task: TaskConfig, split: Split, seed: int, indices: range, path
     _write_part(path, arrays, {"model_file": env.model_xml}, True, env.metadata_json())
 
 
-def _render_part(task: TaskConfig, states: Path, name: str, path: Path) -> None:
+def _render_part(task: TaskConfig, states: Path, name: str, path: Path, with_absolute: bool) -> None:
     from prism_policy.envs.robosuite import PROPRIO
 
     env = environment(task, render_images=True)
@@ -269,9 +272,11 @@ def _render_part(task: TaskConfig, states: Path, name: str, path: Path) -> None:
     observations, absolute = [], []
     for state, action in zip(arrays["states"], arrays["actions"], strict=True):
         observations.append(env.observe(state))
-        env.set_state(state)
-        absolute.append(action if recorded_absolute else env.absolute(action))
-    arrays["actions_abs"] = np.stack(absolute)
+        if with_absolute:
+            env.set_state(state)
+            absolute.append(action if recorded_absolute else env.absolute(action))
+    if with_absolute:
+        arrays["actions_abs"] = np.stack(absolute)
     for camera in task.cameras:
         arrays[f"obs/{camera}_image"] = np.stack([o["images"][camera] for o in observations])
     proprio = np.stack([o["proprio"] for o in observations])  # (T, 9)

@@ -263,8 +263,10 @@ def _replay_table(replays: Sequence[Replay]) -> Table:
 
 
 def _next_step(path: Path, facts: DemoFacts) -> str:
+    if facts.images and facts.env.task:
+        return f"prism train --task {facts.env.task} --dataset {path}"
     if facts.images:
-        return f'prism_policy.data.frames.open_frames(Path("{path}"), ...) opens it for training (docs/data.md)'
+        return f'prism_policy.data.robomimic.read_demos(Path("{path}")) reads it (docs/data.md)'
     if facts.states and not facts.env.scene_trouble:
         return f"prism render {path}"
     return "take a file with images or with simulator states of one of this library's tasks (docs/data.md)"

@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from prism_policy import config as configs
 from prism_policy import config_json
 from prism_policy.cache import default_cache_dir
 from prism_policy.collect import collect, render_demos
-from prism_policy.config import RunConfig
+from prism_policy.config import RunConfig, check
 from prism_policy.data.frames import open_frames
 from prism_policy.data.windows import Windows
 from prism_policy.evaluate import evaluate, states_path, summarise
 from prism_policy.files import write_text
 from prism_policy.memory import PeakMemory
+from prism_policy.policies import Policy
 from prism_policy.presets import encoder_name
 from prism_policy.progress import Bar, console
 from prism_policy.replay import observe_moments, render_videos
@@ -82,7 +82,7 @@ def quickstart(folder: Path, config: RunConfig, preset: str) -> dict[str, Any]:
                     windows = Windows(frames, shape.horizon, shape.n_obs_steps, shape.n_action_steps)
                     train(folder, config, windows, bar.train)
                     del frames, windows
-        return _measure(folder, config, ledger, memory, preset)
+        return _measure(folder, config, load_policy(folder), ledger, memory, preset)
 
 
 def evaluate_run(folder: Path, n_episodes: int | None = None, workers: int | None = None) -> dict[str, Any]:
@@ -99,20 +99,26 @@ def evaluate_run(folder: Path, n_episodes: int | None = None, workers: int | Non
     config = config_json.load(RunConfig, folder / "config.json")
     if n_episodes is not None:
         config = replace(config, evaluate=replace(config.evaluate, n_episodes=n_episodes))
-    configs.check(config)
-    load_policy(folder)  # nothing is written where there is no policy
+    check(config)
+    policy = load_policy(folder)
+    before = folder / "results" / "summary.json"
+    preset = json.loads(before.read_text()).get("preset", "") if before.exists() else ""
     with PeakMemory() as memory:
-        return _measure(folder, config, Ledger(folder / "results" / "ledger.json"), memory, "", workers)
+        return _measure(folder, config, policy, Ledger(folder / "results" / "ledger.json"), memory, preset, workers)
 
 
 def _measure(
-    folder: Path, config: RunConfig, ledger: Ledger, memory: PeakMemory, preset: str, workers: int | None = None
+    folder: Path,
+    config: RunConfig,
+    policy: Policy,
+    ledger: Ledger,
+    memory: PeakMemory,
+    preset: str,
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """Rollouts, videos, figures, summary and report of a trained run."""
-    with ledger.stage("evaluate", memory):
-        policy = load_policy(folder)
-        with Bar("Evaluation", config.evaluate.n_episodes) as bar:
-            records = evaluate(folder, config, policy, workers, _show_episodes(bar))
+    with ledger.stage("evaluate", memory), Bar("Evaluation", config.evaluate.n_episodes) as bar:
+        records = evaluate(folder, config, policy, workers, _show_episodes(bar))
     with ledger.stage("report", memory):
         with Bar("Videos", config.evaluate.n_episodes) as bar:
             render_videos(config.task, records, lambda i: states_path(folder, i), folder / "videos", progress=bar.count)
@@ -126,7 +132,7 @@ def _measure(
     return summary
 
 
-def _draw_figures(folder: Path, config: RunConfig, policy: Any) -> None:
+def _draw_figures(folder: Path, config: RunConfig, policy: Policy) -> None:
     """Saliency and keypoints at a few moments of the first episode (whatever its outcome: no picking)."""
     pictures = {"saliency": folder / "figures" / "saliency.png", "keypoints": folder / "figures" / "keypoints.png"}
     has_keypoints = config.policy.encoder.pooling == "spatial_softmax"

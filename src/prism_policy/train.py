@@ -54,10 +54,12 @@ def fit_normalizers(policy: Policy, windows: Windows) -> None:
     Raises:
         PrismError: values that are not finite, or actions that do not lie in [-1, 1] afterwards.
     """
-    actions = windows.frames.actions.numpy()
-    policy.normalizer["proprio"] = LinearNormalizer.min_max(windows.frames.proprio.numpy(), keep=range(3, 7))
-    policy.normalizer["action"] = normalizer = LinearNormalizer.min_max(actions, keep=range(3, actions.shape[1]))
-    largest = normalizer(windows.frames.actions).abs().amax(dim=0)
+    actions = windows.frames.actions.cpu()
+    policy.normalizer["proprio"] = LinearNormalizer.min_max(windows.frames.proprio.cpu().numpy(), keep=range(3, 7))
+    policy.normalizer["action"] = normalizer = LinearNormalizer.min_max(
+        actions.numpy(), keep=range(3, actions.shape[1])
+    )
+    largest = normalizer(actions).abs().amax(dim=0)
     if (worst := int(largest.argmax())) >= 3 and largest[worst] > 1 + 1e-4:
         raise PrismError(
             f"actions, number {worst}: expected rotations and gripper within [-1, 1], got {float(largest[worst]):.4g}; "

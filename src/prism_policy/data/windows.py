@@ -74,9 +74,9 @@ class Windows:
 
 
 def rows(values: Tensor, indices: Tensor) -> Tensor:
-    """values[indices]: (N, ...) and (B, n) to (B, n, ...), as fast as memory is copied.
+    """values[indices]: (N, ...) and (B, n) to (B, n, ...), whole images at a time.
 
-    Plain indexing moves an image number by number: twenty times as slow.
+    Plain indexing moves an image number by number and was twenty times as slow.
     """
     flat = values.flatten(1).index_select(0, indices.flatten())
     return flat.view(*indices.shape, *values.shape[1:])
