@@ -4,12 +4,14 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from prism_policy import presets
 from prism_policy.config import EncoderConfig, PolicyConfig, PolicyKind
+from prism_policy.data.normalizer import LinearNormalizer
 from prism_policy.models.encoder import VisualEncoder
 from prism_policy.models.packed import packed
 from prism_policy.models.unet1d import ConditionalUNet1D
@@ -123,3 +125,19 @@ def test_acting_packed_gives_the_actions_of_the_plain_policy(kind: PolicyKind) -
     assert plain.requires_grad
     acted = policy.act(observation, torch.Generator().manual_seed(3))
     torch.testing.assert_close(acted, plain[:, 1:9].detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_normaliser_put_in_after_the_first_call_is_used() -> None:
+    torch.manual_seed(0)
+    config = PolicyConfig(encoder=EncoderConfig(width=16, num_keypoints=8), down_dims=(32, 64))
+    policy = build_policy(config, {"agentview": (84, 84)}, proprio_dim=9, action_dim=7).eval()
+    observation: Mapping[str, Any] = {
+        "images": {"agentview": torch.randint(0, 256, (1, 2, 84, 84, 3), dtype=torch.uint8)},
+        "proprio": torch.randn(1, 2, 9),
+    }
+    before = policy.act(observation, torch.Generator().manual_seed(3))
+    policy.normalizer["proprio"] = LinearNormalizer.min_max(np.array([[-3.0] * 9, [5.0] * 9]))
+    after = policy.act(observation, torch.Generator().manual_seed(3))
+    plain = policy.sample(observation, policy.draw_noise(1, torch.Generator().manual_seed(3))).detach()
+    torch.testing.assert_close(after, plain[:, 1:9], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(after, before, atol=1e-3)

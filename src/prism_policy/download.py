@@ -5,12 +5,11 @@ Only this file imports huggingface_hub; the extra `hub` brings it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any, Literal
 
-from prism_policy.cache import default_cache_dir
+from prism_policy.cache import default_cache_dir, sha256
 from prism_policy.collect import render_demos
 from prism_policy.config import TaskName
 from prism_policy.data.robomimic import demo_names, open_demos
@@ -89,7 +88,7 @@ def _fetch(path: str, folder: Path) -> Path:
                     have = file.seek(0, os.SEEK_END)
                     source = f"{hub.endpoint}/datasets/{REPOSITORY}/resolve/main/{path}"
                     http_get(source, file, resume_size=have, expected_size=about.size)
-                if (found := _sha256(part)) != about.lfs.sha256:
+                if (found := sha256(part)) != about.lfs.sha256:
                     part.unlink()
                     raise PrismError(
                         f"{path} came with SHA-256 {found[:12]}..., expected the hub's {about.lfs.sha256[:12]}...; run "
@@ -105,18 +104,13 @@ def _fetch(path: str, folder: Path) -> Path:
         raise PrismError(
             f"the Hugging Face hub did not give {path} ({why}); run the same command again to go on, or {by_hand}"
         ) from error
-    if (found := _sha256(target)) != about.lfs.sha256:
+    if (found := sha256(target)) != about.lfs.sha256:
         raise PrismError(
             f"{target}: expected the hub's SHA-256 {about.lfs.sha256[:12]}..., got {found[:12]}...; delete it and run "
             "the same command again"
         )
     open_demos(target).close()
     return target
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unchecked(target: Path, why: str) -> Path:

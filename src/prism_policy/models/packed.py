@@ -30,21 +30,21 @@ register_optimizer_step_post_hook(lambda *_: _PACKED.clear())
 def packed(module: M) -> M:
     """A stand-in that computes what `module` does, without gradients: from its parameters, some of them laid out anew.
 
-    It is kept, and made again when the module's weights or mode have changed since. Off the CPU, or where this build of
-    PyTorch has no oneDNN, it is the module itself. It costs the memory of the weights once more.
+    It is kept, and made again when the module's weights, buffers or mode have changed since. Off the CPU, or where this
+    build of PyTorch has no oneDNN, it is the module itself. It costs the memory of the weights once more.
 
     Usage::
 
         with torch.no_grad():
             y = packed(net)(x)
     """
-    parameters = list(module.parameters())
-    if not torch.backends.mkldnn.is_available() or any(p.device.type != "cpu" for p in parameters):  # type: ignore[no-untyped-call]
+    tensors = list(itertools.chain(module.parameters(), module.buffers()))
+    if not torch.backends.mkldnn.is_available() or any(p.device.type != "cpu" for p in tensors):  # type: ignore[no-untyped-call]
         return module
-    state = (module.training, [(p.data_ptr(), p._version, p.dtype) for p in parameters])
+    state = (module.training, [(p.data_ptr(), p._version, p.dtype) for p in tensors])
     known, stand_in = _PACKED.get(module, (None, None))
     if stand_in is None or known != state:
-        shared = {id(t): t for t in itertools.chain(parameters, module.buffers())}
+        shared = {id(t): t for t in tensors}
         stand_in = _pack_layers(copy.deepcopy(module, shared))
         _PACKED[module] = (state, stand_in)
     return stand_in  # type: ignore[return-value]
