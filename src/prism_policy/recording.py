@@ -57,15 +57,15 @@ def record(path: Path, task: TaskConfig, policy: Policy, states: Path, split: st
     import rerun as rr
 
     observations = observe_all(task, states)
-    recording = rr.new_recording(f"prism {task.name}", recording_id=f"{split}-s{seed}-episode-{episode}")
+    recording = rr.RecordingStream(f"prism {task.name}", recording_id=f"{split}-s{seed}-episode-{episode}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            rr.save(temporary, recording=recording)
+            recording.save(temporary)
             _log(rr, recording, task, policy, observations, episode_noise(split, seed, episode))
-            recording.flush(blocking=True)
-            rr.disconnect(recording=recording)
+            recording.flush()
+            recording.disconnect()
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -84,13 +84,13 @@ def _log(
     hand = np.stack([o["proprio"][:3] for o in observations])
     actions = np.zeros((0, 7))
     for step, observation in enumerate(observations):
-        rr.set_time_sequence("step", step, recording=recording)
-        rr.set_time_seconds("time", step * STEP, recording=recording)
+        recording.set_time("step", sequence=step)
+        recording.set_time("time", duration=step * STEP)
         for camera, image in observation["images"].items():
-            rr.log(f"cameras/{camera}", rr.Image(image), recording=recording)
+            recording.log(f"cameras/{camera}", rr.Image(image))
         _log_keypoints(rr, recording, policy, observation)
-        rr.log("hand", rr.Points3D(hand[step], radii=0.01), recording=recording)
-        rr.log("hand/path", rr.LineStrips3D([hand[: step + 1]]), recording=recording)
+        recording.log("hand", rr.Points3D(hand[step], radii=0.01))
+        recording.log("hand/path", rr.LineStrips3D([hand[: step + 1]]))
         if step == len(observations) - 1:
             break  # nothing was done after the last one
         if step % n_act == 0:
@@ -102,11 +102,11 @@ def _log(
             chunk = sample_chunks(policy, [seen], [noise], rows)[0]
             chunk = decode_absolute(chunk) if task.action_mode == "absolute" else chunk
             actions = chunk[n_obs - 1 : n_obs - 1 + n_act]
-            rr.log("chunk", rr.Tensor(chunk, dim_names=("step", "action")), recording=recording)
+            recording.log("chunk", rr.Tensor(chunk, dim_names=("step", "action")))
             if task.action_mode == "absolute":
-                rr.log("hand/predicted", rr.LineStrips3D([chunk[:, :3]]), recording=recording)
+                recording.log("hand/predicted", rr.LineStrips3D([chunk[:, :3]]))
         for name, value in zip(ACTION_NAMES, actions[step % n_act], strict=True):
-            rr.log(f"action/{name}", rr.Scalar(value), recording=recording)
+            recording.log(f"action/{name}", rr.Scalars(value))
 
 
 def _log_keypoints(rr: Any, recording: Any, policy: Policy, observation: dict[str, Any]) -> None:
@@ -121,4 +121,4 @@ def _log_keypoints(rr: Any, recording: Any, policy: Policy, observation: dict[st
         for stage, points in zip(settings.stages_read, stages, strict=True):
             pixels = keypoint_pixels(points[0].cpu().numpy(), height, width, settings.crop)
             entity = f"cameras/{camera}/keypoints/stage_{stage}"
-            rr.log(entity, rr.Points2D(pixels + 0.5, radii=1.0), recording=recording)  # Rerun counts from the corner
+            recording.log(entity, rr.Points2D(pixels + 0.5, radii=1.0))  # Rerun counts from the corner
