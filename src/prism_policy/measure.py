@@ -117,6 +117,10 @@ def evaluate_runs(folders: Sequence[Path], asked: Asked, workers: int | None = N
     Raises:
         PrismError: no run folder, or no weights in it; an unknown checkpoint; see `evaluate`.
     """
+    if not folders:
+        raise PrismError("expected at least one run folder, got none; see `prism evaluate --help`")
+    if asked.video_every is not None and asked.video_every < 0:
+        raise PrismError(f"video_every: expected 0 or more, got {asked.video_every}")
     plans = [_plan(folder, asked) for folder in folders]  # bad input comes before the work
     if asked.rerun:
         check_rerun()
@@ -132,7 +136,8 @@ def measure(plans: Sequence[Plan], asked: Asked, workers: int | None = None) -> 
                 ledger = Ledger(plan.folder / "results" / "ledger.json")
                 with ledger.stage("evaluate", memory):
                     _roll_out(plan, simulators, device, title="Evaluation" if len(plans) == 1 else str(plan.folder))
-                    ledger.worker_peak_rss_mib = max(ledger.worker_peak_rss_mib, simulators.peak_rss_mib)
+                    peak = max(ledger.worker_peak_rss_mib, simulators.peak_rss_mib)
+                    ledger.worker_peak_rss_mib = round(peak, 1)
         # The simulators are gone: those that draw the videos take their place in memory.
         return [_present(plan, asked, memory, device) for plan in plans]
 
