@@ -70,16 +70,42 @@ def make_policy(config: RunConfig, proprio_dim: int, action_dim: int) -> Policy:
     return build_policy(config.policy, dict.fromkeys(config.task.cameras, (size, size)), proprio_dim, action_dim)
 
 
-def save_weights(folder: Path, policy: Policy, ema: dict[str, Tensor]) -> None:
-    """Write the EMA weights and, apart, the normaliser's statistics."""
+def save_normalizer(folder: Path, policy: Policy) -> None:
+    """Write the normaliser's statistics, which all checkpoints share."""
     with atomic(folder / "normalizer.safetensors") as temporary:
         save_file(policy.normalizer.state_dict(), temporary)
+
+
+def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Write the weights that act."""
     with atomic(folder / "weights.safetensors") as temporary:
-        save_file({name: value.contiguous() for name, value in ema.items()}, temporary)
+        save_file({name: value.contiguous() for name, value in weights.items()}, temporary)
 
 
-def load_policy(run_dir: Path | str) -> Policy:
+def weights_path(folder: Path, checkpoint: str) -> Path:
+    """The file of a checkpoint's averaged weights: `last` (training's end), `best` (by rollouts), or of an update.
+
+    Raises:
+        PrismError: there is no such checkpoint.
+    """
+    kept = {int(path.stem[7:]): path for path in sorted((folder / "checkpoints").glob("update_*.safetensors"))}
+    best = folder / "checkpoints" / "best.safetensors"
+    if checkpoint == "last":
+        return folder / "weights.safetensors"
+    if checkpoint == "best" and best.exists():
+        return best
+    if checkpoint.isdigit() and int(checkpoint) in kept:
+        return kept[int(checkpoint)]
+    there = ["last", *["best"] * best.exists(), *map(str, kept)]
+    raise PrismError(f"{folder} has no checkpoint '{checkpoint}'; it has {', '.join(there)}")
+
+
+def load_policy(run_dir: Path | str, checkpoint: str = "last") -> Policy:
     """The trained policy of a run folder: EMA weights, evaluation mode.
+
+    Args:
+        run_dir: the run folder.
+        checkpoint: see `weights_path`.
 
     Raises:
         PrismError: a file is missing or damaged, or the weights belong to another configuration.
@@ -93,22 +119,23 @@ def load_policy(run_dir: Path | str) -> Policy:
             f"{folder / 'normalizer.safetensors'} lacks '{missing[0]}'; it has {', '.join(statistics) or 'nothing'}; "
             "restore the file of this run"
         )
-    weights = read_tensors(folder / "weights.safetensors")
+    path = weights_path(folder, checkpoint)
+    weights = read_tensors(path)
     policy = make_policy(config, len(statistics["proprio.scale"]), len(statistics["action.scale"]))
     for name, normalizer in policy.normalizer.items():
         normalizer.load_statistics(statistics[f"{name}.scale"], statistics[f"{name}.offset"], name)  # type: ignore[operator]
-    expected = dict(policy.named_parameters())
+    expected = {n: t for n, t in policy.state_dict().items() if not n.startswith("normalizer.")}
     for name in sorted(expected.keys() | weights.keys()):
         want = tuple(expected[name].shape) if name in expected else "no such weight"
         got = tuple(weights[name].shape) if name in weights else "no such weight"
         if want != got:
             raise PrismError(
-                f"{folder / 'weights.safetensors'} does not fit {folder / 'config.json'}: '{name}' expected {want}, "
+                f"{path} does not fit {folder / 'config.json'}: '{name}' expected {want}, "
                 f"found {got}; restore the two files of one run"
             )
     with torch.no_grad():
-        for name, parameter in expected.items():
-            parameter.copy_(weights[name])
+        for name, tensor in expected.items():
+            tensor.copy_(weights[name])
     return policy.eval()
 
 
