@@ -232,19 +232,29 @@ def main() -> None:
         prog="prism",
         description="Robot demonstrations into visuomotor policies, measured honestly.",
     )
+    launched = "TORCHELASTIC_ERROR_FILE" in os.environ  # one of several processes
     try:
         command.run()
     except PrismError as error:
-        if "TORCHELASTIC_ERROR_FILE" in os.environ:  # one of several processes: who started them speaks for all
-            from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-            get_error_handler().record_exception(error)
-        else:
-            print(f"prism: {error}", file=sys.stderr)
+        _tell(f"prism: {error}", error, launched)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("prism: stopped; the same command goes on from here", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        _tell("prism: stopped; the same command goes on from here", error, launched)
         sys.exit(130)
+    except Exception as error:
+        if not launched:
+            raise
+        _tell("", error, launched)
+        sys.exit(1)
+
+
+def _tell(message: str, error: BaseException, launched: bool) -> None:
+    if not launched:
+        print(message, file=sys.stderr)
+        return
+    from prism_policy.ranks import hand_over
+
+    hand_over(error)
 
 
 if __name__ == "__main__":

@@ -133,6 +133,13 @@ def is_launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def hand_over(error: BaseException) -> None:
+    """Leave word of what befell this process to the one that launched it, which speaks for all."""
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    get_error_handler().record_exception(error)
+
+
 def launch(processes: int, arguments: Sequence[str]) -> None:
     """Run `prism` with these arguments in several processes of this machine, and wait for them.
 
@@ -144,9 +151,11 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its words are ours to say, below
+    logging.disable(logging.CRITICAL)  # what the launcher has to say is said below, in one sentence
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
-    config = LaunchConfig(1, 1, processes, run_id="prism", rdzv_backend="c10d", rdzv_endpoint="localhost:0")
+    config = LaunchConfig(
+        1, 1, processes, run_id="prism", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+    )
     try:
         elastic_launch(config, sys.executable)("-m", "prism_policy.cli", *arguments)
     except SignalException as error:
@@ -157,9 +166,12 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
         rank, failure = next(((r, f) for r, f in by_time if f.exitcode < 0 and f.exitcode != -15), by_time[0])
         if failure.exitcode == 130:
             raise KeyboardInterrupt from error
+        word = failure.message
+        message, trace = (word["message"], word["extraInfo"]["py_callstack"]) if isinstance(word, dict) else (word, "")
         if failure.exitcode == 2:
-            raise PrismError(str(failure.message).removeprefix("PrismError: ")) from error
-        how = f"was killed by signal {-failure.exitcode}" if failure.exitcode < 0 else f"failed ({failure.message})"
+            raise PrismError(message.removeprefix("PrismError: ")) from error
+        sys.stderr.write(trace)
+        how = f"was killed by signal {-failure.exitcode}" if failure.exitcode < 0 else f"failed ({message})"
         raise PrismError(
             f"process {rank} of {processes} {how} and the others were stopped; the last checkpoint is kept: the same "
             "command goes on from it, with any number of processes"
