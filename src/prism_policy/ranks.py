@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -166,7 +166,7 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
         rank, failure = next(((r, f) for r, f in by_time if f.exitcode < 0 and f.exitcode != -15), by_time[0])
         if failure.exitcode == 130:
             raise KeyboardInterrupt from error
-        word = failure.message
+        word: Any = failure.message
         message, trace = (word["message"], word["extraInfo"]["py_callstack"]) if isinstance(word, dict) else (word, "")
         if failure.exitcode == 2:
             raise PrismError(message.removeprefix("PrismError: ")) from error
