@@ -79,6 +79,8 @@ class Windows:
         """The windows at `indices` (B,)."""
         frames, indices = self.frames, indices.to(self.device, non_blocking=True)
         observed = self.observed[indices]
+        if frames.mapped:
+            frames.announce(observed.numpy())
         return {
             "images": {camera: rows(images, observed) for camera, images in frames.images.items()},
             "proprio": rows(frames.proprio, observed),
