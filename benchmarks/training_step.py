@@ -268,7 +268,8 @@ def compare(sizes: str, arguments: argparse.Namespace) -> None:
     baselines = [seconds[name] for name in (LEROBOT, PLAIN) if name in seconds]
     print(
         f"{sizes}: {reference.parameters / 1e6:.1f} M parameters, batch {arguments.batch_size}, "
-        f"{reference.operations / 1e9:.0f} GFLOPs a step; a float32 convolution reaches {rate / 1e9:.0f} GFLOP/s here.\n"
+        f"{reference.operations / 1e9:.0f} GFLOPs a step; a float32 convolution reaches {rate / 1e9:.0f} GFLOP/s "
+        "here.\n"
     )
     print("| step | ms: median (min to max) | speed x LeRobot | speed x plain | of the float32 rate |")
     print("|---|---|---|---|---|")
