@@ -130,6 +130,8 @@ class Checkpoints:
     def _write(self, path: Path, tensors: dict[str, Tensor], done: int) -> None:
         self.wait()
         copies = {name: _plain_copy(tensor) for name, tensor in tensors.items()}
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self._writing = self._thread.submit(_write_file, path, copies, done)
 
     def wait(self) -> None:
@@ -168,9 +170,9 @@ class Checkpoints:
 
 
 def _plain_copy(tensor: Tensor) -> Tensor:
-    """A copy in the CPU's memory and in plain layout, which is what files hold."""
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype)
-    return copy.copy_(tensor.detach())
+    """A copy in the CPU's memory, in the plain layout of files; from a GPU it may still be under way."""
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return copy.copy_(tensor.detach(), non_blocking=True)
 
 
 def _write_file(path: Path, tensors: dict[str, Tensor], done: int) -> None:
