@@ -21,7 +21,7 @@ def tiny_config() -> RunConfig:
     """The smoke preset with a narrow network: an update takes a few milliseconds."""
     config = presets.smoke(presets.nano())
     policy = replace(config.policy, down_dims=(16, 32), step_embed_dim=16)
-    return replace(config, policy=policy, train=replace(config.train, steps=8, checkpoint_every=3))
+    return replace(config, policy=policy, train=replace(config.train, steps=8, checkpoint_minutes=0.0))
 
 
 @pytest.fixture(scope="session")

@@ -444,13 +444,20 @@ def index_images(batch: int, height: int, width: int) -> Tensor:
     return images
 
 
+class Seen(nn.Module):
+    """What a camera's trunk would see."""
+
+    def forward(self, x: Tensor, order: None) -> Tensor:
+        return x.flatten(1)
+
+
 def test_crop_is_76_of_84_and_216_of_240() -> None:
     assert (crop_size(84, 0.9), crop_size(240, 0.9)) == (76, 216)
 
 
 def test_random_crops_are_windows_of_their_image_at_uniform_offsets() -> None:
     images = index_images(4000, 12, 13)
-    windows = crop(images, 10, 9, random=True)
+    windows = crop(images, 10, 9, torch.rand(4000, 2))
     top, left = windows[:, 0, 0, 0].long(), windows[:, 0, 0, 1].long()
     for image, window, y, x in zip(images, windows, top, left, strict=True):
         assert torch.equal(window, image[y : y + 10, x : x + 9])
@@ -459,7 +466,7 @@ def test_random_crops_are_windows_of_their_image_at_uniform_offsets() -> None:
 
 def test_crop_offsets_are_independent_between_samples_cameras_and_calls() -> None:
     encoder = VisualEncoder(narrow("avgpool", crop=0.85), {"left": (12, 12), "right": (12, 12)}).train()
-    encoder.encoders = nn.ModuleDict({"left": nn.Flatten(), "right": nn.Flatten()})  # what the trunks would see
+    encoder.encoders = nn.ModuleDict({"left": Seen(), "right": Seen()})
     images = index_images(8000, 12, 12)
 
     def offsets() -> tuple[Tensor, Tensor]:
@@ -476,7 +483,7 @@ def test_crop_offsets_are_independent_between_samples_cameras_and_calls() -> Non
 
 @pytest.mark.parametrize(("height", "width"), [(84, 84), (85, 79), (83, 240)])
 def test_evaluation_crop_is_centred(height: int, width: int) -> None:
-    window = crop(index_images(1, height, width), 76, 76, random=False)[0, :, :, :2].long()
+    window = crop(index_images(1, height, width), 76, 76)[0, :, :, :2].long()
     margins = [*window[0, 0].tolist(), height - 1 - int(window[-1, -1, 0]), width - 1 - int(window[-1, -1, 1])]
     assert sum(margins) == height + width - 2 * 76
     assert 0 <= margins[2] - margins[0] <= 1  # an odd margin leaves its pixel below
@@ -521,7 +528,7 @@ def test_shuffled_keypoints_reach_the_cross_attention() -> None:
 
 
 def test_every_permutation_of_keypoints_is_as_likely() -> None:
-    order = shuffle_pairs(torch.arange(4.0)[:, None].expand(4800, 4, 2))[..., 0].long()
+    order = shuffle_pairs(torch.arange(4.0)[:, None].expand(4800, 4, 2), torch.rand(4800, 4))[..., 0].long()
     number = {p: i for i, p in enumerate(itertools.permutations(range(4)))}
     cells = torch.tensor([number[tuple(o)] for o in order.tolist()])
     assert chi_square(cells, 24) < 49.7  # 99.9% point with 23 degrees of freedom

@@ -193,3 +193,16 @@ def test_bad_input_is_refused(tmp_path: Path, short: RunConfig) -> None:
     blind = replace(short, task=replace(short.task, cameras=("front",)))
     with pytest.raises(PrismError, match=r"unknown camera 'front'; this task has .*'agentview'"):
         evaluate(tmp_path, blind, make_policy(blind, 9, 7))
+
+
+def test_a_training_that_repeats_its_updates_drops_the_episodes_of_before(tmp_path: Path, short: RunConfig) -> None:
+    one = replace(short.evaluate, n_episodes=1)
+    policy, seen = tiny_policy(short), []
+    with Simulators(1) as simulators:
+        for change in (0.0, 0.0, 0.1):
+            with torch.no_grad():
+                next(policy.parameters()).add_(change)
+            before = len(seen)
+            evaluate(tmp_path, short, policy, one, simulators, seen.append, other_weights="drop")
+            assert len(seen) - before == (0 if before and not change else 1)
+    assert len(read_lines(tmp_path / "episodes.jsonl")) == 1

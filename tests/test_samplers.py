@@ -265,13 +265,11 @@ def test_the_derivative_along_the_path_is_that_of_finite_differences() -> None:
 def test_with_r_equal_t_the_gradient_is_flow_matchings() -> None:
     policy: MeanFlowPolicy = policy_of("meanflow", equal_ratio=1.0, norm_power=0.0)
     actions, cond = torch.rand(8, 4, 2), torch.randn(8, 2 * (policy.encoder.out_dim + 3))
-    torch.manual_seed(3)
-    policy.chunk_loss(actions, cond).backward()
+    e, times = policy.draw_chunk(8)
+    policy.chunk_loss(actions, cond, e, times).backward()
     got = {n: p.grad.clone() for n, p in policy.net.named_parameters() if p.grad is not None}
     policy.zero_grad()
-    torch.manual_seed(3)
-    e = torch.randn_like(actions)
-    t, _ = policy.draw_times(8, actions.device)
+    t = times[:, 0]
     z = (1 - t[:, None, None]) * actions + t[:, None, None] * e
     scaled = torch.stack([t, torch.zeros(8)], 1) * policy.config.meanflow.time_scale
     ((policy.net(z, scaled, cond) - (e - actions)) ** 2).sum((1, 2)).mean().backward()
@@ -283,7 +281,7 @@ def test_adaptive_weight_is_eq_13() -> None:
     policy: MeanFlowPolicy = policy_of("meanflow")
     policy.target = lambda z, v, t, r, cond: (prediction, torch.zeros_like(z))  # type: ignore[method-assign]
     prediction = torch.randn(5, 4, 2, requires_grad=True)
-    loss = policy.chunk_loss(torch.zeros(5, 4, 2), torch.zeros(5, 1))
+    loss = policy.chunk_loss(torch.zeros(5, 4, 2), torch.zeros(5, 1), *policy.draw_chunk(5))
     loss.backward()
     delta = prediction.detach().double().square().sum((1, 2))
     assert float(loss.detach()) == pytest.approx(float((delta / (delta + 1e-3) ** 0.75).mean()), rel=1e-5)
@@ -296,8 +294,7 @@ def test_adaptive_weight_is_eq_13() -> None:
 @pytest.mark.parametrize("order", ["clamp", "swap"])
 def test_times_are_logit_normal_ordered_and_equal_as_often_as_said(order: Any) -> None:
     policy: MeanFlowPolicy = policy_of("meanflow", order=order)
-    torch.manual_seed(0)
-    t, r = policy.draw_times(40_000, torch.device("cpu"))
+    t, r = policy.draw_times(40_000, torch.Generator().manual_seed(0)).unbind(1)
     assert (r <= t).all()
     # r is clamped to t, and then equal, where its own draw is above t's: N(-3.4, 1.6 sqrt 2) > 0 in 6.6% of the rest
     above = 0.5 * math.erfc(3.4 / (1.6 * math.sqrt(2)) / math.sqrt(2))

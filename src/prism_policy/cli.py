@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +13,11 @@ import tyro
 
 from prism_policy import presets
 from prism_policy.cli_data import Collect, Download, Info, Render
-from prism_policy.config import ActionMode, PolicyKind, ProbeConfig, TaskName
+from prism_policy.config import ActionMode, PolicyKind, Precision, ProbeConfig, TaskName
 from prism_policy.errors import PrismError
 
+Device = Literal["auto", "cpu", "cuda"]
+Tracker = Literal["tensorboard", "wandb"]
 EncoderName = Literal[
     "avgpool", "maxpool", "nopool", "sspool", "ms_avgpool", "ms_maxpool", "ms_nopool", "ms_sspool", "prism"
 ]
@@ -81,6 +84,16 @@ class Train:
     """Sizes and schedule: what two CPU cores do in minutes, or the paper's (Tables 8 to 12), which needs a GPU."""
     set: tuple[str, ...] = ()
     """Any other fields of config.json: --set train.steps=3000 policy.encoder.width=32 task.action_mode=absolute."""
+    precision: Precision | None = None
+    """Arithmetic of the network; by default the preset's (nano float32, paper bfloat16)."""
+    compile: bool | None = None
+    """Fuse operations with torch.compile; by default the preset's (only paper does, for a GPU)."""
+    device: Device = "auto"
+    """Where to compute; auto takes a GPU where there is one."""
+    processes: int = 1
+    """Processes (GPUs) of this machine that share each batch; several machines: start the command with torchrun."""
+    track: tuple[Tracker, ...] = ()
+    """Figures also for TensorBoard (RUN/tensorboard) or Weights & Biases."""
     seed: int = 0
     """Seed of the weights, the batches and the noise (and of the scripted demonstrations)."""
     max_minutes: float | None = None
@@ -91,23 +104,25 @@ class Train:
     def run(self) -> None:
         """Do it."""
         from prism_policy.config_json import override
-        from prism_policy.dataset import fit_to_dataset, training_windows
-        from prism_policy.progress import Bar
-        from prism_policy.run_folder import open_run
-        from prism_policy.train import train
+        from prism_policy.dataset import fit_to_dataset
+        from prism_policy.ranks import is_launched, launch
+        from prism_policy.train_run import train_run
 
+        if self.processes > 1 and not is_launched():
+            launch(self.processes, sys.argv[1:])
+            return
         preset = presets.paper if self.preset == "paper" else presets.nano
-        config = override(preset(self.task, self.policy, self.encoder, self.seed), self.set)
+        config = preset(self.task, self.policy, self.encoder, self.seed)
+        precision = config.train.precision if self.precision is None else self.precision
+        compiled = config.train.compile if self.compile is None else self.compile
+        config = replace(config, train=replace(config.train, precision=precision, compile=compiled))
+        config = override(config, self.set)
         if self.dataset:
             config = fit_to_dataset(replace(config, dataset=str(self.dataset.absolute())))
         name = f"train-{self.task}-{self.policy}-{self.encoder}-{self.preset}-s{self.seed}"
-        folder = self.out or Path("runs") / name
-        open_run(folder, config)
-        windows, valid = training_windows(config)
         limit = math.inf if self.max_minutes is None else 60 * self.max_minutes
-        with Bar("Training", config.train.steps) as bar:
-            train(folder, config, windows, bar.train, valid, limit)
-        print(f"Policy: {folder} (weights.safetensors; metrics.jsonl)\nNext: prism evaluate {folder}")
+        folder = self.out or Path("runs") / name
+        train_run(folder, config, device=self.device, track=self.track, max_s=limit)
 
 
 @dataclass(frozen=True)
@@ -261,14 +276,29 @@ def main() -> None:
         prog="prism",
         description="Robot demonstrations into visuomotor policies, measured honestly.",
     )
+    launched = "TORCHELASTIC_ERROR_FILE" in os.environ  # one of several processes
     try:
         command.run()
     except PrismError as error:
-        print(f"prism: {error}", file=sys.stderr)
+        _tell(f"prism: {error}", error, launched)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("prism: stopped; the same command goes on from here", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        _tell("prism: stopped; the same command goes on from here", error, launched)
         sys.exit(130)
+    except Exception as error:
+        if not launched:
+            raise
+        _tell("", error, launched)
+        sys.exit(1)
+
+
+def _tell(message: str, error: BaseException, launched: bool) -> None:
+    if not launched:
+        print(message, file=sys.stderr)
+        return
+    from prism_policy.ranks import hand_over
+
+    hand_over(error)
 
 
 if __name__ == "__main__":

@@ -242,12 +242,25 @@ class TrainConfig:
     ema_power: float | None = 0.75
     """EMA decay at update n is 1 - (1 + n)^-power, at most `ema_max_decay`; null is `ema_max_decay` throughout."""
     ema_max_decay: float = 0.9999
-    checkpoint_every: int = 500
-    """Updates between checkpoints; at most this much work is lost to a kill."""
+    precision: Precision = "float32"
+    """Arithmetic of the network: bfloat16 where it does no harm (autocast), or float32 throughout."""
+    compile: bool = False
+    """Fuse the network's operations with torch.compile: for a GPU; on a CPU it gained nothing."""
+    deterministic: bool = False
+    """On a GPU, only operations that give the same bits every time, so that a resumed run ends with the same weights;
+    a CPU always does."""
+    checkpoint_minutes: float = 1.0
+    """Minutes between checkpoints; at most this much work is lost to a kill."""
+    keep_every: int = 12_500
+    """Updates between averaged weights that are kept (Table 8: 50 epochs); 0 is never."""
     log_every: int = 50
     """Updates between lines of metrics.jsonl."""
     valid_every: int = 250
     """Updates between validations on held-out demonstrations, where there are any (Table 8: an epoch); 0 is never."""
+    rollout_every: int = 12_500
+    """Updates between rollouts of the averaged weights, where there is a simulator (Table 8: 50 epochs); 0 is never."""
+    rollout_episodes: int = 50
+    """Episodes of each, of the stream `validate`: the best is not chosen on the episodes that measure it."""
 
 
 @dataclass(frozen=True)

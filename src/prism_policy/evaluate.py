@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ def evaluate(
     stream: EvalConfig | None = None,
     simulators: Simulators | None = None,
     on_episode: Callable[[list[dict[str, Any]]], None] | None = None,
+    other_weights: Literal["refuse", "drop"] = "refuse",
 ) -> list[dict[str, Any]]:
     """Roll out the episodes of a stream; returns one record an episode, in order.
 
@@ -49,6 +50,8 @@ def evaluate(
         stream: split, seed and number of episodes; None is the config's own.
         simulators: worker processes to use; None is one for each core, for this call.
         on_episode: called with the records so far when an episode has ended.
+        other_weights: what becomes of episodes in the folder that other weights played. A training that repeats its
+            last updates on a GPU comes back with slightly other ones.
 
     Raises:
         PrismError: no episodes asked for, a policy of another action mode, or a folder with results of other weights
@@ -63,7 +66,7 @@ def evaluate(
             f"expected a policy of {10 if absolute else 7} numbers an action, as task.action_mode "
             f"'{config.task.action_mode}' has, got one of {policy.action_dim}"
         )
-    records = _open_stream(folder, config, policy, stream)
+    records = _open_stream(folder, config, policy, stream, other_weights)
     done = {r["episode"] for r in records}
     missing = [i for i in range(stream.n_episodes) if i not in done]
     generators: dict[int, torch.Generator] = {}
@@ -148,7 +151,9 @@ def episode_noise(split: str, seed: int, episode: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(word))
 
 
-def _open_stream(folder: Path, config: RunConfig, policy: Policy, stream: EvalConfig) -> list[dict[str, Any]]:
+def _open_stream(
+    folder: Path, config: RunConfig, policy: Policy, stream: EvalConfig, other_weights: str
+) -> list[dict[str, Any]]:
     """Make the folder of a stream or accept it; returns the records of those of its episodes that are done."""
     manifest, journal = folder / "stream.json", folder / "episodes.jsonl"
     wanted = {
@@ -161,7 +166,10 @@ def _open_stream(folder: Path, config: RunConfig, policy: Policy, stream: EvalCo
     wanted = json.loads(json.dumps(wanted))  # as it comes back: lists for tuples
     if manifest.exists():
         found = json.loads(manifest.read_text())
-        if other := [key for key in wanted if found.get(key) != wanted[key]]:
+        if other_weights == "drop" and found.get("weights") != wanted["weights"]:
+            write_lines(journal, [])
+            write_text(manifest, json.dumps(wanted, indent=2) + "\n")
+        elif other := [key for key in wanted if found.get(key) != wanted[key]]:
             raise PrismError(
                 f"{folder} holds episodes of another evaluation: {other[0]} was {found.get(other[0])} and is now "
                 f"{wanted[other[0]]}; move that folder away to measure anew"

@@ -89,7 +89,7 @@ def paper(
 ) -> RunConfig:
     """The paper's run at full size (Tables 8 to 12): 50,000 updates of 512 windows. It needs a GPU."""
     # Table 12c gives MeanFlow a constant EMA decay; the others have diffusion policy's, as the paper gives none.
-    train = TrainConfig(ema_power=None if policy == "meanflow" else 0.75)
+    train = TrainConfig(ema_power=None if policy == "meanflow" else 0.75, precision="bfloat16", compile=True)
     return RunConfig(
         task=task_config(task),
         demos=DemoConfig(seed=seed),
@@ -121,7 +121,7 @@ def nano(
             down_dims=(64, 128, 256),
             step_embed_dim=64,
         ),
-        train=TrainConfig(steps=1200, batch_size=64, lr=1e-3, warmup_steps=50, checkpoint_every=100, log_every=10),
+        train=TrainConfig(steps=1200, batch_size=64, lr=1e-3, warmup_steps=50, log_every=10),
         evaluate=EvalConfig(seed=seed),
         seed=seed,
     )
@@ -132,7 +132,7 @@ def smoke(config: RunConfig) -> RunConfig:
     return replace(
         config,
         demos=replace(config.demos, num_demos=2),
-        train=replace(config.train, steps=10, batch_size=8, warmup_steps=2, checkpoint_every=5, log_every=1),
+        train=replace(config.train, steps=10, batch_size=8, warmup_steps=2, log_every=1),
         task=replace(config.task, max_steps=24),
         evaluate=replace(config.evaluate, n_episodes=2),
     )

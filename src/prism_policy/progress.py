@@ -50,7 +50,9 @@ class Bar:
 
     def train(self, done: int, line: dict[str, float]) -> None:
         """Show an update of `train` with its figures."""
-        text = f"loss {line['loss']:.4f}, {line['samples_per_s']:.0f} samples/s"
+        text = f"loss {line['loss']:.4f}, {line['samples_per_s']:.0f} windows/s, {line['waiting']:.0%} waiting"
+        if "gpu_gib" in line:
+            text += f", {line['gpu_gib']:.1f} GiB"
         if "valid_loss" in line:
             self._valid = f", held out {line['valid_loss']:.4f}"
         self.update(done, text + self._valid)

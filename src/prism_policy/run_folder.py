@@ -71,15 +71,19 @@ def make_policy(config: RunConfig, proprio_dim: int, action_dim: int) -> Policy:
     return build_policy(config.policy, dict.fromkeys(config.task.cameras, (size, size)), proprio_dim, action_dim)
 
 
-def save_weights(folder: Path, policy: Policy, ema: dict[str, Tensor]) -> None:
-    """Write the EMA weights and, apart, the normaliser's statistics with the environment that they belong to."""
+def save_normalizer(folder: Path, policy: Policy) -> None:
+    """Write the normaliser's statistics, which all checkpoints share, with the environment that they belong to."""
     metadata, config = {}, folder / "config.json"
     if config.exists():  # `train` can be called without one
         metadata = {"task": json.dumps(dataclasses.asdict(config_json.load(RunConfig, config).task))}
     with atomic(folder / "normalizer.safetensors") as temporary:
         save_file(policy.normalizer.state_dict(), temporary, metadata)
+
+
+def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Write the weights that act."""
     with atomic(folder / "weights.safetensors") as temporary:
-        save_file({name: value.contiguous() for name, value in ema.items()}, temporary)
+        save_file({name: value.contiguous() for name, value in weights.items()}, temporary)
 
 
 def weights_path(folder: Path, checkpoint: str) -> Path:
@@ -131,7 +135,7 @@ def load_policy(run_dir: Path | str, checkpoint: str = "last") -> Policy:
     policy = make_policy(config, len(statistics["proprio.scale"]), len(statistics["action.scale"]))
     for name, normalizer in policy.normalizer.items():
         normalizer.load_statistics(statistics[f"{name}.scale"], statistics[f"{name}.offset"], name)  # type: ignore[operator]
-    expected = dict(policy.named_parameters())
+    expected = {n: t for n, t in policy.state_dict().items() if not n.startswith("normalizer.")}
     for name in sorted(expected.keys() | weights.keys()):
         want = tuple(expected[name].shape) if name in expected else "no such weight"
         got = tuple(weights[name].shape) if name in weights else "no such weight"
@@ -141,8 +145,8 @@ def load_policy(run_dir: Path | str, checkpoint: str = "last") -> Policy:
                 f"found {got}; restore the two files of one run"
             )
     with torch.no_grad():
-        for name, parameter in expected.items():
-            parameter.copy_(weights[name])
+        for name, tensor in expected.items():
+            tensor.copy_(weights[name])
     return policy.eval()
 
 

@@ -1,36 +1,44 @@
-"""The training loop: windows in, EMA weights out, resumable to the update."""
+"""The training loop: windows in, EMA weights out, resumable to the update, on one device or many."""
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from prism_policy.checkpoint import Checkpoints, TrainState
 from prism_policy.config import RunConfig, TrainConfig
+from prism_policy.data.loader import Ahead, moved, pinned
 from prism_policy.data.normalizer import LinearNormalizer
 from prism_policy.data.windows import Windows, batch_indices
 from prism_policy.errors import PrismError
-from prism_policy.files import atomic, read_lines, write_lines, write_text
+from prism_policy.files import read_lines, write_lines
+from prism_policy.guards import advise_batch_size, check_compiler, check_losses, is_out_of_memory
 from prism_policy.memory import freed_memory_is_kept
 from prism_policy.policies import Policy
-from prism_policy.progress import console
-from prism_policy.run_folder import make_policy, save_weights
+from prism_policy.ranks import Ranks
+from prism_policy.run_folder import make_policy, save_normalizer, save_weights
 
 VALID_WINDOWS = 256
 """Held-out windows that a validation looks at, at most."""
+ON_DEVICE = 0.5
+"""Share of a GPU's free memory that all frames may take; more of them stay mapped from the disk."""
+ALONE, CPU = Ranks(), torch.device("cpu")
 
 OnUpdate = Callable[[int, dict[str, float]], None]
-"""Called with the number of updates done and the latest figures (loss, lr, samples_per_s)."""
+"""Called with the number of updates done and the latest figures (loss, lr, samples_per_s, ...)."""
+
+Rollout = Callable[[Policy, int, Callable[[], None]], dict[str, float]]
+"""Measures the policy after so many updates; its figures, `success_rate` among them, go to metrics.jsonl. What it is
+given last is to be called now and then: it raises KeyboardInterrupt where training has been told to stop."""
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -74,11 +82,15 @@ def train(
     on_update: OnUpdate | None = None,
     valid: Windows | None = None,
     max_s: float = math.inf,
+    rollout: Rollout | None = None,
+    ranks: Ranks = ALONE,
+    device: torch.device = CPU,
 ) -> Policy:
     """Train (or go on training) the run in `folder`; returns the policy with its EMA weights, which are also saved.
 
     Every update's batch, crop and noise derive from (seed, update) alone, so a run that was killed and resumed ends
-    with the weights of one that was not.
+    with the weights of one that was not. Several processes share each batch among them, rows and noise, so that they do
+    what one would.
 
     Args:
         folder: the run folder.
@@ -87,76 +99,185 @@ def train(
         on_update: called with the latest figures.
         valid: held-out windows; `validate` measures the EMA weights on them.
         max_s: seconds after which the training stops with a checkpoint.
+        rollout: measures the EMA weights every `rollout_every` updates; the best are kept.
+        ranks: this process among those that train.
+        device: where to compute.
 
     Raises:
-        PrismError: the loss is not finite; the disk is full; `max_s` is over.
+        PrismError: the loss is not finite or explodes; disk or memory are full; `max_s` is over.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint written.
     """
     settings = config.train
+    mine = ranks.share(settings.batch_size)
     torch.manual_seed(config.seed)
     policy = make_policy(config, windows.frames.proprio.shape[1], windows.frames.actions.shape[1])
     fit_normalizers(policy, windows)
-    policy.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    parameters: dict[str, Tensor] = dict(policy.named_parameters())
-    ema = {name: p.detach().clone() for name, p in parameters.items()}
-    optimizer = torch.optim.AdamW(
-        parameters.values(), settings.lr, settings.betas, settings.eps, settings.weight_decay, fused=True
-    )
-    done = restore(folder, parameters, ema, optimizer)
-    metrics = [line for line in read_lines(folder / "metrics.jsonl") if line["step"] <= done]
-    trained_s = metrics[-1]["wall_s"] if metrics else 0.0
-    started, last_log, losses = time.perf_counter(), time.perf_counter(), []
-    with stop_signal() as stopped, freed_memory_is_kept():
-        for step in range(done, settings.steps):
-            torch.manual_seed(_update_seed(config.seed, step))  # crop and noise
-            batch = windows.batch(batch_indices(step, settings.batch_size, len(windows), config.seed))
-            loss, _ = policy(batch)
-            optimizer.zero_grad()
-            loss.backward()
+    policy.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    state = TrainState(policy, settings)
+    windows = resident(windows, device)
+    if ranks.first:
+        save_normalizer(folder, policy)
+    metrics: list[dict[str, Any]] = []
+    started = saved = time.perf_counter()
+
+    def host_part(step: int) -> dict[str, Any]:
+        """What can be prepared while the device is busy: the same in every process, of which each keeps its rows."""
+        indices = batch_indices(step, settings.batch_size, len(windows), config.seed)
+        draws = policy.draw(settings.batch_size, torch.Generator().manual_seed(_update_seed(config.seed, step)))
+        part = {"indices": indices, "draws": {name: x[mine] for name, x in draws.items()}}
+        if windows.device == device != CPU:
+            return pinned(part)
+        part |= rows_and_share(indices)
+        return part if device.type == "cpu" else pinned(part)
+
+    def rows_and_share(indices: Tensor) -> dict[str, Any]:
+        return {**windows.batch(indices[mine]), "mask_share": windows.mask[indices].float().mean()}
+
+    def wrapped() -> torch.nn.Module:
+        if not settings.compile:
+            return ranks.wrap(policy, device)
+        check_compiler()
+        return ranks.wrap(torch.compile(policy), device)  # type: ignore[arg-type]
+
+    def heed_stop() -> None:
+        if stopped():
+            raise KeyboardInterrupt
+
+    def measure_rollouts() -> dict[str, float]:
+        """Of the averaged weights; the best ones so far are kept."""
+        best = max((line["success_rate"] for line in metrics if "success_rate" in line), default=-1.0)
+        found: dict[str, float] = {}
+        if rollout and ranks.first:
+            checkpoints.save(state)  # a kill meanwhile must not cost the training before
+            with state.averaged():
+                found = rollout(policy.eval(), state.done, heed_stop)
+            policy.train()
+            if found["success_rate"] >= best:
+                checkpoints.save_weights(state, "best")
+        ranks.wait()
+        return found
+
+    def keep(line: dict[str, Any]) -> None:
+        metrics.append(line)
+        if ranks.first and on_update:
+            on_update(state.done, line)
+
+    with (
+        stop_signal() as stopped,
+        freed_memory_is_kept(),
+        arithmetic(settings, device),
+        Checkpoints(folder) as checkpoints,
+    ):
+        checkpoints.restore(state)
+        metrics += [line for line in read_lines(folder / "metrics.jsonl") if line["step"] <= state.done]
+        trained_s = metrics[-1]["wall_s"] if metrics else 0.0
+        if _due(state.done, settings.rollout_every) and metrics and "success_rate" not in metrics[-1]:
+            metrics[-1] |= measure_rollouts()  # a kill had come between
+        model = wrapped()
+        losses: list[Tensor] = []
+        batches = Ahead(host_part, range(state.done, settings.steps))
+        last_log = time.perf_counter()
+        for part in batches:
+            batch = moved(part, device)
+            if "mask" not in batch:
+                batch |= rows_and_share(batch["indices"])
+            try:
+                with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                    loss, _ = model(batch)
+                state.optimizer.zero_grad()
+                loss.backward()
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                loss = None  # its graph holds what is to be freed
+                advise_batch_size(policy, batch, settings.batch_size)
             if settings.grad_clip:
-                torch.nn.utils.clip_grad_norm_(parameters.values(), settings.grad_clip)
-            lr = learning_rate(step, settings)
-            optimizer.param_groups[0]["lr"] = lr
-            optimizer.step()
-            with torch.no_grad():
-                torch._foreach_lerp_(list(ema.values()), list(parameters.values()), 1 - ema_decay(step, settings))
+                torch.nn.utils.clip_grad_norm_(state.parameters.values(), settings.grad_clip)
+            lr = learning_rate(state.done, settings)
+            state.update(lr, ema_decay(state.done, settings))
             losses.append(loss.detach())
-            done = step + 1
-            last = done == settings.steps
-            validates = valid is not None and settings.valid_every and (last or done % settings.valid_every == 0)
-            if done % settings.log_every == 0 or last or validates:
+            done, last = state.done, state.done == settings.steps
+            validates = valid is not None and (last or _due(done, settings.valid_every)) and settings.valid_every > 0
+            rolls = rollout is not None and _due(done, settings.rollout_every)
+            now = time.perf_counter()
+            stop, late, saves = ranks.any(
+                stopped(), now - started > max_s and not last, now - saved > 60 * settings.checkpoint_minutes
+            )
+            # Reading the loss waits for the device: seldom, but always before it is built upon.
+            if _due(done, settings.log_every) or last or validates or rolls or stop or late or saves:
+                mean_losses = ranks.mean(torch.stack(losses))
                 now = time.perf_counter()
                 line = {
                     "step": done,
-                    "loss": float(torch.stack(losses).mean()),
+                    "loss": float(mean_losses.mean()),
                     "lr": lr,
                     "samples_per_s": len(losses) * settings.batch_size / (now - last_log),
+                    "waiting": batches.waited_s / (now - last_log),
                     "wall_s": trained_s + now - started,
                 }
-                if not math.isfinite(line["loss"]):
-                    _refuse_loss(folder, config, windows, done - len(losses), losses)
-                if valid is not None and validates:
-                    with _swapped(parameters, ema):
+                if device.type == "cuda":
+                    line["gpu_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+                check_losses(folder, config, len(windows), done, mean_losses.tolist(), metrics)
+                if validates and valid is not None and ranks.first:
+                    with state.averaged():
                         line |= validate(policy, valid, settings.batch_size)
-                losses, last_log = [], time.perf_counter()
-                metrics.append(line)
-                if on_update:
-                    on_update(done, line)
-            late = time.perf_counter() - started > max_s and not last
-            if done % settings.checkpoint_every == 0 or last or late or stopped():
-                save_checkpoint(folder, done, parameters, ema, optimizer)
+                if rolls:
+                    line |= measure_rollouts()
+                keep(line)
+                losses, batches.waited_s, last_log = [], 0.0, time.perf_counter()
+            if ranks.first and _due(done, settings.keep_every):
+                checkpoints.save_weights(state, f"update_{done:06d}")
+            if ranks.first and (saves or stop or late or last):
+                checkpoints.save(state)
                 write_lines(folder / "metrics.jsonl", metrics)
-            if stopped():
+                saved = time.perf_counter()
+            if stop:
+                checkpoints.wait()
                 raise KeyboardInterrupt
             if late:
+                checkpoints.wait()
                 raise PrismError(
                     f"stopped at update {done} of {settings.steps}, as its time is over; run it again to go on"
                 )
-    save_weights(folder, policy, ema)
+    if ranks.first:
+        save_weights(folder, state.weights())
+    ranks.wait()
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(ema[name])
+        for name, parameter in state.parameters.items():
+            parameter.copy_(state.ema[name])
     return policy.eval()
+
+
+def _due(done: int, every: int) -> bool:
+    return every > 0 and done > 0 and done % every == 0
+
+
+def resident(windows: Windows, device: torch.device) -> Windows:
+    """The windows with their frames on the device where they fit, else mapped from the disk as they are."""
+    if device.type != "cuda":
+        return windows
+    free, _ = torch.cuda.mem_get_info(device)
+    return windows.to(device) if windows.frames.nbytes < ON_DEVICE * free else windows
+
+
+@contextmanager
+def arithmetic(settings: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Within, the precision and determinism that the settings ask for, where autocast does not reach."""
+    precision = torch.get_float32_matmul_precision()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if settings.precision == "bfloat16" else "highest")
+        torch.backends.cudnn.benchmark = not settings.deterministic
+        if settings.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = benchmark
 
 
 @torch.no_grad()
@@ -173,102 +294,22 @@ def validate(policy: Policy, windows: Windows, batch_size: int) -> dict[str, flo
     due = slice(first, first + policy.config.n_action_steps)
     losses, errors, counts = 0.0, 0.0, 0.0
     policy.eval()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for indices in torch.split(chosen, batch_size):
-            batch = windows.batch(indices)
-            losses += float(policy(batch)[0]) * len(indices)
-            wanted = policy.normalizer["action"](batch["actions"])
-            error = (policy.sample(batch, policy.draw_noise(len(indices))) - wanted)[:, due].square().mean(-1)
-            mask = batch["mask"][:, due]  # type: ignore[index]
-            errors, counts = errors + float((error * mask).sum()), counts + float(mask.sum())
+    generator = torch.Generator().manual_seed(0)
+    for indices in torch.split(chosen, batch_size):
+        batch = moved(windows.batch(indices) | {"draws": policy.draw(len(indices), generator)}, policy.device)
+        losses += float(policy(batch)[0]) * len(indices)
+        wanted = policy.normalizer["action"](batch["actions"])
+        noise = policy.draw_noise(len(indices), generator)
+        error = (policy.sample(batch, noise) - wanted)[:, due].square().mean(-1)
+        mask = batch["mask"][:, due]
+        errors, counts = errors + float((error * mask).sum()), counts + float(mask.sum())
     policy.train()
     return {"valid_loss": losses / len(chosen), "valid_action_error": math.sqrt(errors / max(counts, 1))}
-
-
-@contextmanager
-def _swapped(parameters: dict[str, Tensor], others: dict[str, Tensor]) -> Iterator[None]:
-    """Within, the parameters have the others' values; afterwards their own again, to the bit."""
-
-    def swap() -> None:
-        for name, parameter in parameters.items():
-            parameter.data, others[name] = others[name], parameter.data
-
-    swap()
-    try:
-        yield
-    finally:
-        swap()
-
-
-def _refuse_loss(folder: Path, config: RunConfig, windows: Windows, first: int, losses: list[Tensor]) -> NoReturn:
-    """Write down which windows made the first loss that is not finite, and stop."""
-    step = first + next(i for i, loss in enumerate(losses) if not math.isfinite(float(loss)))
-    indices = batch_indices(step, config.train.batch_size, len(windows), config.seed)
-    write_text(folder / "bad_batch.json", json.dumps({"update": step + 1, "windows": indices.tolist()}))
-    raise PrismError(
-        f"the loss became {float(losses[step - first])} at update {step + 1}; the checkpoint before it is kept, and "
-        f"{folder / 'bad_batch.json'} names the batch's windows. Lower the learning rate ({config.train.lr}) or look "
-        "for odd actions in the demonstrations"
-    )
 
 
 def _update_seed(seed: int, step: int) -> int:
     # Any fixed map of the pair to well-spread numbers of 63 bits will do.
     return (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xBF58476D1CE4E5B9) % 2**63
-
-
-def save_checkpoint(
-    folder: Path, done: int, parameters: dict[str, Tensor], ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> None:
-    """Everything the loop needs to go on after `done` updates; the checkpoint before it is kept as a spare."""
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        state = optimizer.state[parameter]
-        tensors |= {f"model/{name}": parameter.detach(), f"ema/{name}": ema[name]}
-        tensors |= {f"optimizer/{key}/{name}": value for key, value in state.items()}
-    last = folder / "checkpoints" / "last.safetensors"
-    with atomic(last) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"updates": json.dumps(done)})
-        if last.exists():
-            last.replace(last.with_name("previous.safetensors"))
-
-
-def restore(
-    folder: Path, parameters: dict[str, Tensor], ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> int:
-    """Load the newest sound checkpoint in place; returns the number of updates it holds, 0 where there is none."""
-    for name in ("last", "previous"):
-        path = folder / "checkpoints" / f"{name}.safetensors"
-        if not path.exists():
-            continue
-        try:
-            with safetensors.safe_open(path, "pt") as file:
-                done = int(json.loads(file.metadata()["updates"]))
-                tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-        except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
-            console.print(f"{path} is damaged ({error}); going back to the checkpoint before it")
-            continue
-        with torch.no_grad():
-            for key, parameter in parameters.items():
-                parameter.copy_(tensors[f"model/{key}"])
-                ema[key].copy_(tensors[f"ema/{key}"])
-        optimizer.load_state_dict(_optimizer_state(optimizer, list(parameters), tensors))
-        return done
-    return 0
-
-
-def _optimizer_state(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    state: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(names))}
-    index = {name: i for i, name in enumerate(names)}
-    parameters = optimizer.param_groups[0]["params"]
-    for key, value in tensors.items():
-        if key.startswith("optimizer/"):
-            _, field, name = key.split("/", 2)
-            like = parameters[index[name]]
-            # The file holds plain layout; the fused update walks memory and needs the weight's own.
-            state[index[name]][field] = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
-    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
 @contextmanager

@@ -24,15 +24,19 @@ def crop_size(size: int, share: float) -> int:
     return round(size * share)
 
 
-def crop(images: Tensor, height: int, width: int, random: bool) -> Tensor:
-    """(B, H, W, 3) to (B, height, width, 3): an offset of its own for every image, or the centre."""
+def crop(images: Tensor, height: int, width: int, place: Tensor | None = None) -> Tensor:
+    """(B, H, W, 3) to (B, height, width, 3): from the centre, or for every image from its own place.
+
+    Args:
+        place: (B, 2) in [0, 1), how far down and to the right of all offsets there are.
+    """
     batch, full_height, full_width, _ = images.shape
-    if not random:
+    if place is None:
         y, x = (full_height - height) // 2, (full_width - width) // 2
         return images[:, y : y + height, x : x + width]
     device = images.device
-    top = torch.randint(full_height - height + 1, (batch,), device=device)
-    left = torch.randint(full_width - width + 1, (batch,), device=device)
+    top = (place[:, 0] * (full_height - height + 1)).long()
+    left = (place[:, 1] * (full_width - width + 1)).long()
     # A view of every possible crop, of which one each is copied: six times faster on a CPU than an index a pixel.
     crops = images.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)  # (B, y, x, height, width, 3)
     return crops[torch.arange(batch, device=device), top, left]
@@ -74,7 +78,8 @@ class CameraEncoder(nn.Module):
             case "none":
                 self.pool = nn.ModuleList(nn.Identity() for _ in channels)
                 numbers = sum(c * h * w for c, (h, w) in zip(channels, sizes, strict=True))
-        self.shuffle_keypoints = config.shuffle_keypoints
+        self.num_keypoints = numbers // 2
+        """Of all stages; spatial softmax only."""
         self.fuse: TopDownCrossAttention | None = None
         self.out_dim = numbers
         if config.fusion == "tdca":
@@ -97,20 +102,20 @@ class CameraEncoder(nn.Module):
             refined = [refine(maps[s - 1]) for s, refine in zip(self.stages, self.refine, strict=True)]
         return [pool(m.float() if self.half_precision else m) for pool, m in zip(self.pool, refined, strict=True)]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, h, w) to (B, out_dim)."""
+    def forward(self, x: Tensor, order: Tensor | None = None) -> Tensor:
+        """(B, 3, h, w) to (B, out_dim); `order`, random numbers (B, K of all stages), is what shuffles keypoints."""
         pooled = self.pooled(x)
-        if self.shuffle_keypoints:
-            pooled = [shuffle_pairs(p) for p in pooled]
+        if order is not None:
+            ranks = torch.split(order, [p.shape[1] for p in pooled], dim=1)
+            pooled = [shuffle_pairs(p, r) for p, r in zip(pooled, ranks, strict=True)]
         if self.fuse is not None:
             return self.fuse(pooled)
         return torch.cat([p.flatten(1) for p in pooled], dim=1)
 
 
-def shuffle_pairs(keypoints: Tensor) -> Tensor:
-    """Permute the (x, y) pairs of (B, K, 2), afresh for every sample (Table 2)."""
-    order = torch.rand(keypoints.shape[:2], device=keypoints.device).argsort(dim=1)
-    return keypoints.gather(1, order[..., None].expand_as(keypoints))
+def shuffle_pairs(keypoints: Tensor, order: Tensor) -> Tensor:
+    """Permute the (x, y) pairs of (B, K, 2) by random numbers (B, K), another way in every sample (Table 2)."""
+    return keypoints.gather(1, order.argsort(dim=1)[..., None].expand_as(keypoints))
 
 
 def check_encoder(config: EncoderConfig) -> None:
@@ -193,8 +198,21 @@ class VisualEncoder(nn.Module):
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
 
-    def prepare(self, camera: str, images: Tensor) -> Tensor:
+    def draw(self, batch: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """What is random about encoding `batch` images of each camera, as uniform numbers from the CPU.
+
+        Returns:
+            `crop.CAMERA` (B, 2), in training, and `order.CAMERA` (B, K of all stages), where keypoints are shuffled.
+        """
+        sizes = {f"crop.{camera}": 2 for camera in self.cameras} if self.training else {}
+        if self.config.shuffle_keypoints:
+            sizes |= {f"order.{camera}": e.num_keypoints for camera, e in self.encoders.items()}  # type: ignore[misc]
+        return {name: torch.rand(batch, n, generator=generator) for name, n in sizes.items()}
+
+    def prepare(self, camera: str, images: Tensor, place: Tensor | None = None) -> Tensor:
         """Images (B, H, W, 3) to the trunk's cropped and normalised input (B, 3, h, w), channels last in memory.
+
+        The crop is the centre, or one at `place` (B, 2).
 
         Floating-point images in 0 to 255 are taken only where they require a gradient, as saliency does: elsewhere they
         are a sign of a normalisation that was done before and would be done twice.
@@ -212,7 +230,7 @@ class VisualEncoder(nn.Module):
                 f"camera '{camera}': expected images of type uint8 from 0 to 255, got {str(images.dtype)[6:]}; the "
                 "encoder crops and normalises them itself"
             )
-        x = crop(images, *self.crops[camera], random=self.training)
+        x = crop(images, *self.crops[camera], place)
         # Images lie with their channels last in memory; so does the result, which the convolutions prefer.
         return torch.addcmul(self.shift, x.to(self.shift.dtype), self.scale).permute(0, 3, 1, 2)  # type: ignore[arg-type]
 
@@ -227,17 +245,28 @@ class VisualEncoder(nn.Module):
             fresh = encoder.trunk.load_imagenet(state)  # type: ignore[union-attr, operator]
         return fresh
 
-    def _inputs(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _inputs(
+        self, images: Mapping[str, Tensor], draws: Mapping[str, Tensor] | None
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Of every camera the trunk's input, and what shuffles its keypoints if something does."""
         if missing := [c for c in self.cameras if c not in images]:
             raise PrismError(f"camera '{missing[0]}' is missing; the encoder was built for {', '.join(self.cameras)}")
-        return {c: self.prepare(c, images[c]) for c in self.cameras}
+        if draws is None:
+            some = images[next(iter(self.cameras))]
+            draws = {name: numbers.to(some.device) for name, numbers in self.draw(some.shape[0]).items()}
+        return {c: (self.prepare(c, images[c], draws.get(f"crop.{c}")), draws.get(f"order.{c}")) for c in self.cameras}
 
-    def forward(self, images: Mapping[str, Tensor]) -> Tensor:
-        """Images of every camera, (B, H, W, 3), to (B, out_dim), cameras in the order given at construction."""
-        return torch.cat([self.encoders[c](x) for c, x in self._inputs(images).items()], dim=-1)
+    def forward(self, images: Mapping[str, Tensor], draws: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Images of every camera, (B, H, W, 3), to (B, out_dim), cameras in the order given at construction.
+
+        Args:
+            images: uint8.
+            draws: what `draw` returned, on the images' device; drawn here where it is not given.
+        """
+        return torch.cat([self.encoders[c](*x) for c, x in self._inputs(images, draws).items()], dim=-1)
 
     def keypoints(self, images: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
         """Keypoints of every camera and stage, (B, K, 2) in [-1, 1] of the cropped image; spatial softmax only."""
         if self.config.pooling != "spatial_softmax":
             raise PrismError(f"pooling '{self.config.pooling}' has no keypoints; expected 'spatial_softmax'")
-        return {c: self.encoders[c].pooled(x) for c, x in self._inputs(images).items()}  # type: ignore[operator]
+        return {c: self.encoders[c].pooled(x) for c, (x, _) in self._inputs(images, None).items()}  # type: ignore[operator]

@@ -142,7 +142,7 @@ class ConditionalUNet1D(nn.Module):
 
     def forward(self, actions: Tensor, step: Tensor, cond: Tensor) -> Tensor:
         """(B, T, A), steps (B,) or (B, n), and (B, D) to (B, T, A)."""
-        embedding = self.step_encoder(sinusoidal_embedding(step, self.step_embed_dim))
+        embedding = self.step_encoder(sinusoidal_embedding(step, self.step_embed_dim).to(cond.dtype))
         features = F.mish(torch.cat([embedding, cond], dim=-1))
         return self.denoise(actions, [block.film(features) for block in self.blocks])
 

@@ -30,12 +30,17 @@ def per_entry(mask: Tensor | None, like: Tensor) -> Tensor:
     return (mask.unsqueeze(-1) if mask.ndim == 2 else mask).expand_as(like)
 
 
-def masked_mean(error: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of (B, T, A) over the entries in `mask`, bool (B, T) or (B, T, A) (Eq. 5 and 7)."""
+def masked_mean(error: Tensor, mask: Tensor | None, share: Tensor | None = None) -> Tensor:
+    """Mean of (B, T, A) over the entries in `mask`, bool (B, T) or (B, T, A) (Eq. 5 and 7).
+
+    Args:
+        share: the mask's mean over the whole batch, of which this is a part of one process among several: so the mean
+            of what they return is the mean over the whole batch's entries.
+    """
     if mask is None:
         return error.mean()
-    mask = per_entry(mask, error)
-    return (error * mask).sum() / mask.sum().clamp_min(1)
+    mask = per_entry(mask, error).to(error.dtype)
+    return (error * mask).mean() / (mask.mean() if share is None else share).clamp_min(1 / mask.numel())
 
 
 def impose(x: Tensor, known: Known | None, level: Callable[[Tensor], Tensor]) -> Tensor:
@@ -105,17 +110,23 @@ class Policy(nn.Module):
         """Where the weights lie."""
         return next(self.parameters()).device
 
-    def condition(self, observation: Observation) -> Tensor:
+    def condition(self, observation: Observation, draws: Mapping[str, Tensor] | None = None) -> Tensor:
         """Encode the observation to (B, To * (D_img + P) + E): frame by frame, oldest first, then the task."""
         images: Mapping[str, Tensor] = observation["images"]
         proprio: Tensor = self.normalizer["proprio"](observation["proprio"])  # (B, To, P)
         batch, steps = proprio.shape[:2]
-        features = self.encoder({c: x.flatten(0, 1) for c, x in images.items()})  # (B * To, D_img)
+        if draws is not None:
+            draws = {name: draws[name].flatten(0, 1) for name in draws if name.startswith(("crop.", "order."))}
+        features = self.encoder({c: x.flatten(0, 1) for c, x in images.items()}, draws)  # (B * To, D_img)
         cond = torch.cat([features.view(batch, steps, -1), proprio], dim=-1).flatten(1)
         return torch.cat([cond, observation["task"]], dim=-1) if self.task_dim else cond
 
     def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss of a batch of windows, and detached figures to log.
+
+        Args:
+            batch: of `Windows.batch`. With `draws`, rows of what `draw` returned, the loss is a function of the batch
+                alone; else they are drawn here. With `mask_share`, see `masked_mean`.
 
         Raises:
             PrismError: actions of another horizon or number.
@@ -126,10 +137,33 @@ class Policy(nn.Module):
                 f"actions: expected (B, {expected[0]}, {expected[1]}), got {tuple(batch['actions'].shape)}"
             )
         actions = self.normalizer["action"](batch["actions"])  # (B, T, A)
-        loss = self.chunk_loss(actions, self.condition(batch), batch.get("mask"))
+        draws = batch.get("draws")
+        if draws is None:
+            draws = {name: x.to(actions.device) for name, x in self.draw(len(actions)).items()}
+        cond = self.condition(batch, draws)
+        loss = self.chunk_loss(
+            actions, cond, draws["noise"], draws["times"], batch.get("mask"), batch.get("mask_share")
+        )
         return loss, {"loss": loss.detach()}
 
     loss = forward
+
+    def draw(self, batch: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """All randomness of a batch's loss, a row a window, from the CPU: a seed means the same on every device, and to
+        each of several processes that take some of the rows.
+
+        Returns:
+            `noise` (B, T, A), `times` (B, ...), and what the encoder draws for each of the frames, (B, To, ...).
+        """
+        noise, times = self.draw_chunk(batch, generator)
+        frames = self.encoder.draw(batch * self.config.n_obs_steps, generator)
+        of_encoder = {name: x.view(batch, self.config.n_obs_steps, -1) for name, x in frames.items()}
+        return {"noise": noise, "times": times, **of_encoder}
+
+    def draw_chunk(self, batch: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """The noise (B, T, A) and the times (B, ...) of a batch's loss."""
+        noise = torch.randn(batch, self.config.horizon, self.action_dim, generator=generator)
+        return noise, self.draw_times(batch, generator)
 
     @property
     def num_draws(self) -> int:
@@ -218,11 +252,26 @@ class Policy(nn.Module):
         """`predict` as a function of x alone at each of the `times`, (m,) or (m, n), that sampling visits."""
         return self.net.at(self.time_scale * times, cond)
 
-    def chunk_loss(self, actions: Tensor, cond: Tensor, mask: Tensor | None = None) -> Tensor:
+    def draw_times(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """The diffusion steps or flow times of a batch's loss, (B,) or (B, 2)."""
+        raise NotImplementedError
+
+    def chunk_loss(
+        self,
+        actions: Tensor,
+        cond: Tensor,
+        noise: Tensor,
+        times: Tensor,
+        mask: Tensor | None = None,
+        share: Tensor | None = None,
+    ) -> Tensor:
         """Scalar loss for normalised chunks (B, T, A) given conditions (B, D), over the entries in `mask`.
 
         Args:
+            noise: (B, T, A), see `draw_chunk`.
+            times: (B, ...), see `draw_chunk`.
             mask: bool (B, T) or (B, T, A); entries outside (padded, disturbed, or given) are not learned.
+            share: see `masked_mean`.
         """
         raise NotImplementedError
 

@@ -41,12 +41,22 @@ class DDPMPolicy(Policy):
             )
         self.register_buffer("alpha_bar", alpha_bars(ddpm).float(), persistent=False)
 
-    def chunk_loss(self, actions: Tensor, cond: Tensor, mask: Tensor | None = None) -> Tensor:
+    def draw_times(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """The diffusion steps k: (B,)."""
+        return torch.randint(len(self.alpha_bar), (batch,), generator=generator)
+
+    def chunk_loss(
+        self,
+        actions: Tensor,
+        cond: Tensor,
+        noise: Tensor,
+        times: Tensor,
+        mask: Tensor | None = None,
+        share: Tensor | None = None,
+    ) -> Tensor:
         """Mean squared error of the noise over the entries in `mask` (Eq. 5)."""
-        k = torch.randint(len(self.alpha_bar), (len(actions),), device=actions.device)
-        noise = torch.randn_like(actions)
-        noisy = self.at(k[:, None, None], actions, noise)  # Eq. 4
-        return masked_mean((self.predict(noisy, k, cond) - noise).square(), mask)
+        noisy = self.at(times[:, None, None], actions, noise)  # Eq. 4
+        return masked_mean((self.predict(noisy, times, cond) - noise).square(), mask, share)
 
     def at(self, k: Tensor | int, actions: Tensor, noise: Tensor) -> Tensor:
         """The noisy chunk of step k (Eq. 4)."""

@@ -15,12 +15,22 @@ class FlowMatchingPolicy(Policy):
     def time_scale(self) -> float:  # noqa: D102 (inherited)
         return self.config.flow_matching.time_scale
 
-    def chunk_loss(self, actions: Tensor, cond: Tensor, mask: Tensor | None = None) -> Tensor:
+    def draw_times(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """t, uniform on (0, 1): (B,)."""
+        return torch.rand(batch, generator=generator)
+
+    def chunk_loss(
+        self,
+        actions: Tensor,
+        cond: Tensor,
+        noise: Tensor,
+        times: Tensor,
+        mask: Tensor | None = None,
+        share: Tensor | None = None,
+    ) -> Tensor:
         """Mean squared error of the velocity over the entries in `mask` (Eq. 7)."""
-        x_0 = torch.randn_like(actions)
-        t = torch.rand(len(actions), device=actions.device)
-        x_t = torch.lerp(x_0, actions, t[:, None, None])
-        return masked_mean((self.predict(x_t, t, cond) - (actions - x_0)).square(), mask)
+        x_t = torch.lerp(noise, actions, times[:, None, None])
+        return masked_mean((self.predict(x_t, times, cond) - (actions - noise)).square(), mask, share)
 
     def sample_chunk(self, noise: Tensor, cond: Tensor, known: Known | None = None) -> Tensor:
         """Integrate from noise at t = 0 to actions at t = 1 in uniform steps."""

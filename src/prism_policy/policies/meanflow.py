@@ -18,13 +18,14 @@ class MeanFlowPolicy(Policy):
     def time_scale(self) -> float:  # noqa: D102 (inherited)
         return self.config.meanflow.time_scale
 
-    def draw_times(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Times t and r <= t, (B,) each: logit-normal, r = t with probability `equal_ratio` (Table 12c)."""
+    def draw_times(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """Times t and r <= t, (B, 2): logit-normal, r = t with probability `equal_ratio` (Table 12c)."""
         config = self.config.meanflow
-        t = torch.sigmoid(config.t_mean + config.t_std * torch.randn(batch, device=device))
-        r = torch.sigmoid(config.r_mean + config.r_std * torch.randn(batch, device=device))
+        t = torch.sigmoid(config.t_mean + config.t_std * torch.randn(batch, generator=generator))
+        r = torch.sigmoid(config.r_mean + config.r_std * torch.randn(batch, generator=generator))
         t, r = (torch.maximum(t, r) if config.order == "swap" else t), torch.minimum(t, r)
-        return t, torch.where(torch.rand(batch, device=device) < config.equal_ratio, t, r)
+        equal = torch.rand(batch, generator=generator) < config.equal_ratio
+        return torch.stack([t, torch.where(equal, t, r)], dim=1)
 
     def target(self, z: Tensor, v: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
         """The prediction and its target v - (t - r) du/dt without gradient (Eq. 11 and 12), (B, T, A) each."""
@@ -38,13 +39,20 @@ class MeanFlowPolicy(Policy):
             predicted, change = torch.func.jvp(along_path, (z, t, r), tangents)  # type: ignore[misc]
         return predicted, (v - (t - r)[:, None, None] * change).detach()
 
-    def chunk_loss(self, actions: Tensor, cond: Tensor, mask: Tensor | None = None) -> Tensor:
+    def chunk_loss(
+        self,
+        actions: Tensor,
+        cond: Tensor,
+        noise: Tensor,
+        times: Tensor,
+        mask: Tensor | None = None,
+        share: Tensor | None = None,
+    ) -> Tensor:
         """Squared error over the entries in `mask`, summed a sample and weighted against outliers (Eq. 10 to 13)."""
         config = self.config.meanflow
-        e = torch.randn_like(actions)
-        t, r = self.draw_times(len(actions), actions.device)
-        z = torch.lerp(actions, e, t[:, None, None])
-        predicted, target = self.target(z, e - actions, t, r, cond)
+        t, r = times.unbind(dim=1)
+        z = torch.lerp(actions, noise, t[:, None, None])
+        predicted, target = self.target(z, noise - actions, t, r, cond)
         error = ((predicted - target).square() * per_entry(mask, actions)).sum(dim=(1, 2))  # (B,)
         return (error / (error.detach() + config.norm_eps) ** config.norm_power).mean()
 

@@ -1,0 +1,62 @@
+"""Batches prepared one ahead, in a thread, while the device works on the one before."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Ahead:
+    """Calls `make` for each of `items`, one ahead of the consumer, in order.
+
+    Usage::
+
+        batches = Ahead(make_batch, range(1000))
+        for batch in batches:
+            ...
+        batches.waited_s  # how long the consumer waited [s]
+    """
+
+    def __init__(self, make: Callable[[int], Any], items: Iterable[int]) -> None:
+        self.make, self.items = make, items
+        self.waited_s = 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        with ThreadPoolExecutor(1, "batches") as thread:
+            ahead: deque[Future[Any]] = deque()
+            for item in self.items:
+                ahead.append(thread.submit(self.make, item))
+                if len(ahead) == 2:
+                    yield self._result(ahead.popleft())
+            while ahead:
+                yield self._result(ahead.popleft())
+
+    def _result(self, future: Future[Any]) -> Any:
+        started = time.perf_counter()
+        try:
+            return future.result()
+        finally:
+            self.waited_s += time.perf_counter() - started
+
+
+def mapped(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The batch, dictionaries of tensors, with a function applied to each of them."""
+    if isinstance(batch, dict):
+        return {key: mapped(value, function) for key, value in batch.items()}
+    return function(batch)
+
+
+def pinned(batch: Any) -> Any:
+    """The batch in memory from which a GPU copies while it computes."""
+    return mapped(batch, Tensor.pin_memory)
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """The batch on the device; from pinned memory without waiting for it."""
+    return mapped(batch, lambda x: x.to(device, non_blocking=True))

@@ -1,0 +1,106 @@
+"""`prism train`: demonstrations, training, rollouts and figures of one run folder, in one process or several."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from prism_policy.config import RunConfig
+from prism_policy.dataset import training_windows
+from prism_policy.envs.workers import Simulators
+from prism_policy.evaluate import available_cores, evaluate
+from prism_policy.files import read_lines
+from prism_policy.policies import Policy
+from prism_policy.progress import Bar, console
+from prism_policy.ranks import Device, join
+from prism_policy.results import summarise
+from prism_policy.run_folder import open_run
+from prism_policy.track import Tracker, check_trackers, trackers
+from prism_policy.train import Rollout, train
+
+
+def train_run(
+    folder: Path,
+    config: RunConfig,
+    *,
+    device: Device = "auto",
+    track: Sequence[Tracker] = (),
+    max_s: float = math.inf,
+    workers: int | None = None,
+) -> None:
+    """Train, or go on training, the run in `folder`, and say how it went.
+
+    Raises:
+        PrismError: bad input, see each stage; `max_s` is over.
+    """
+    check_trackers(track)
+    with join() as ranks:
+        where = ranks.device(device)
+        ranks.share(config.train.batch_size)  # what cannot work is found before anything is made
+        with ranks.first_alone():
+            open_run(folder, config)
+            windows, valid = training_windows(config)
+        rollout = _rollout(folder, config, workers) if importlib.util.find_spec("robosuite") else None
+        if rollout is None and config.train.rollout_every:
+            console.print("No rollouts while training: robosuite is not installed (pip install prism-policy[sim])")
+        with (
+            trackers(track if ranks.first else (), folder, config) as others,
+            Bar("Training", config.train.steps) as bar,
+        ):
+
+            def on_update(done: int, line: dict[str, float]) -> None:
+                for call in (bar.train, *others):
+                    call(done, line)
+
+            train(folder, config, windows, on_update, valid, max_s, rollout, ranks, where)
+        _summary(folder, config)
+
+
+def _rollout(folder: Path, config: RunConfig, workers: int | None) -> Rollout:
+    """Episodes of the stream `validate`, in a folder of their own for each update that is measured."""
+    settings = replace(config.evaluate, n_episodes=config.train.rollout_episodes, split="validate")
+    measured = replace(config, evaluate=settings)
+
+    def rollout(policy: Policy, done: int, heed_stop: Callable[[], None]) -> dict[str, float]:
+        place = folder / "rollouts" / f"update_{done:06d}"
+        with Simulators(workers or available_cores()) as simulators:
+            records = evaluate(
+                place, measured, policy, None, simulators, lambda records: heed_stop(), other_weights="drop"
+            )
+        summary = summarise(records)
+        low, high = summary["wilson_95"]
+        console.print(
+            f"Update {done}: {summary['n_success']} of {summary['n_episodes']} validation episodes succeeded "
+            f"({summary['success_rate']:.0%}, 95% interval {low:.0%} to {high:.0%})"
+        )
+        return {"success_rate": summary["success_rate"], "rollout_episodes": summary["n_episodes"]}
+
+    return rollout
+
+
+def _summary(folder: Path, config: RunConfig) -> None:
+    """The closing lines of a training."""
+    lines = read_lines(folder / "metrics.jsonl")
+    last = lines[-1]
+    rates = sorted(line["samples_per_s"] for line in lines)
+    waited = sum(line["waiting"] for line in lines) / len(lines)
+    console.print(
+        f"{last['step']} updates of {config.train.batch_size} windows in {last['wall_s']:.0f} s "
+        f"({rates[len(rates) // 2]:.0f} windows/s, {waited:.1%} of it waiting for data); loss {last['loss']:.4g}"
+    )
+    if held_out := [line for line in lines if "valid_loss" in line]:
+        best = min(held_out, key=lambda line: line["valid_loss"])
+        console.print(
+            f"Held out: loss {held_out[-1]['valid_loss']:.4g} (lowest {best['valid_loss']:.4g} at update "
+            f"{best['step']}), action error {held_out[-1]['valid_action_error']:.3g}"
+        )
+    if rolled := [line for line in lines if "success_rate" in line]:
+        best = max(rolled, key=lambda line: (line["success_rate"], line["step"]))
+        console.print(
+            f"Best by rollouts: {best['success_rate']:.0%} of {best['rollout_episodes']} validation episodes at update "
+            f"{best['step']}; chosen on them, so measure it on others: prism evaluate {folder} --checkpoints best"
+        )
+    console.print(f"Policy: {folder} (weights.safetensors; metrics.jsonl)\nNext: prism evaluate {folder}")
