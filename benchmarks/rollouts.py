@@ -1,6 +1,6 @@
 """Environment steps a second: a plain robosuite loop with camera observations against this library's rollouts, in turn.
 
-python benchmarks/rollouts.py [--task lift] [--rounds 5] [--steps 48]
+python benchmarks/rollouts.py [--task lift] [--preset nano] [--rounds 5] [--steps 48]
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prism_policy import presets
 from prism_policy.config import TASKS, RunConfig, TaskConfig, TaskName
 from prism_policy.envs.opengl import choose_opengl
 from prism_policy.envs.workers import Request, Simulators, worker_start
-from prism_policy.evaluate import episode_noise, sample_chunks
+from prism_policy.evaluate import acting_threads, episode_noise, sample_chunks
 from prism_policy.policies import Policy
 from prism_policy.run_folder import make_policy
 
@@ -75,9 +75,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", choices=get_args(TaskName), default="lift")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--preset", choices=("nano", "paper"), default="nano")
     parser.add_argument("--steps", type=int, default=48, help="of an episode; nothing ends earlier")
     arguments = parser.parse_args()
-    config: RunConfig = presets.nano(arguments.task)
+    config: RunConfig = getattr(presets, arguments.preset)(arguments.task)
     policy = make_policy(config, 9, 7).eval()  # untrained: it costs the same, and no episode ends early
     task = replace(config.task, max_steps=arguments.steps)
     choose_opengl()
@@ -109,17 +110,14 @@ def main() -> None:
         return run
 
     act = policy_act(policy)
-    one_core, one, two = Simulators(1), Simulators(1), Simulators(2)
-    with one_core, one, two:
-        rollouts(one_core, 1, random_act, 1)()  # its worker starts where it is to stay
+    with Simulators(1) as one, Simulators(2) as two:
+        rollouts(one, 1, random_act, 1)()  # its worker starts where it is to stay
         variants = {
             "plain robosuite loop, no policy, one core": (plain, 1, 1),
-            "simulators alone, 1 worker, one core": (rollouts(one_core, 1, random_act, 1), EPISODES, 1),
-            "simulators alone, 1 worker, two cores": (rollouts(one, 2, random_act, 2), EPISODES, 2),
-            "simulators alone, 2 workers, two cores": (rollouts(two, 2, random_act, 2), EPISODES, 2),
-            "with the policy, 1 worker, one core": (rollouts(one_core, 1, act, 1), EPISODES, 1),
-            "with the policy, 1 worker, two cores": (rollouts(one, 2, act, 2), EPISODES, 2),
-            "with the policy, 2 workers, two cores": (rollouts(two, 2, act, 2), EPISODES, 2),
+            "simulators alone, 1 worker, one core": (rollouts(one, 1, random_act, 1), EPISODES, 1),
+            "simulators alone, 2 workers, two cores": (rollouts(two, 2, random_act, 1), EPISODES, 2),
+            "with the policy, 1 worker, one core": (rollouts(one, 1, act, 1), EPISODES, 1),
+            "with the policy, 2 workers, two cores": (rollouts(two, 2, act, acting_threads(policy, 2)), EPISODES, 2),
         }
         seconds = in_turn({n: f for n, (f, _, _) in variants.items()}, arguments.rounds, torch.device("cpu"), 1)
     rates = {
@@ -129,7 +127,7 @@ def main() -> None:
     load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
     print(f"{arguments.rounds} rounds in turn, episodes of {arguments.steps} steps; load average {load}\n")
     print(
-        f"| {arguments.task}, {task.render.resolution} px, 2 cameras | steps/s: median (min to max) | x plain, a core |"
+        f"| {arguments.task}, {arguments.preset}, {task.render.resolution} px, 2 cameras | steps/s: median (min to max) | x plain, a core |"
     )
     print("|---|---|---|")
     for name, (_, _, cores_used) in variants.items():
@@ -137,10 +135,8 @@ def main() -> None:
         text = f"{statistics.median(rate):.0f} ({min(rate):.0f} to {max(rate):.0f})"
         print(f"| {name} | {text} | {ratio([r / cores_used for r in rate], baseline)} |")
     for kind in ("simulators alone", "with the policy"):
-        two_workers = rates[f"{kind}, 2 workers, two cores"]
-        for cores_text in ("one core", "two cores"):
-            text = ratio(two_workers, rates[f"{kind}, 1 worker, {cores_text}"])
-            print(f"\n{kind}: two workers on two cores / one worker on {cores_text}: {text}")
+        text = ratio(rates[f"{kind}, 2 workers, two cores"], rates[f"{kind}, 1 worker, one core"])
+        print(f"\nTwo workers on two cores against one on one, {kind}: {text}")
 
 
 if __name__ == "__main__":
