@@ -126,9 +126,8 @@ def main() -> None:
     baseline = rates["plain robosuite loop, no policy, one core"]
     load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
     print(f"{arguments.rounds} rounds in turn, episodes of {arguments.steps} steps; load average {load}\n")
-    print(
-        f"| {arguments.task}, {arguments.preset}, {task.render.resolution} px, 2 cameras | steps/s: median (min to max) | x plain, a core |"
-    )
+    what = f"{arguments.task}, {arguments.preset}, {task.render.resolution} px, 2 cameras"
+    print(f"| {what} | steps/s: median (min to max) | x plain, a core |")
     print("|---|---|---|")
     for name, (_, _, cores_used) in variants.items():
         rate = rates[name]
