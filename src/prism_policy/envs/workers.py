@@ -29,7 +29,9 @@ from prism_policy.envs.stages import furthest_stage
 from prism_policy.errors import PrismError
 
 PATIENCE = 120.0
-"""A worker that owes an answer for longer hangs [s]; starting takes it about 5 s, a chunk 0.1 s."""
+"""A worker that owes an answer for longer hangs [s]; a chunk takes it about 0.1 s."""
+STARTING = 4
+"""Times as long for its first answer: it imports and compiles for about 5 s before, on a busy machine far longer."""
 TRIES = 3
 """How often an episode is begun before its workers' deaths are taken to be its own doing."""
 _TICK = 1.0  # [s]
@@ -181,7 +183,7 @@ class Simulators:
         elapsed = min(time.monotonic() - before, _TICK)
         for worker in list(self._staff):
             worker.silent += elapsed if worker.owes else 0.0
-            if worker.silent > self.patience:
+            if worker.silent > self.patience * (1 if worker.started else STARTING):
                 yield worker, "hung", "hung"
 
     def _dismiss(self, worker: _Worker) -> int | None:
@@ -219,7 +221,7 @@ class _Worker:
             self.process.start()
         theirs.close()
         self.episode: int | None = None
-        self.owes, self.silent = False, 0.0
+        self.owes, self.silent, self.started = False, 0.0, False
         self._inbox = inbox
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
@@ -228,7 +230,7 @@ class _Worker:
         try:
             while True:
                 kind, content = self._connection.recv()
-                self.owes = False
+                self.owes, self.started = False, True
                 self._inbox.put((self, kind, content))
         except (EOFError, OSError):
             self._inbox.put((self, "gone", "died"))
