@@ -60,7 +60,7 @@ def policy_act(policy: Policy) -> Callable[[Sequence[Request]], list[np.ndarray]
     def act(requests: Sequence[Request]) -> list[np.ndarray]:
         torch.set_num_threads(1)
         noise = [episode_noise("evaluate", 0, r.episode) for r in requests]
-        return list(sample_chunks(policy, [r.observation for r in requests], noise, 1)[:, 1:9])
+        return list(sample_chunks(policy, [r.observation for r in requests], noise, [0], 1)[:, 1:9])
 
     return act
 

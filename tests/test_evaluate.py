@@ -165,10 +165,14 @@ def test_rows_beside_an_episode_do_not_change_its_actions(short: RunConfig) -> N
 
     def chunks(episodes: list[int], rows: int) -> np.ndarray:
         noise = [episode_noise("evaluate", 0, e) for e in episodes]
-        return sample_chunks(policy, [seen[e] for e in episodes], noise, rows)
+        return sample_chunks(policy, [seen[e % 5] for e in episodes], noise, episodes, rows)
 
     alone = chunks([0], 16)
     np.testing.assert_array_equal(alone[0], chunks([0, 1, 2, 3, 4], 16)[0])
+    # Two that have the same row take turns, and the order in which they wait does not matter.
+    turns = chunks([16, 3, 0], 16)
+    np.testing.assert_array_equal(turns[2], alone[0])
+    np.testing.assert_array_equal(turns[0], chunks([16], 16)[0])
     # One row is another batch size: other kernels, the same to rounding; and what `act` does.
     single = chunks([0], 1)
     np.testing.assert_allclose(single, alone, atol=1e-5)

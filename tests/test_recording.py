@@ -54,7 +54,7 @@ def test_a_recording_holds_cameras_keypoints_actions_and_chunks(tmp_path: Path, 
         "images": {c: np.stack([x, x]) for c, x in observations[0]["images"].items()},
         "proprio": np.stack([observations[0]["proprio"]] * 2),
     }
-    chunk = sample_chunks(policy, [first], [episode_noise("evaluate", 0, 0)], 1)[0]
+    chunk = sample_chunks(policy, [first], [episode_noise("evaluate", 0, 0)], [0], 1)[0]
     logged = [float(found["/action/x:Scalar"][step][0]) for step in range(8)]
     np.testing.assert_allclose(logged, chunk[1:9, 0], rtol=1e-6)
     predictions = [step for step, found in enumerate(found["/chunk:TensorData"]) if found is not None]

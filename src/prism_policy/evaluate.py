@@ -81,8 +81,9 @@ def evaluate(
         for request in requests:
             if request.first:  # also when a lost worker's episode starts again
                 generators[request.episode] = episode_noise(stream.split, stream.seed, request.episode)
+        episodes = [r.episode for r in requests]
         found = sample_chunks(
-            policy, [r.observation for r in requests], [generators[r.episode] for r in requests], rows
+            policy, [r.observation for r in requests], [generators[e] for e in episodes], episodes, rows
         )
         first = policy.config.n_obs_steps - 1  # the chunk starts at the oldest frame
         actions = found[:, first : first + policy.config.n_action_steps]
@@ -137,22 +138,36 @@ def acting_threads(policy: Policy, workers: int) -> int:
 
 
 def sample_chunks(
-    policy: Policy, observations: Sequence[dict[str, Any]], generators: Sequence[torch.Generator], rows: int
+    policy: Policy,
+    observations: Sequence[dict[str, Any]],
+    generators: Sequence[torch.Generator],
+    episodes: Sequence[int],
+    rows: int,
 ) -> np.ndarray:
-    """Whole action chunks (n, T, A), in the environment's units, of n <= `rows` episodes, each with noise of its own.
+    """Whole action chunks (n, T, A), in the environment's units, of n episodes, each with noise of its own.
 
-    The policy is called with exactly `rows` rows, the rest filled with the first episode's.
+    The policy is called with exactly `rows` rows, those that nobody needs filled with copies. An episode's row follows
+    from its number, for a kernel may treat its first rows otherwise than its last; two of the same row take turns.
     """
-    fill = rows - len(observations)
-    padded = [*observations, *[observations[0]] * fill]
-    batch = {
-        "images": {c: torch.from_numpy(np.stack([o["images"][c] for o in padded])) for c in observations[0]["images"]},
-        "proprio": torch.from_numpy(np.stack([o["proprio"] for o in padded])),
-    }
     noise = [policy.draw_noise(1, generator) for generator in generators]
-    with torch.no_grad():
-        chunk = packed(policy).sample(policy._checked(batch), torch.cat([*noise, *noise[:1] * fill]))  # (rows, T, A)
-        return policy.normalizer["action"].invert(chunk)[: len(observations)].cpu().numpy()  # type: ignore[operator]
+    left = list(range(len(episodes)))
+    chunks: dict[int, np.ndarray] = {}
+    while left:
+        taken: dict[int, int] = {}  # row -> index of the episode
+        for i in left:
+            taken.setdefault(episodes[i] % rows, i)
+        left = [i for i in left if i not in taken.values()]
+        source = [taken.get(row, next(iter(taken.values()))) for row in range(rows)]
+        images = {c: np.stack([observations[i]["images"][c] for i in source]) for c in observations[0]["images"]}
+        batch = {
+            "images": {c: torch.from_numpy(x) for c, x in images.items()},
+            "proprio": torch.from_numpy(np.stack([observations[i]["proprio"] for i in source])),
+        }
+        with torch.no_grad():
+            chunk = packed(policy).sample(policy._checked(batch), torch.cat([noise[i] for i in source]))  # (rows, T, A)
+            actions = policy.normalizer["action"].invert(chunk).cpu().numpy()  # type: ignore[operator]
+        chunks |= {i: actions[row] for row, i in taken.items()}
+    return np.stack([chunks[i] for i in range(len(episodes))])
 
 
 def episode_noise(split: str, seed: int, episode: int) -> torch.Generator:

@@ -63,7 +63,7 @@ def record(path: Path, task: TaskConfig, policy: Policy, states: Path, split: st
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             recording.save(temporary)
-            _log(rr, recording, task, policy, observations, episode_noise(split, seed, episode))
+            _log(rr, recording, task, policy, observations, episode_noise(split, seed, episode), episode)
             recording.flush()
             recording.disconnect()
             temporary.replace(path)
@@ -78,6 +78,7 @@ def _log(
     policy: Policy,
     observations: list[dict[str, Any]],
     noise: torch.Generator,
+    episode: int,
 ) -> None:
     rows = 1 if policy.device.type == "cpu" else GPU_ROWS
     n_obs, n_act = policy.config.n_obs_steps, policy.config.n_action_steps
@@ -99,7 +100,7 @@ def _log(
                 "images": {c: np.stack([o["images"][c] for o in history]) for c in observation["images"]},
                 "proprio": np.stack([o["proprio"] for o in history]),
             }
-            chunk = sample_chunks(policy, [seen], [noise], rows)[0]
+            chunk = sample_chunks(policy, [seen], [noise], [episode], rows)[0]
             chunk = decode_absolute(chunk) if task.action_mode == "absolute" else chunk
             actions = chunk[n_obs - 1 : n_obs - 1 + n_act]
             recording.log("chunk", rr.Tensor(chunk, dim_names=("step", "action")))
