@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ def train(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint written.
     """
     settings = config.train
+    ranks.check(config)
     mine = ranks.share(settings.batch_size)
     torch.manual_seed(config.seed)
     policy = make_policy(config, windows.frames.proprio.shape[1], windows.frames.actions.shape[1])
@@ -132,6 +134,16 @@ def train(
 
     def rows_and_share(indices: Tensor) -> dict[str, Any]:
         return {**windows.batch(indices[mine]), "mask_share": windows.mask[indices].float().mean()}
+
+    def update(model: torch.nn.Module, batch: dict[str, Any]) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            loss, _ = model(batch)
+        state.optimizer.zero_grad()
+        loss.backward()
+        if settings.grad_clip:
+            torch.nn.utils.clip_grad_norm_(state.parameters.values(), settings.grad_clip)
+        state.update(learning_rate(state.done, settings), ema_decay(state.done, settings))
+        return loss.detach()
 
     def wrapped() -> torch.nn.Module:
         if not settings.compile:
@@ -188,20 +200,12 @@ def train(
             if "mask" not in batch:
                 batch |= rows_and_share(batch["indices"])
             try:
-                with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-                    loss, _ = model(batch)
-                state.optimizer.zero_grad()
-                loss.backward()
+                losses.append(update(model, batch))
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                loss = None  # its graph holds what is to be freed
-                advise_batch_size(policy, batch, settings.batch_size)
-            if settings.grad_clip:
-                torch.nn.utils.clip_grad_norm_(state.parameters.values(), settings.grad_clip)
-            lr = learning_rate(state.done, settings)
-            state.update(lr, ema_decay(state.done, settings))
-            losses.append(loss.detach())
+                # Without the other processes, which wait.
+                advise_batch_size(error, partial(update, policy), batch, settings.batch_size)
             done, last = state.done, state.done == settings.steps
             validates = valid is not None and (last or _due(done, settings.valid_every)) and settings.valid_every > 0
             keeps = _due(done, settings.keep_every)
@@ -217,14 +221,16 @@ def train(
                 line = {
                     "step": done,
                     "loss": float(mean_losses.mean()),
-                    "lr": lr,
+                    "lr": state.optimizer.param_groups[0]["lr"],
                     "samples_per_s": len(losses) * settings.batch_size / (now - last_log),
                     "waiting": batches.waited_s / (now - last_log),
                     "wall_s": trained_s + now - started,
                 }
                 if device.type == "cuda":
                     line["gpu_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
-                check_losses(folder, config, len(windows), done, mean_losses.tolist(), metrics)
+                check_losses(
+                    folder, config, len(windows), done, mean_losses.tolist(), state.parameters.values(), metrics
+                )
                 if validates and valid is not None and ranks.first:
                     with state.averaged():
                         line |= validate(policy, valid, settings.batch_size)
