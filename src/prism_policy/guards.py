@@ -19,6 +19,7 @@ from prism_policy.data.loader import mapped
 from prism_policy.data.windows import batch_indices
 from prism_policy.errors import PrismError
 from prism_policy.files import write_text
+from prism_policy.memory import give_back_freed_memory
 
 EXPLODED = 10.0
 """Times the loss at the start that no training comes back from."""
@@ -80,7 +81,7 @@ def check_compiler() -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of PyTorch, oneDNN or Python is for want of memory, on the host or a GPU."""
-    words = ("can't allocate memory", "out of memory", "could not create a memory object")
+    words = ("can't allocate memory", "out of memory", "could not create a ")  # oneDNN: memory object, primitive
     return isinstance(error, MemoryError) or any(part in str(error) for part in words)
 
 
@@ -102,6 +103,7 @@ def advise_batch_size(
     while rows > 1:
         rows //= 2
         traceback.clear_frames(error.__traceback__)  # they hold what is to be freed
+        give_back_freed_memory()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         try:
@@ -114,4 +116,7 @@ def advise_batch_size(
             f"out of memory at a batch of {batch_size} windows; {share} fit: --set train.batch_size={share}, or "
             "more processes"
         )
-    raise PrismError(f"out of memory at a batch of {batch_size} windows, and a single one does not fit either")
+    raise PrismError(
+        f"out of memory at a batch of {batch_size} windows, and in what is left even a single one found no room; try a "
+        "far smaller train.batch_size"
+    )
