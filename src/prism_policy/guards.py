@@ -8,6 +8,7 @@ import os
 import shutil
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -106,8 +107,11 @@ def advise_batch_size(
         give_back_freed_memory()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        part = mapped(batch, lambda x: x[:rows] if x.ndim else x)  # noqa: B023 (called at once)
         try:
-            update(mapped(batch, lambda x: x[:rows] if x.ndim else x))  # noqa: B023 (called at once)
+            # A thread in which oneDNN once found no room for its generated code finds none ever after.
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(update, part).result()
         except (MemoryError, RuntimeError) as again:
             error = again
             continue
