@@ -48,6 +48,7 @@ def write_demos(path: Path, actions: int = 7, size: int = 32) -> Path:
 
 def small_windows(folder: Path) -> Windows:
     """Windows of the demonstrations to learn from."""
+    folder.mkdir(parents=True, exist_ok=True)
     return Windows(Frames.of(read_demos(write_demos(folder / "demos.hdf5"), mask="train")), 16, 2, 8)
 
 
