@@ -49,7 +49,8 @@ def write_demos(path: Path, actions: int = 7, size: int = 32) -> Path:
 def small_windows(folder: Path) -> Windows:
     """Windows of the demonstrations to learn from."""
     folder.mkdir(parents=True, exist_ok=True)
-    return Windows(Frames.of(read_demos(write_demos(folder / "demos.hdf5"), mask="train")), 16, 2, 8)
+    frames = Frames.of(read_demos(write_demos(folder / "demos.hdf5")))
+    return Windows(frames, 16, 2, 8, episodes=[0, 1, 2])
 
 
 def command(folder: Path, *arguments: str | Path, settings: tuple[str, ...] = ()) -> list[str]:

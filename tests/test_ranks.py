@@ -186,7 +186,7 @@ def started(folder: Path, *settings: str) -> subprocess.Popen[str]:
     return process
 
 
-LONG = ("train.steps=300", "train.checkpoint_minutes=0", "train.eps=0.01")
+LONG = ("train.steps=120", "train.checkpoint_minutes=0", "train.eps=0.01")
 
 
 @pytest.mark.slow
@@ -202,10 +202,10 @@ def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on(tmp_path: 
     assert f"process {rank} of 2 was killed by signal 9 and the others were stopped" in errors
     assert not any(child.is_running() for child in children.values())
     reached = read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
-    assert reached < 300
+    assert reached < 120
     prism_train(tmp_path, "--out", tmp_path / "run", "--processes", "2", settings=LONG)
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
-    assert [line["step"] for line in lines] == list(range(1, 301))
+    assert [line["step"] for line in lines] == list(range(1, 121))
     train(tmp_path / "alone", small_config(*LONG), small_windows(tmp_path))
     alone = read_lines(tmp_path / "alone" / "metrics.jsonl")
     assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in alone], rel=1e-3)
@@ -227,4 +227,4 @@ def test_several_processes_that_are_told_to_stop_do_so_with_a_checkpoint(
         head = file.read(20000).decode(errors="ignore")
     assert re.search(r'"updates":"(\d+)"', head)[1] == str(lines[-1]["step"])  # type: ignore[index]
     prism_train(tmp_path, "--out", tmp_path / "run", settings=(*LONG[:1], "train.checkpoint_minutes=0"))
-    assert [line["step"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")] == list(range(1, 301))
+    assert [line["step"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")] == list(range(1, 121))

@@ -230,6 +230,7 @@ def test_a_training_is_adamw_under_a_warmed_up_cosine_with_an_average_of_the_wei
     policy = make_policy(config, 9, 7).train()
     policy.normalizer.load_state_dict(trained.normalizer.state_dict())
     policy = policy.double()
+    policy.net.register_forward_pre_hook(lambda net, inputs: tuple(x.double() for x in inputs))  # DDPM's steps too
     names, weights = zip(*policy.named_parameters(), strict=True)
     means = [w.detach().clone() for w in weights]
     first, second = ([torch.zeros_like(w) for w in weights] for _ in range(2))
