@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -29,6 +30,8 @@ KINDS: tuple[PolicyKind, ...] = get_args(PolicyKind)
 PROCESSES = 2
 STABLE = ("train.eps=0.01", "train.lr=0.01", "train.steps=16")
 """A large epsilon, for with a small one Adam makes rounding, where the gradient vanishes, as large as a true step."""
+ROUNDING = {"atol": 5e-5, "rtol": 1e-3}
+"""Of weights after 16 steps of some 0.01: half a percent of one step."""
 
 
 def of_kind(kind: PolicyKind, *settings: str) -> RunConfig:
@@ -67,8 +70,10 @@ def _train_together(rank: int, at: str) -> None:
         train(folder / f"{kind}_joined", of_kind(kind), windows, ranks=ranks)
         with pytest.raises(PrismError, match="stopped at update 1 of 16"):
             train(folder / f"{kind}_left", of_kind(kind), windows, max_s=0, ranks=ranks)
-    settings = ("train.steps=150", "train.log_every=0", "train.checkpoint_minutes=0.01")
+    settings = ("train.steps=80", "train.log_every=0", "train.checkpoint_minutes=0.005")
     train(folder / "paced", small_config(*settings), windows, ranks=ranks)
+    gc.collect()  # the models of trainings that were stopped, which hold the group: torch may abort at its end else
+    dist.barrier()
     dist.destroy_process_group()
 
 
@@ -102,7 +107,7 @@ def test_two_processes_train_as_one(tmp_path: Path, together: Path, kind: Policy
     assert losses(together / kind) == pytest.approx(losses(tmp_path), rel=1e-5)
     alone = load_file(tmp_path / "weights.safetensors")
     for name, weight in load_file(together / kind / "weights.safetensors").items():
-        torch.testing.assert_close(weight, alone[name], atol=5e-6, rtol=1e-4)
+        torch.testing.assert_close(weight, alone[name], **ROUNDING)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -112,7 +117,7 @@ def test_a_run_goes_on_with_another_number_of_processes(together: Path, kind: Po
     assert losses(folder) == pytest.approx(losses(together / kind), rel=1e-5)
     expected = load_file(together / kind / "weights.safetensors")
     for name, weight in load_file(folder / "weights.safetensors").items():
-        torch.testing.assert_close(weight, expected[name], atol=5e-6, rtol=1e-4)
+        torch.testing.assert_close(weight, expected[name], **ROUNDING)
 
 
 def test_only_the_first_process_writes(together: Path) -> None:
@@ -122,8 +127,8 @@ def test_only_the_first_process_writes(together: Path) -> None:
 
 
 def test_several_processes_write_checkpoints_no_more_often_than_one(together: Path) -> None:
-    lines = read_lines(together / "paced" / "metrics.jsonl")  # a line each checkpoint, 0.6 s apart
-    assert 2 <= len(lines) <= lines[-1]["wall_s"] / 0.6 + 2
+    lines = read_lines(together / "paced" / "metrics.jsonl")  # a line each checkpoint, 0.3 s apart
+    assert 2 <= len(lines) <= lines[-1]["wall_s"] / 0.3 + 2
 
 
 @pytest.mark.parametrize(("batch_size", "world"), [(12, 1), (12, 3), (8, 4)])

@@ -52,9 +52,8 @@ def test_a_tracker_that_is_not_installed_is_one_sentence_before_any_work(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == name else find("json"))
-    with pytest.raises(
-        PrismError, match=rf"--track {name} needs the package {name}: pip install prism-policy\[track\]"
-    ):
+    sentence = rf"--track {name} needs the package {name}: pip install prism-policy\[track\]"
+    with pytest.raises(PrismError, match=sentence):
         train_run(tmp_path / "run", small_config(), track=[name])  # type: ignore[list-item]
     assert not (tmp_path / "run").exists()
     other = "wandb" if name == "tensorboard" else "tensorboard"

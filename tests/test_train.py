@@ -222,7 +222,7 @@ def test_a_training_is_adamw_under_a_warmed_up_cosine_with_an_average_of_the_wei
     """The same in float64, from the formulas of Loshchilov and Hutter (2019), Algorithm 2, and of diffusion policy."""
     settings = ("train.steps=9", "train.warmup_steps=3", "train.lr=0.01", "train.weight_decay=0.1")
     # A large epsilon, for with a small one Adam makes rounding where the gradient vanishes as large as a true step.
-    config = small_config(*settings, "train.eps=0.01", "train.betas=[0.8,0.95]", "train.keep_every=5", kind=kind)
+    config = small_config(*settings, "train.eps=0.1", "train.betas=[0.8,0.95]", "train.keep_every=5", kind=kind)
     windows = small_windows(tmp_path)
     open_run(tmp_path / "run", config)
     trained = train(tmp_path / "run", config, windows)
@@ -230,6 +230,7 @@ def test_a_training_is_adamw_under_a_warmed_up_cosine_with_an_average_of_the_wei
     policy = make_policy(config, 9, 7).train()
     policy.normalizer.load_state_dict(trained.normalizer.state_dict())
     policy = policy.double()
+    policy.net.register_forward_pre_hook(lambda net, inputs: tuple(x.double() for x in inputs))  # DDPM's steps too
     policy.net.register_forward_pre_hook(lambda net, inputs: tuple(x.double() for x in inputs))  # DDPM's steps too
     names, weights = zip(*policy.named_parameters(), strict=True)
     means = [w.detach().clone() for w in weights]
@@ -247,13 +248,13 @@ def test_a_training_is_adamw_under_a_warmed_up_cosine_with_an_average_of_the_wei
                 w -= lr * 0.1 * w
                 m += 0.2 * (g - m)
                 v += 0.05 * (g**2 - v)
-                w -= lr * (m / (1 - 0.8 ** (n + 1))) / ((v / (1 - 0.95 ** (n + 1))).sqrt() + 1e-2)
+                w -= lr * (m / (1 - 0.8 ** (n + 1))) / ((v / (1 - 0.95 ** (n + 1))).sqrt() + 0.1)
                 decay = 1 - (1 + n) ** -0.75
                 mean.copy_(decay * mean + (1 - decay) * w)
         if n == 4:
             kept = dict(zip(names, (mean.float() for mean in means), strict=True))
     state = load_file(tmp_path / "run" / "checkpoints" / "last.safetensors")
-    tolerance = {"atol": 5e-6, "rtol": 1e-4}  # of steps of 0.01
+    tolerance = {"atol": 2e-5, "rtol": 1e-3}  # of nine steps of up to 0.01
     for name, w, mean in zip(names, weights, means, strict=True):
         torch.testing.assert_close(state[f"model/{name}"], w.detach().float(), **tolerance)
         torch.testing.assert_close(trained.get_parameter(name).detach(), mean.float(), **tolerance)

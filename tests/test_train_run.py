@@ -101,6 +101,7 @@ def test_killed_again_and_again_it_ends_with_the_weights_of_a_run_that_was_not(
     assert_same_end(tmp_path / "run", whole[0])
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_sentence_and_the_run_goes_on(data: Path, whole: tuple[Path, str], tmp_path: Path) -> None:
     errors = kill_after(data, tmp_path / "run", 10, signal.SIGINT)
     assert errors == "prism: stopped; the same command goes on from here\n"
@@ -108,6 +109,7 @@ def test_ctrl_c_is_one_sentence_and_the_run_goes_on(data: Path, whole: tuple[Pat
     assert_same_end(tmp_path / "run", whole[0])
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_told_and_costs_one_checkpoint(
     data: Path, whole: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -162,6 +164,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_without_space_is_one_sentence_and_the_run_goes_on_when_there_is_some(
     data: Path, whole: tuple[Path, str], small_disk: Path
 ) -> None:
