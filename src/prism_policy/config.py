@@ -326,6 +326,7 @@ def check(config: RunConfig) -> None:
         "train.steps": config.train.steps,
         "train.batch_size": config.train.batch_size,
         "evaluate.n_episodes": config.evaluate.n_episodes,
+        "train.rollout_episodes": config.train.rollout_episodes,
         "task.max_steps": config.task.max_steps,
     }
     for name, value in counts.items():
