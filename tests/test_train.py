@@ -91,15 +91,17 @@ def test_a_stop_signal_leaves_a_checkpoint_of_the_update_it_met(
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
-    tmp_path: Path, tiny_config: RunConfig, windows: Windows
+    tmp_path: Path, tiny_config: RunConfig, windows: Windows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wild = replace(tiny_config, train=replace(tiny_config.train, lr=1e30, warmup_steps=1))
+    monkeypatch.setattr("prism_policy.train.learning_rate", lambda step, config: 1e3 if step == 4 else 1e-3)
     with pytest.raises(PrismError, match="Lower the learning rate"):
-        train(tmp_path, wild, windows)
-    assert (tmp_path / "checkpoints" / "last.safetensors").exists()
+        train(tmp_path, tiny_config, windows)
+    state = load_file(tmp_path / "checkpoints" / "last.safetensors")
+    assert all(bool(tensor.isfinite().all()) for tensor in state.values())
     assert not (tmp_path / "weights.safetensors").exists()
     bad = json.loads((tmp_path / "bad_batch.json").read_text())
-    assert bad["windows"] == batch_indices(bad["update"] - 1, 8, len(windows), wild.seed).tolist()
+    assert bad["update"] == 6  # the fifth update's weights make the sixth's loss
+    assert bad["windows"] == batch_indices(5, 8, len(windows), tiny_config.seed).tolist()
 
 
 def test_the_saved_policy_acts_as_the_trained_one(tmp_path: Path, tiny_config: RunConfig, windows: Windows) -> None:

@@ -142,7 +142,7 @@ class Checkpoints:
 
     def restore(self, state: TrainState) -> None:
         """Load the newest sound checkpoint, if there is one."""
-        for name in ("last", "previous"):
+        for name, then in (("last", "going back to the checkpoint before it"), ("previous", "starting anew")):
             path = self.folder / f"{name}.safetensors"
             if not path.exists():
                 continue
@@ -151,7 +151,7 @@ class Checkpoints:
                     done = int(json.loads(file.metadata()["updates"]))
                     tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
             except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
-                console.print(f"{path} is damaged ({error}); going back to the checkpoint before it")
+                console.print(f"{path} is damaged ({error}); {then}")
                 continue
             state.load(tensors, done)
             return

@@ -9,7 +9,7 @@ from prism_policy.cache import default_cache_dir
 from prism_policy.collect import collect, render_demos
 from prism_policy.config import RunConfig
 from prism_policy.data.frames import open_frames
-from prism_policy.data.robomimic import cameras_of, demo_names, open_demos, read_masks
+from prism_policy.data.robomimic import bad_demos, cameras_of, demo_names, open_demos, read_masks
 from prism_policy.data.robomimic_env import read_env_args, recorded_env
 from prism_policy.data.windows import Windows
 from prism_policy.errors import PrismError
@@ -20,12 +20,14 @@ def fit_to_dataset(config: RunConfig) -> RunConfig:
     """The run with what its file decides: the frame of delta actions.
 
     Raises:
-        PrismError: the file is of another task, lacks a camera, or holds images of another size.
+        PrismError: the file is of another task, lacks a camera, or holds images of another size or other actions.
     """
     path = Path(config.dataset)
     with open_demos(path) as file:
         recorded = recorded_env(read_env_args(file))
-        first = file["data"][demo_names(file)[0]]
+        names = demo_names(file)[:1]  # what all have wrong; the others are looked at when they are unpacked
+        first = file["data"][names[0]]
+        flaws = bad_demos(file, names, action_mode=config.task.action_mode)
         held = {camera: first[f"obs/{camera}_image"].shape[1:3] for camera in cameras_of(first)}
     if recorded.task is not None and recorded.task != config.task.name:
         raise PrismError(f"{path} holds demonstrations of task '{recorded.task}'; expected '{config.task.name}'")
@@ -39,6 +41,8 @@ def fit_to_dataset(config: RunConfig) -> RunConfig:
                 f"{path}: expected images of {size}x{size} px from camera '{camera}', got {held[camera]}; draw others "
                 f"with `prism render`, or set task.render.resolution={held[camera][0]}"
             )
+    for name, reason in flaws.items():
+        raise PrismError(f"{path}, {name}: {reason}")
     return replace(config, task=replace(config.task, reference_frame=recorded.reference_frame))
 
 

@@ -20,22 +20,28 @@ def freed_memory_is_kept() -> Iterator[None]:
     glibc gives each large block back to the kernel, which clears every page again at its next use: a tenth of a
     training step's time on a CPU. Without glibc nothing happens.
     """
-    try:
-        libc = ctypes.CDLL(None)
-        mallopt, malloc_trim = libc.mallopt, libc.malloc_trim
-    except (OSError, AttributeError):
-        yield
-        return
-    mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(_M_TOP_PAD, 256 * 2**20)
+    if libc := _glibc():
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_M_TOP_PAD, 256 * 2**20)
     try:
         yield
     finally:
-        mallopt(_M_MMAP_MAX, 65536)  # glibc's defaults
-        mallopt(_M_TRIM_THRESHOLD, 128 * 2**10)
-        mallopt(_M_TOP_PAD, 128 * 2**10)
-        malloc_trim(0)
+        give_back_freed_memory()
+
+
+def give_back_freed_memory() -> None:
+    """Now and from here on."""
+    if libc := _glibc():
+        libc.mallopt(_M_MMAP_MAX, 65536)  # glibc's defaults
+        libc.mallopt(_M_TRIM_THRESHOLD, 128 * 2**10)
+        libc.mallopt(_M_TOP_PAD, 128 * 2**10)
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
 
 
 class PeakMemory:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,11 +16,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from prism_policy.config import RunConfig
 from prism_policy.errors import PrismError
 from prism_policy.progress import console
 
 PATIENCE = timedelta(hours=6)
 """How long a process waits for the others: the first one measures rollouts meanwhile."""
+
+_SENTENCE, _STOPPED = "PrismError: ", "KeyboardInterrupt: "
+"""How `hand_over` begins what befell a process."""
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -65,19 +70,23 @@ class Ranks:
         rows = batch_size // self.world
         return slice(self.rank * rows, (self.rank + 1) * rows)
 
-    def wrap(self, policy: nn.Module, device: torch.device) -> nn.Module:
-        """The policy whose backward averages the gradients of all processes.
+    def check(self, config: RunConfig) -> None:
+        """Find what several processes cannot do.
 
         Raises:
-            PrismError: it holds BatchNorm, whose statistics would differ from process to process.
+            PrismError: the batch does not divide among them, or BatchNorm's statistics would differ between them.
         """
-        if self.world == 1:
-            return policy
-        if any(isinstance(m, nn.BatchNorm2d) for m in policy.modules()):
+        self.share(config.train.batch_size)
+        if self.world > 1 and config.policy.encoder.norm == "batch":
             raise PrismError(
                 "norm 'batch' with several processes: each would normalise by its own rows; choose "
                 "policy.encoder.norm=group, or one process"
             )
+
+    def wrap(self, policy: nn.Module, device: torch.device) -> nn.Module:
+        """The policy whose backward averages the gradients of all processes."""
+        if self.world == 1:
+            return policy
         return nn.parallel.DistributedDataParallel(policy, [device] if device.type == "cuda" else None)
 
     def any(self, *flags: bool) -> list[bool]:
@@ -140,6 +149,13 @@ def hand_over(error: BaseException) -> None:
     get_error_handler().record_exception(error)
 
 
+def _blame(failure: Any) -> int:
+    """How surely a process that failed is the cause; 0 is the surest."""
+    word = failure.message["message"] if isinstance(failure.message, dict) else ""
+    killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
+    return [word.startswith(_SENTENCE), killed, word.startswith(_STOPPED), True].index(True)
+
+
 def launch(processes: int, arguments: Sequence[str]) -> None:
     """Run `prism` with these arguments in several processes of this machine, and wait for them.
 
@@ -161,15 +177,14 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
     except SignalException as error:
         raise KeyboardInterrupt from error
     except ChildFailedError as error:
-        # What befell one is the others' lost connection: the cause is a signal, or else what was said first.
-        by_time = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
-        rank, failure = next(((r, f) for r, f in by_time if f.exitcode < 0 and f.exitcode != -15), by_time[0])
-        if failure.exitcode == 130:
-            raise KeyboardInterrupt from error
+        # What befell one is the others' lost connection, perhaps sooner; and those that are left get a SIGTERM.
+        rank, failure = min(error.failures.items(), key=lambda item: (_blame(item[1]), item[1].timestamp))
         word: Any = failure.message
         message, trace = (word["message"], word["extraInfo"]["py_callstack"]) if isinstance(word, dict) else (word, "")
-        if failure.exitcode == 2:
-            raise PrismError(message.removeprefix("PrismError: ")) from error
+        if message.startswith(_SENTENCE):
+            raise PrismError(message.removeprefix(_SENTENCE)) from error
+        if message.startswith(_STOPPED):
+            raise KeyboardInterrupt from error
         sys.stderr.write(trace)
         how = f"was killed by signal {-failure.exitcode}" if failure.exitcode < 0 else f"failed ({message})"
         raise PrismError(

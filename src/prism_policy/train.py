@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ def train(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint written.
     """
     settings = config.train
+    ranks.check(config)
     mine = ranks.share(settings.batch_size)
     torch.manual_seed(config.seed)
     policy = make_policy(config, windows.frames.proprio.shape[1], windows.frames.actions.shape[1])
@@ -133,6 +135,16 @@ def train(
     def rows_and_share(indices: Tensor) -> dict[str, Any]:
         return {**windows.batch(indices[mine]), "mask_share": windows.mask[indices].float().mean()}
 
+    def update(model: torch.nn.Module, batch: dict[str, Any]) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            loss, _ = model(batch)
+        state.optimizer.zero_grad()
+        loss.backward()
+        if settings.grad_clip:
+            torch.nn.utils.clip_grad_norm_(state.parameters.values(), settings.grad_clip)
+        state.update(learning_rate(state.done, settings), ema_decay(state.done, settings))
+        return loss.detach()
+
     def wrapped() -> torch.nn.Module:
         if not settings.compile:
             return ranks.wrap(policy, device)
@@ -143,22 +155,25 @@ def train(
         if stopped():
             raise KeyboardInterrupt
 
-    def measure_rollouts() -> dict[str, float]:
-        """Of the averaged weights; the best ones so far are kept."""
-        best = max((line["success_rate"] for line in metrics if "success_rate" in line), default=-1.0)
-        found: dict[str, float] = {}
-        if rollout and ranks.first:
-            checkpoints.save(state)  # a kill meanwhile must not cost the training before
-            with state.averaged():
-                found = rollout(policy.eval(), state.done, heed_stop)
-            policy.train()
-            if found["success_rate"] >= best:
-                checkpoints.save_weights(state, "best")
-        ranks.wait()
-        return found
+    def save() -> None:
+        """What is needed to go on; the figures first, as lines beyond a checkpoint are made again, missing ones not."""
+        write_lines(folder / "metrics.jsonl", metrics)
+        checkpoints.save(state)
 
-    def keep(line: dict[str, Any]) -> None:
-        metrics.append(line)
+    def measure_rollouts(line: dict[str, Any]) -> None:
+        """Of the averaged weights, into the latest line; the best ones so far are kept."""
+        best = max((line["success_rate"] for line in metrics if "success_rate" in line), default=-1.0)
+        if rollout and ranks.first:
+            with state.averaged():
+                line |= rollout(policy.eval(), state.done, heed_stop)
+            policy.train()
+            if line["success_rate"] >= best:
+                checkpoints.save_weights(state, "best")
+                checkpoints.wait()
+            write_lines(folder / "metrics.jsonl", metrics)
+        ranks.wait()
+
+    def tell(line: dict[str, Any]) -> None:
         if ranks.first and on_update:
             on_update(state.done, line)
 
@@ -170,9 +185,12 @@ def train(
     ):
         checkpoints.restore(state)
         metrics += [line for line in read_lines(folder / "metrics.jsonl") if line["step"] <= state.done]
+        ranks.wait()  # all have read what the first one is about to write
         trained_s = metrics[-1]["wall_s"] if metrics else 0.0
-        if _due(state.done, settings.rollout_every) and metrics and "success_rate" not in metrics[-1]:
-            metrics[-1] |= measure_rollouts()  # a kill had come between
+        unmeasured = [line for line in metrics[-1:] if line["step"] == state.done and "success_rate" not in line]
+        if rollout and unmeasured and _due(state.done, settings.rollout_every):  # a kill had come between
+            measure_rollouts(metrics[-1])
+            tell(metrics[-1])
         model = wrapped()
         losses: list[Tensor] = []
         batches = Ahead(host_part, range(state.done, settings.steps))
@@ -182,60 +200,57 @@ def train(
             if "mask" not in batch:
                 batch |= rows_and_share(batch["indices"])
             try:
-                with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-                    loss, _ = model(batch)
-                state.optimizer.zero_grad()
-                loss.backward()
+                losses.append(update(model, batch))
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                loss = None  # its graph holds what is to be freed
-                advise_batch_size(policy, batch, settings.batch_size)
-            if settings.grad_clip:
-                torch.nn.utils.clip_grad_norm_(state.parameters.values(), settings.grad_clip)
-            lr = learning_rate(state.done, settings)
-            state.update(lr, ema_decay(state.done, settings))
-            losses.append(loss.detach())
+                # Without the other processes, which wait.
+                advise_batch_size(error, partial(update, policy), batch, settings.batch_size)
             done, last = state.done, state.done == settings.steps
             validates = valid is not None and (last or _due(done, settings.valid_every)) and settings.valid_every > 0
+            keeps = _due(done, settings.keep_every)
             rolls = rollout is not None and _due(done, settings.rollout_every)
             now = time.perf_counter()
             stop, late, saves = ranks.any(
                 stopped(), now - started > max_s and not last, now - saved > 60 * settings.checkpoint_minutes
             )
             # Reading the loss waits for the device: seldom, but always before it is built upon.
-            if _due(done, settings.log_every) or last or validates or rolls or stop or late or saves:
+            if _due(done, settings.log_every) or last or validates or keeps or rolls or stop or late or saves:
                 mean_losses = ranks.mean(torch.stack(losses))
                 now = time.perf_counter()
                 line = {
                     "step": done,
                     "loss": float(mean_losses.mean()),
-                    "lr": lr,
+                    "lr": state.optimizer.param_groups[0]["lr"],
                     "samples_per_s": len(losses) * settings.batch_size / (now - last_log),
                     "waiting": batches.waited_s / (now - last_log),
                     "wall_s": trained_s + now - started,
                 }
                 if device.type == "cuda":
                     line["gpu_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
-                check_losses(folder, config, len(windows), done, mean_losses.tolist(), metrics)
+                check_losses(
+                    folder, config, len(windows), done, mean_losses.tolist(), state.parameters.values(), metrics
+                )
                 if validates and valid is not None and ranks.first:
                     with state.averaged():
                         line |= validate(policy, valid, settings.batch_size)
+                metrics.append(line)
+                if ranks.first and keeps:
+                    checkpoints.save_weights(state, f"update_{done:06d}")
+                if saves or rolls or stop or late or last:
+                    saved = time.perf_counter()
+                    if ranks.first:
+                        save()
                 if rolls:
-                    line |= measure_rollouts()
-                keep(line)
+                    measure_rollouts(line)
+                tell(line)
                 losses, batches.waited_s, last_log = [], 0.0, time.perf_counter()
-            if ranks.first and _due(done, settings.keep_every):
-                checkpoints.save_weights(state, f"update_{done:06d}")
-            if ranks.first and (saves or stop or late or last):
-                checkpoints.save(state)
-                write_lines(folder / "metrics.jsonl", metrics)
-                saved = time.perf_counter()
-            if stop:
+            if stop or late:
                 checkpoints.wait()
+                ranks.wait()  # a process that ends has the others stopped
+            if stop:
                 raise KeyboardInterrupt
             if late:
-                checkpoints.wait()
                 raise PrismError(
                     f"stopped at update {done} of {settings.steps}, as its time is over; run it again to go on"
                 )

@@ -37,7 +37,7 @@ def train_run(
     check_trackers(track)
     with join() as ranks:
         where = ranks.device(device)
-        ranks.share(config.train.batch_size)  # what cannot work is found before anything is made
+        ranks.check(config)  # what cannot work is found before anything is made
         with ranks.first_alone():
             open_run(folder, config)
             windows, valid = training_windows(config)
