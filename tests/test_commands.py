@@ -54,7 +54,7 @@ def test_demonstrations_are_made_drawn_and_told_about(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "valid_loss" in line] == [2, 4]
     assert "0 of 1 unseen episodes" in prism(tmp_path, "evaluate", "run", "--n-episodes", "1", "--workers", "1")
-    assert (tmp_path / "run" / "videos" / "episode_000.mp4").stat().st_size > 1000
+    assert (tmp_path / "run" / "videos" / "last" / "evaluate-s0" / "episode_000.mp4").stat().st_size > 1000
     complaint = prism(tmp_path, "train", "--task", "can", "--dataset", "images.hdf5", "--out", "other", code=2)
     assert "expected images of 84x84 px from camera 'agentview', got (32, 32)" in complaint
     assert not (tmp_path / "other").exists()

@@ -12,7 +12,7 @@ import prism_policy
 ROOT = Path(prism_policy.__file__).parent
 ROOMS = ("models", "data", "envs")
 SIMULATOR = ("robosuite", "mujoco")
-OPENED_BY_ONE = ("huggingface_hub", "libero", "pyarrow", "ray", "wandb")
+OPENED_BY_ONE = ("huggingface_hub", "libero", "pyarrow", "ray", "rerun", "wandb")
 
 
 def imports(path: Path) -> set[str]:
@@ -48,6 +48,11 @@ def test_rooms_never_import_the_verbs_on_top(room: str) -> None:
     verbs = (
         "train",
         "evaluate",
+        "results",
+        "measure",
+        "compare",
+        "recording",
+        "replay",
         "collect",
         "probe",
         "info",

@@ -49,12 +49,13 @@ def test_smoke_runs_the_whole_path(smoke: tuple[Path, str]) -> None:
     summary = json.loads((folder / "results" / "summary.json").read_text())
     assert {"success_rate", "n_episodes", "wilson_95", "seed", "wall_s", "peak_rss_mib"} <= summary.keys()
     assert set(summary["wall_s"]) == {"demos", "render", "train", "evaluate", "report"}
-    episodes = read_lines(folder / "results" / "episodes.jsonl")
+    episodes = read_lines(folder / "results" / "last" / "evaluate-s0" / "episodes.jsonl")
     assert sorted(e["episode"] for e in episodes) == list(range(summary["n_episodes"]))
     assert summary["success_rate"] == sum(e["success"] for e in episodes) / len(episodes)
     assert summary["peak_rss_mib"] > 100
     for name in ("config.json", "weights.safetensors", "normalizer.safetensors", "report.html", "figures/saliency.png",
-                 "figures/keypoints.png", "videos/episode_000.mp4", "videos/episode_001.mp4"):  # fmt: skip
+                 "figures/keypoints.png", "videos/last/evaluate-s0/episode_000.mp4",
+                 "videos/last/evaluate-s0/grid.mp4"):  # fmt: skip
         assert (folder / name).stat().st_size > 0, name
     assert not list(folder.rglob("*.tmp"))
     assert not [p for p in folder.rglob("*") if p.suffix in (".pkl", ".pt", ".pth", ".ckpt")]
@@ -76,7 +77,12 @@ def test_evaluating_a_smoke_run_again_still_calls_it_one(smoke: tuple[Path, str]
 
 def test_running_again_redoes_nothing(smoke: tuple[Path, str], cache: Path) -> None:
     folder, _ = smoke
-    kept = ("weights.safetensors", "results/episodes.jsonl", "videos/episode_000.mp4", "figures/saliency.png")
+    kept = (
+        "weights.safetensors",
+        "results/last/evaluate-s0/episodes.jsonl",
+        "videos/last/evaluate-s0/episode_000.mp4",
+        "figures/saliency.png",
+    )
     before = {name: (folder / name).read_bytes() for name in kept}
     inodes = {name: (folder / name).stat().st_ino for name in kept if "jsonl" not in name}
     again = prism("quickstart", "--smoke", "--out", folder, cache=cache)
@@ -90,7 +96,7 @@ def test_killed_at_any_stage_it_ends_with_what_an_uninterrupted_run_gives(
 ) -> None:
     whole, _ = smoke
     folder = tmp_path / "killed"
-    for sign in ("checkpoints/last.safetensors", "results/episodes.jsonl", "figures/saliency.png"):
+    for sign in ("checkpoints/last.safetensors", "results/last/evaluate-s0/episodes.jsonl", "figures/saliency.png"):
         process = subprocess.Popen(
             [*PRISM, "quickstart", "--smoke", "--out", str(folder)],
             env={**os.environ, "PRISM_CACHE": str(cache)},
@@ -105,7 +111,10 @@ def test_killed_at_any_stage_it_ends_with_what_an_uninterrupted_run_gives(
     assert done.returncode == 0, done.stderr
     for name in ("config.json", "weights.safetensors", "normalizer.safetensors"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
-    order = [sorted(read_lines(f / "results" / "episodes.jsonl"), key=lambda e: e["episode"]) for f in (folder, whole)]
+    order = [
+        sorted(read_lines(f / "results" / "last" / "evaluate-s0" / "episodes.jsonl"), key=lambda e: e["episode"])
+        for f in (folder, whole)
+    ]
     assert order[0] == order[1]
 
 

@@ -22,7 +22,8 @@ OUTCOMES = [True, True, True, True, True, True, True, False, True, True]
 def write_run(folder: Path, **changes: object) -> Path:
     """A run folder as quickstart leaves it, with made-up numbers and moving squares for videos."""
     rng = np.random.default_rng(0)
-    for name in ("results", "videos", "figures"):
+    stream = "last/evaluate-s0"
+    for name in (f"results/{stream}", f"videos/{stream}", "figures"):
         (folder / name).mkdir(parents=True)
     (folder / "config.json").write_text(to_json(presets.nano()))
     losses = np.exp(-np.linspace(0, 3, 100)) * rng.lognormal(0, 0.3, 100)
@@ -44,13 +45,13 @@ def write_run(folder: Path, **changes: object) -> Path:
     }  # fmt: skip
     (folder / "results" / "summary.json").write_text(json.dumps(summary | changes))
     episodes = [{"episode": i, "success": s, "steps": 61 + 3 * i if s else 400} for i, s in enumerate(OUTCOMES)]
-    (folder / "results" / "episodes.jsonl").write_text("".join(json.dumps(e) + "\n" for e in episodes))
+    (folder / "results" / stream / "episodes.jsonl").write_text("".join(json.dumps(e) + "\n" for e in episodes))
     for i, success in enumerate(OUTCOMES):
         frames = np.full((20, 84, 168, 3), 200, np.uint8)
         for t, frame in enumerate(frames):
             frame[30:50, 4 * t : 4 * t + 20] = (200, 40 + 20 * i, 60)
         text = f"episode {i} · {'success' if success else 'failed'} · {episodes[i]['steps']} steps"
-        write_video(folder / "videos" / f"episode_{i:03d}.mp4", mark_outcome(frames, text, success), fps=20)
+        write_video(folder / "videos" / stream / f"episode_{i:03d}.mp4", mark_outcome(frames, text, success), fps=20)
     for name in ("saliency", "keypoints"):
         Image.fromarray(rng.integers(0, 255, (60, 120, 3), np.uint8)).resize((1200, 600)).save(
             folder / "figures" / f"{name}.png"
@@ -115,8 +116,8 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
     page = write_report(folder).read_text()
     for missing in ("figures/saliency.png", "figures/keypoints.png", "No videos", "metrics.jsonl", "no times"):
         assert missing in page
-    (folder / "results" / "episodes.jsonl").unlink()
-    assert "results/episodes.jsonl is missing" in write_report(folder).read_text()
+    (folder / "results" / "last" / "evaluate-s0" / "episodes.jsonl").unlink()
+    assert "No episodes.jsonl of this checkpoint" in write_report(folder).read_text()
 
 
 def test_losses_that_are_not_finite_do_not_reach_the_curve(run: Path, tmp_path: Path) -> None:
@@ -151,3 +152,19 @@ def test_report_opens_in_a_browser_and_its_videos_play(run: Path, tmp_path: Path
         assert {url.split(":")[0] for url in page.requests()} <= {"file", "data", "about"}
         assert [url for url in page.requests() if url.startswith("file")] == [(run / "report.html").as_uri()]
     assert Image.open(tmp_path / "report.png").height > 1400
+
+
+def test_checkpoints_seeds_and_failures_are_shown(tmp_path: Path) -> None:
+    seeds = {str(i): {"success_rate": rate} for i, rate in enumerate((0.8, 0.9))}
+    row = {
+        "n_success": 17, "n_episodes": 20, "success_rate": 0.85, "wilson_95": [0.64, 0.948], "seeds": seeds,
+        "mean_over_seeds": 0.85, "std_over_seeds": 0.0707,
+    }  # fmt: skip
+    ten = {"mean": 0.625, "std": 0.042, "checkpoints": ["100", "200"]}
+    checkpoints = {"last": row, "best": row}
+    failures = {"grasped": 2, "": 1}
+    run = write_run(tmp_path / "run", checkpoints=checkpoints, mean_of_last_10=ten, failures_by_stage=failures)
+    page = write_report(run).read_text()
+    for expected in ("17 of 20", "85% ± 7.1%", "0: 80%, 1: 90%", "62.5% ± 4.2%", "<td>best</td>"):
+        assert expected in page
+    assert page.index("<td>grasped</td><td>2</td>") < page.index("<td>nothing</td><td>1</td>")

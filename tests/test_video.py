@@ -1,10 +1,11 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
-from prism_policy.video import FAILURE_COLOUR, SUCCESS_COLOUR, mark_outcome, write_video
+from prism_policy.video import FAILURE_COLOUR, SUCCESS_COLOUR, mark_outcome, read_video, tile, write_video
 
 
 def read(path: Path) -> np.ndarray:
@@ -45,3 +46,22 @@ def test_the_outcome_frames_the_picture(success: bool, colour: tuple[int, int, i
     assert (marked[0][28:-4, 4:-4] == 200).all()
     assert (marked[0][:28] != colour).any()  # the text, made to fit
     assert (marked[0][:, 4:6][:28] == colour).all()
+
+
+def test_a_tile_waits_on_its_last_frame_until_all_are_over(tmp_path: Path) -> None:
+    def plain(grey: int, frames: int) -> Iterator[np.ndarray]:
+        return (np.full((40, 60, 3), grey + t, np.uint8) for t in range(frames))
+
+    frames = list(tile([plain(10, 3), plain(60, 5), plain(110, 1), plain(160, 2), plain(210, 1)], 120))
+    assert len(frames) == 5
+    rows, columns = frames[0].shape[0] // 40, 120 // 60
+    assert (rows, columns) == (3, 2)
+    corners = [(x * 60 + 30, y * 40 + 20) for y in range(rows) for x in range(columns)]
+    assert [int(frames[0][y, x, 0]) for x, y in corners] == [10, 60, 110, 160, 210, 255]
+    assert [int(frames[-1][y, x, 0]) for x, y in corners] == [12, 64, 110, 161, 210, 255]
+
+
+def test_a_video_is_read_back_frame_by_frame(tmp_path: Path) -> None:
+    write_video(tmp_path / "video.mp4", (np.full((32, 32, 3), 20 * t, np.uint8) for t in range(10)), fps=20)
+    found = [int(frame.mean().round()) for frame in read_video(tmp_path / "video.mp4")]
+    assert found == pytest.approx([20 * t for t in range(10)], abs=3)

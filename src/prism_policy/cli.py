@@ -51,7 +51,8 @@ class Quickstart:
 
     def run(self) -> None:
         """Do it."""
-        from prism_policy.quickstart import print_summary, quickstart
+        from prism_policy.measure import print_summary
+        from prism_policy.quickstart import quickstart
 
         config = presets.nano(self.task, self.policy, self.encoder, self.seed)
         task = replace(config.task, cameras=self.cameras or config.task.cameras, action_mode=self.action_mode)
@@ -126,23 +127,65 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Roll a trained policy out in unseen episodes: success with its interval, a video of every episode, a report.
+    """Roll trained policies out in unseen episodes: success with its interval, videos, a report.
 
-    An episode's outcome depends on its seed and number alone. Stop it whenever you like: finished episodes are kept.
+    An episode's outcome depends on its seed and number alone, whatever runs beside it. Stop it whenever you like:
+    finished episodes are kept, and more episodes, seeds and checkpoints can be added later.
     """
 
-    folder: Annotated[Path, tyro.conf.Positional]
-    """The run folder."""
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders. Of several, the mean over them is printed, too."""
     n_episodes: int | None = None
-    """Episodes; by default as in the run's config.json. More than before go on from those that were done."""
+    """Episodes of each seed; by default as in the run's config.json."""
+    checkpoints: tuple[str, ...] = ("last",)
+    """Which weights: last, best (in the rollouts during training), the number of updates of kept ones such as 12500, or
+    last10, the last ten that were kept. The first one is the report's headline."""
+    seeds: tuple[int, ...] | None = None
+    """Seeds of the episodes' starts and noise; by default as in the run's config.json."""
+    split: Literal["evaluate", "validate"] | None = None
+    """Stream of episodes: validate is for choosing settings, evaluate for the result; by default as in config.json."""
     workers: int | None = None
     """Simulator processes; by default one for each core."""
+    video_every: int | None = None
+    """A video of every so-many-th episode of the first checkpoint; 0 is none; by default at most 20 a seed."""
+    rerun: bool = False
+    """Also write recordings for Rerun, of at most 5 episodes a seed (needs prism-policy[rerun])."""
 
     def run(self) -> None:
         """Do it."""
-        from prism_policy.quickstart import evaluate_run, print_summary
+        from prism_policy.measure import Asked, evaluate_runs, print_runs, print_summary
 
-        print_summary(self.folder, evaluate_run(self.folder, self.n_episodes, self.workers))
+        asked = Asked(self.n_episodes, self.checkpoints, self.seeds, self.split, self.video_every, self.rerun)
+        summaries = evaluate_runs(self.folders, asked, self.workers)
+        for folder, summary in zip(self.folders, summaries, strict=True):
+            print_summary(folder, summary)
+        if len(summaries) > 1:
+            print_runs(self.folders, summaries)
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare two evaluated runs episode by episode, on the starts that both have met.
+
+    Prints the difference with its 95% interval and McNemar's exact test, and writes them as JSON.
+    """
+
+    run_a: Annotated[Path, tyro.conf.Positional]
+    """A run folder."""
+    run_b: Annotated[Path, tyro.conf.Positional]
+    """Another one, or the same one with another checkpoint."""
+    checkpoints: tuple[str, str] = ("last", "last")
+    """Whose episodes, of A and of B."""
+    split: Literal["evaluate", "validate"] = "evaluate"
+    """Stream of the episodes."""
+    out: Path | None = None
+    """The JSON file; by default in A's results."""
+
+    def run(self) -> None:
+        """Do it."""
+        from prism_policy.compare import compare
+
+        print(f"Result: {compare(self.run_a, self.run_b, self.checkpoints, self.split, self.out)}")
 
 
 @dataclass(frozen=True)
@@ -208,6 +251,7 @@ Command = (
     Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Collect, tyro.conf.subcommand("collect")]
     | Annotated[Render, tyro.conf.subcommand("render")]
     | Annotated[Report, tyro.conf.subcommand("report")]

@@ -1,36 +1,145 @@
-"""A policy's success, measured: rollouts from unseen starts, journaled as they end, with an honest interval."""
+"""A policy's success in a stream of episodes, measured: rollouts from unseen starts, journaled as they end."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from prism_policy.config import RunConfig
+from prism_policy.config import EvalConfig, RunConfig
 from prism_policy.data.actions import decode_absolute
 from prism_policy.envs.episode import episode_rng
-from prism_policy.envs.workers import Outcome, rollouts
+from prism_policy.envs.workers import Outcome, Request, Simulators
 from prism_policy.errors import PrismError
-from prism_policy.files import atomic, disk_errors, read_lines, write_lines
+from prism_policy.files import atomic, disk_errors, read_lines, write_lines, write_text
+from prism_policy.models.packed import packed
 from prism_policy.policies import Policy
 
 NOISE_STREAM = 1  # stream 0 of an episode's random generators places the objects
+GPU_ROWS = 16
+"""Rows of every call of the policy on a GPU. A batch of another size runs other kernels, whose sums differ in their
+last bits, and soon the trajectories do: so the size must not follow how many episodes happen to wait."""
 
 
-def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95% score interval of a proportion: sound for few episodes and at 0 and 100%, unlike the normal one."""
-    if not 0 <= successes <= n or n == 0:
-        raise PrismError(f"expected 0 <= successes <= n and n > 0, got {successes} of {n}")
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+def evaluate(
+    folder: Path,
+    config: RunConfig,
+    policy: Policy,
+    stream: EvalConfig | None = None,
+    simulators: Simulators | None = None,
+    on_episode: Callable[[list[dict[str, Any]]], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Roll out the episodes of a stream; returns one record an episode, in order.
+
+    A finished episode is journaled at once in folder/episodes.jsonl (its states beside it, in folder/states/), so an
+    evaluation that was killed goes on with the episodes that are missing, and a longer one adds to a shorter one.
+
+    Args:
+        folder: of this stream's results.
+        config: the run; its task is what is simulated.
+        policy: whose success it is, in evaluation mode and where it shall compute.
+        stream: split, seed and number of episodes; None is the config's own.
+        simulators: worker processes to use; None is one for each core, for this call.
+        on_episode: called with the records so far when an episode has ended.
+
+    Raises:
+        PrismError: no episodes asked for, a policy of another action mode, or a folder with results of other weights
+            or another task.
+    """
+    stream = stream or config.evaluate
+    if stream.n_episodes < 1:
+        raise PrismError(f"expected at least one episode, got {stream.n_episodes}")
+    absolute = config.task.action_mode == "absolute"
+    if policy.action_dim != (10 if absolute else 7):
+        raise PrismError(
+            f"expected a policy of {10 if absolute else 7} numbers an action, as task.action_mode "
+            f"'{config.task.action_mode}' has, got one of {policy.action_dim}"
+        )
+    records = _open_stream(folder, config, policy, stream)
+    done = {r["episode"] for r in records}
+    missing = [i for i in range(stream.n_episodes) if i not in done]
+    generators: dict[int, torch.Generator] = {}
+    rows = 1 if policy.device.type == "cpu" else GPU_ROWS
+
+    def act(requests: Sequence[Request]) -> list[np.ndarray]:
+        # One thread: the simulators need the other cores, and so the sums do not depend on how many there are.
+        torch.set_num_threads(1)
+        for request in requests:
+            if request.first:  # also when a lost worker's episode starts again
+                generators[request.episode] = episode_noise(stream.split, stream.seed, request.episode)
+        found = sample_chunks(
+            policy, [r.observation for r in requests], [generators[r.episode] for r in requests], rows
+        )
+        first = policy.config.n_obs_steps - 1  # the chunk starts at the oldest frame
+        actions = found[:, first : first + policy.config.n_action_steps]
+        return [decode_absolute(a) if absolute else a for a in actions]
+
+    def finish(outcome: Outcome) -> None:
+        with atomic(states_path(folder, outcome.episode)) as temporary, open(temporary, "wb") as file:
+            np.save(file, outcome.states, allow_pickle=False)
+        records.append(
+            {
+                "split": stream.split,
+                "seed": stream.seed,
+                "episode": outcome.episode,
+                "success": outcome.success,
+                "steps": outcome.steps,
+                "stage": outcome.stage,
+            }
+        )
+        journal = folder / "episodes.jsonl"
+        with disk_errors(journal), open(journal, "a", encoding="utf-8") as file:
+            file.write(json.dumps(records[-1]) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if on_episode:
+            on_episode(records)
+
+    threads = torch.get_num_threads()
+    try:
+        with ExitStack() as stack:
+            simulators = simulators or stack.enter_context(Simulators(available_cores()))
+            simulators.rollouts(
+                config.task,
+                missing,
+                act,
+                finish,
+                split=stream.split,
+                seed=stream.seed,
+                n_obs_steps=policy.config.n_obs_steps,
+                batch_size=rows,
+                threads=min(simulators.workers, available_cores()) if rows == 1 else 1,
+            )
+    finally:
+        torch.set_num_threads(threads)
+    return sorted(records, key=lambda r: r["episode"])
+
+
+def sample_chunks(
+    policy: Policy, observations: Sequence[dict[str, Any]], generators: Sequence[torch.Generator], rows: int
+) -> np.ndarray:
+    """Whole action chunks (n, T, A), in the environment's units, of n <= `rows` episodes, each with noise of its own.
+
+    The policy is called with exactly `rows` rows, the rest filled with the first episode's.
+    """
+    fill = rows - len(observations)
+    padded = [*observations, *[observations[0]] * fill]
+    batch = {
+        "images": {c: torch.from_numpy(np.stack([o["images"][c] for o in padded])) for c in observations[0]["images"]},
+        "proprio": torch.from_numpy(np.stack([o["proprio"] for o in padded])),
+    }
+    noise = [policy.draw_noise(1, generator) for generator in generators]
+    with torch.no_grad():
+        chunk = packed(policy).sample(policy._checked(batch), torch.cat([*noise, *noise[:1] * fill]))  # (rows, T, A)
+        return policy.normalizer["action"].invert(chunk)[: len(observations)].cpu().numpy()  # type: ignore[operator]
 
 
 def episode_noise(split: str, seed: int, episode: int) -> torch.Generator:
@@ -39,90 +148,45 @@ def episode_noise(split: str, seed: int, episode: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(word))
 
 
-def evaluate(
-    folder: Path,
-    config: RunConfig,
-    policy: Policy,
-    workers: int | None = None,
-    on_episode: Callable[[list[dict[str, Any]]], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Roll out the configured episodes; returns one record an episode, in order.
+def _open_stream(folder: Path, config: RunConfig, policy: Policy, stream: EvalConfig) -> list[dict[str, Any]]:
+    """Make the folder of a stream or accept it; returns the records of those of its episodes that are done."""
+    manifest, journal = folder / "stream.json", folder / "episodes.jsonl"
+    wanted = {
+        "split": stream.split,
+        "seed": stream.seed,
+        "weights": fingerprint(policy),
+        "task": dataclasses.asdict(config.task),
+        "policy": dataclasses.asdict(policy.config),
+    }
+    wanted = json.loads(json.dumps(wanted))  # as it comes back: lists for tuples
+    if manifest.exists():
+        found = json.loads(manifest.read_text())
+        if other := [key for key in wanted if found.get(key) != wanted[key]]:
+            raise PrismError(
+                f"{folder} holds episodes of another evaluation: {other[0]} was {found.get(other[0])} and is now "
+                f"{wanted[other[0]]}; move that folder away to measure anew"
+            )
+    else:
+        write_text(manifest, json.dumps(wanted, indent=2) + "\n")
+    known = [r for r in read_lines(journal) if states_path(folder, r["episode"]).exists()]
+    write_lines(journal, known)  # drops a line cut off by a kill
+    return [r for r in known if r["episode"] < stream.n_episodes]
 
-    A finished episode is journaled at once in results/episodes.jsonl (its states beside it, in results/states/), so an
-    evaluation that was killed goes on with the episodes that are missing.
-    """
-    settings = config.evaluate
-    if settings.n_episodes < 1:
-        raise PrismError(f"expected at least one episode, got {settings.n_episodes}")
-    journal = folder / "results" / "episodes.jsonl"
-    stream = {"split": settings.split, "seed": settings.seed}
-    known = [r for r in read_lines(journal) if stream.items() <= r.items()]
-    known = [r for r in known if states_path(folder, r["episode"]).exists()]
-    with disk_errors(journal):
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        write_lines(journal, known)  # drops a line cut off by a kill
-    records = [r for r in known if r["episode"] < settings.n_episodes]
-    generators: dict[int, torch.Generator] = {}
-    threads = torch.get_num_threads()
-    # One thread: the simulators need the other cores, and the sums do not depend on how many there are.
-    torch.set_num_threads(1)
 
-    def act(episode: int, observation: dict[str, Any], first: bool) -> np.ndarray:
-        if first:  # also when a dead worker's episode starts again
-            generators[episode] = episode_noise(settings.split, settings.seed, episode)
-        batch = {
-            "images": {c: torch.from_numpy(x)[None] for c, x in observation["images"].items()},
-            "proprio": torch.from_numpy(observation["proprio"])[None],
-        }
-        actions = policy.act(batch, generators[episode])[0].numpy()
-        return decode_absolute(actions) if config.task.action_mode == "absolute" else actions
-
-    def finish(outcome: Outcome) -> None:
-        with atomic(states_path(folder, outcome.episode)) as temporary, open(temporary, "wb") as file:
-            np.save(file, outcome.states, allow_pickle=False)
-        records.append({**stream, "episode": outcome.episode, "success": outcome.success, "steps": outcome.steps})
-        with disk_errors(journal), open(journal, "a", encoding="utf-8") as file:
-            file.write(json.dumps(records[-1]) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if on_episode:
-            on_episode(records)
-
-    done = {r["episode"] for r in records}
-    missing = [i for i in range(settings.n_episodes) if i not in done]
-    try:
-        rollouts(
-            config.task,
-            missing,
-            act,
-            finish,
-            split=settings.split,
-            seed=settings.seed,
-            n_obs_steps=config.policy.n_obs_steps,
-            workers=workers or available_cores(),
-        )
-    finally:
-        torch.set_num_threads(threads)
-    return sorted(records, key=lambda r: r["episode"])
+def fingerprint(policy: Policy) -> str:
+    """Digest of a policy's weights and statistics."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(policy.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def states_path(folder: Path, episode: int) -> Path:
-    """Where an evaluated episode's simulator states lie: float64 (steps + 1, S)."""
-    return folder / "results" / "states" / f"episode_{episode:03d}.npy"
+    """Where a stream's folder keeps an episode's simulator states: float64 (steps + 1, S)."""
+    return folder / "states" / f"episode_{episode:03d}.npy"
 
 
 def available_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Success rate with its interval over the episodes."""
-    successes = sum(r["success"] for r in records)
-    return {
-        "success_rate": successes / len(records),
-        "n_episodes": len(records),
-        "n_success": successes,
-        "wilson_95": list(wilson_interval(successes, len(records))),
-        "mean_steps_to_success": float(np.mean([r["steps"] for r in records if r["success"]])) if successes else None,
-    }

@@ -11,9 +11,10 @@ import numpy as np
 
 from prism_policy.config import TaskConfig
 from prism_policy.envs.pool import WorkerPool, environment
-from prism_policy.video import mark_outcome, write_video
+from prism_policy.video import mark_outcome, read_video, tile, write_video
 
 VIDEO_RESOLUTION = 240  # [px]: enough to see the fingers close
+GRID_WIDTH = 1280  # [px]
 
 
 def render_videos(
@@ -41,6 +42,15 @@ def render_videos(
             future.result()
             if progress:
                 progress(done, len(episodes))
+
+
+def grid_video(folder: Path, episodes: Sequence[dict[str, Any]]) -> None:
+    """folder/grid.mp4: the videos of these episodes at once, each standing still when it is over."""
+    paths = [folder / f"episode_{r['episode']:03d}.mp4" for r in episodes]
+    target = folder / "grid.mp4"
+    if target.exists() and all(target.stat().st_mtime_ns >= path.stat().st_mtime_ns for path in paths):
+        return
+    write_video(target, tile([read_video(path) for path in paths], GRID_WIDTH), fps=20)
 
 
 def _video(task: TaskConfig, record: dict[str, Any], states: Path, path: Path) -> None:
@@ -73,3 +83,15 @@ def _moments(task: TaskConfig, path: Path, count: int, n_obs_steps: int) -> dict
         images = {c: np.stack([o["images"][c] for o in history]) for c in task.cameras}
         moments[f"step {step}"] = {"images": images, "proprio": np.stack([o["proprio"] for o in history])}
     return moments
+
+
+def observe_all(task: TaskConfig, states: Path) -> list[dict[str, Any]]:
+    """The observation of every state of an episode, drawn in a process of their own."""
+    with WorkerPool(1) as pool:
+        found: list[dict[str, Any]] = pool.submit(_observations, task, states).result()
+    return found
+
+
+def _observations(task: TaskConfig, states: Path) -> list[dict[str, Any]]:
+    env = environment(task, render_images=True)
+    return [env.observe(state) for state in np.load(states, allow_pickle=False)]

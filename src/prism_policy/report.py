@@ -22,6 +22,7 @@ from prism_policy.charts import interval, loss_curve, percent
 from prism_policy.config import RunConfig
 from prism_policy.errors import PrismError
 from prism_policy.files import read_lines, write_text
+from prism_policy.results import Stream, stages_of_failures, streams
 
 # The browser may load nothing and run no script: what the page shows is what it holds.
 _CONTENT_POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
@@ -49,15 +50,16 @@ def write_report(run_dir: Path) -> Path:
     """
     run = config_json.load(RunConfig, run_dir / "config.json")
     summary = _read_summary(run_dir / "results" / "summary.json")
-    # The journal is in the order in which episodes ended.
-    episodes = sorted(read_lines(run_dir / "results" / "episodes.jsonl"), key=lambda e: int(e["episode"]))
+    measured = streams(run_dir, str(summary.get("checkpoint", "last")), str(summary.get("split", "evaluate")))
     metrics = read_lines(run_dir / "metrics.jsonl")
     title = f"{summary.get('task', run.task.name)}: {percent(summary['success_rate'])} success"
     style = files("prism_policy").joinpath("report.css").read_text(encoding="utf-8")
     body = "\n".join(
         [
             _headline(run, summary),
-            _section("Episodes", _episodes(run_dir, episodes)),
+            _section("Episodes", _episodes(measured)),
+            *_comparisons(summary),
+            *_failures(run.task.name, summary),
             _section("What the policy looks at", _pictures(run_dir / "figures", run)),
             _section("Training", _training(metrics)),
             _section("Time and memory", _times(summary)),
@@ -130,13 +132,18 @@ def _headline(run: RunConfig, summary: dict[str, Any]) -> str:
         ),
         "Demonstrations": run.demos.num_demos,
         "Seed": summary.get("seed", run.seed),
+        "Checkpoint": summary.get("checkpoint", "last"),
     }
-    items = "".join(f"<li><span>{escape(k)}</span><b>{escape(str(v))}</b></li>" for k, v in facts.items())
+    if summary.get("median_seconds_to_success") is not None:
+        facts["Median time to success"] = f"{summary['median_seconds_to_success']:.1f} s"
+    if summary.get("split") == "validate":
+        facts["Episodes"] = "of the stream for choosing settings"
     note = (
         '<p class="soft">A smoke run: the whole path at its smallest size. Its success rate means nothing.</p>'
         if summary.get("preset") == "smoke"
         else ""
     )
+    items = "".join(f"<li><span>{escape(k)}</span><b>{escape(str(v))}</b></li>" for k, v in facts.items())
     return f"""<header>
 <h1>{escape(str(facts["Task"]))}: how often the learned policy succeeds</h1>
 <div class="result">
@@ -147,22 +154,60 @@ def _headline(run: RunConfig, summary: dict[str, Any]) -> str:
 </header>"""
 
 
-def _episodes(run_dir: Path, episodes: list[dict[str, Any]]) -> str:
-    if not episodes:
-        return _missing("results/episodes.jsonl is missing or empty: no outcomes to show.")
-    strip = "".join(
-        f'<li class="{"success" if e["success"] else "failure"}" title="{escape(_outcome(e))}">'
-        f"{'✓' if e['success'] else '✗'}<small>{escape(str(e['steps']))}</small></li>"
-        for e in episodes
-    )
-    intro = '<p class="soft">Every episode in order, with its number of steps; ✓ success, ✗ failure.</p>'
-    return f'{intro}<ol class="strip" start="0">{strip}</ol>{_videos(run_dir / "videos", episodes)}'
+def _episodes(measured: Sequence[Stream]) -> str:
+    found = [(stream, stream.records()) for stream in measured]
+    if not any(episodes for _, episodes in found):
+        return _missing("No episodes.jsonl of this checkpoint in results/: no outcomes to show.")
+    parts = ['<p class="soft">Every episode in order, with its number of steps; ✓ success, ✗ failure.</p>']
+    for stream, episodes in found:
+        strip = "".join(
+            f'<li class="{"success" if e["success"] else "failure"}" title="{escape(_outcome(e))}">'
+            f"{'✓' if e['success'] else '✗'}<small>{escape(str(e['steps']))}</small></li>"
+            for e in episodes
+        )
+        if len(found) > 1:
+            parts.append(f'<p class="soft">Seed {stream.seed}</p>')
+        parts.append(f'<ol class="strip" start="0">{strip}</ol>')
+    return "".join(parts) + _videos(*found[0])
+
+
+def _comparisons(summary: dict[str, Any]) -> list[str]:
+    """Checkpoints and seeds side by side, where there are several."""
+    checkpoints = summary.get("checkpoints", {})
+    if len(checkpoints) < 2 and len(summary.get("seeds", {})) < 2:
+        return []
+    rows = []
+    for name, found in checkpoints.items():
+        low, high = found["wilson_95"]
+        seeds = ", ".join(f"{seed}: {percent(s['success_rate'])}" for seed, s in found["seeds"].items())
+        deviation = found["std_over_seeds"]
+        mean = percent(found["mean_over_seeds"]) + ("" if deviation is None else f" ± {percent(deviation)}")
+        cells = (name, f"{found['n_success']} of {found['n_episodes']}", percent(found["success_rate"]),
+                 f"{percent(low)} to {percent(high)}", mean, seeds)  # fmt: skip
+        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+    heads = ("checkpoint", "successes", "rate", "95% interval (Wilson)", "mean ± deviation over seeds", "seeds")
+    table = f"<table><tr>{''.join(f'<th>{h}</th>' for h in heads)}</tr>{''.join(rows)}</table>"
+    if ten := summary.get("mean_of_last_10"):
+        table += (
+            f'<p class="soft">Mean of the last 10 checkpoints: {percent(ten["mean"])} ± {percent(ten["std"])} '
+            f"({escape(', '.join(ten['checkpoints']))}).</p>"
+        )
+    return [_section("Checkpoints and seeds", table)]
+
+
+def _failures(task: str, summary: dict[str, Any]) -> list[str]:
+    """How far the failures came, where there are any."""
+    stages = stages_of_failures(task, summary.get("failures_by_stage", {}))
+    if not stages:
+        return []
+    intro = '<p class="soft">The furthest stage that a failed episode reached, by the simulator\'s true state.</p>'
+    rows = "".join(f"<tr><td>{escape(name)}</td><td>{count}</td></tr>" for name, count in stages)
+    return [_section("Where it fails", f"{intro}<table><tr><th>reached</th><th>episodes</th></tr>{rows}</table>")]
 
 
 def _outcome(episode: dict[str, Any]) -> str:
-    return (
-        f"Episode {episode['episode']}: {'success' if episode['success'] else 'failure'} after {episode['steps']} steps"
-    )
+    end = "success" if episode["success"] else f"failure, {episode.get('stage') or 'nothing'} reached,"
+    return f"Episode {episode['episode']}: {end} after {episode['steps']} steps"
 
 
 def choose_episodes(episodes: Sequence[dict[str, Any]], count: int = NUM_VIDEOS) -> list[dict[str, Any]]:
@@ -178,13 +223,14 @@ def choose_episodes(episodes: Sequence[dict[str, Any]], count: int = NUM_VIDEOS)
     return chosen
 
 
-def _videos(folder: Path, episodes: list[dict[str, Any]]) -> str:
-    figures, size, absent, large = [], 0, 0, 0
-    for episode in choose_episodes(episodes):
-        path = folder / f"episode_{int(episode['episode']):03d}.mp4"
-        if not path.is_file():
-            absent += 1
-        elif size + path.stat().st_size > MAX_VIDEO_BYTES:
+def _videos(stream: Stream, episodes: Sequence[dict[str, Any]]) -> str:
+    folder = stream.videos
+    filmed = {int(e["episode"]): folder / f"episode_{int(e['episode']):03d}.mp4" for e in episodes}
+    filmed = {number: path for number, path in filmed.items() if path.is_file()}
+    figures, size, large = [], 0, 0
+    for episode in choose_episodes([e for e in episodes if int(e["episode"]) in filmed]):
+        path = filmed[int(episode["episode"])]
+        if size + path.stat().st_size > MAX_VIDEO_BYTES:
             large += 1
         else:
             size += path.stat().st_size
@@ -192,14 +238,14 @@ def _videos(folder: Path, episodes: list[dict[str, Any]]) -> str:
                 f'<figure><video controls autoplay muted loop playsinline src="{_data_url(path, "video/mp4")}"></video>'
                 f"<figcaption>{escape(_outcome(episode))}</figcaption></figure>"
             )
+    where = f"<code>videos/{escape(stream.name)}/</code>"
     if not figures:
-        return _missing("No videos in videos/.")
+        return _missing(f"No videos in videos/{stream.name}/.")
     note = (
-        f"Shown: the first {NUM_VIDEOS} episodes by number, whatever their outcome, and the first success and the "
-        f"first failure if they come later. All {len(episodes)} are in <code>videos/</code>."
+        f"Shown: the first {NUM_VIDEOS} filmed episodes by number, whatever their outcome, and the first success and "
+        f"the first failure if they come later. {len(filmed)} of {len(episodes)} episodes, evenly spread by number, "
+        f"are in {where}, and all of these side by side in <code>grid.mp4</code>."
     )
-    if absent:
-        note += f" {absent} of those chosen have no video file."
     if large:
         note += (
             f" {large} of those chosen are left out to keep this page below {MAX_VIDEO_BYTES // 2**20} MiB of video."
@@ -254,6 +300,8 @@ def _times(summary: dict[str, Any]) -> str:
     text = f"{_duration(total)} in all."
     if peak := summary.get("peak_rss_mib"):
         text += f" Peak memory: {float(peak):,.0f} MiB."
+    if worker := summary.get("worker_peak_rss_mib"):
+        text += f" A simulator worker: {float(worker):,.0f} MiB at most."
     return f'<div class="times">{bar}</div><ul class="legend">{legend}</ul><p class="soft">{escape(text)}</p>'
 
 

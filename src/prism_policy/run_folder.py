@@ -7,6 +7,7 @@ report.html. Tensors are safetensors; nothing in it is a pickle.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prism_policy import config_json
-from prism_policy.config import ProbeConfig, RunConfig, check
+from prism_policy.config import ProbeConfig, RunConfig, TaskConfig, check
 from prism_policy.errors import PrismError
 from prism_policy.files import atomic, disk_errors, write_text
 from prism_policy.policies import Policy, build_policy
@@ -71,9 +72,12 @@ def make_policy(config: RunConfig, proprio_dim: int, action_dim: int) -> Policy:
 
 
 def save_normalizer(folder: Path, policy: Policy) -> None:
-    """Write the normaliser's statistics, which all checkpoints share."""
+    """Write the normaliser's statistics, which all checkpoints share, with the environment that they belong to."""
+    metadata, config = {}, folder / "config.json"
+    if config.exists():  # `train` can be called without one
+        metadata = {"task": json.dumps(dataclasses.asdict(config_json.load(RunConfig, config).task))}
     with atomic(folder / "normalizer.safetensors") as temporary:
-        save_file(policy.normalizer.state_dict(), temporary)
+        save_file(policy.normalizer.state_dict(), temporary, metadata)
 
 
 def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
@@ -88,16 +92,22 @@ def weights_path(folder: Path, checkpoint: str) -> Path:
     Raises:
         PrismError: there is no such checkpoint.
     """
-    kept = {int(path.stem[7:]): path for path in sorted((folder / "checkpoints").glob("update_*.safetensors"))}
-    best = folder / "checkpoints" / "best.safetensors"
+    kept, best = kept_checkpoints(folder), folder / "checkpoints" / "best.safetensors"
     if checkpoint == "last":
         return folder / "weights.safetensors"
     if checkpoint == "best" and best.exists():
         return best
-    if checkpoint.isdigit() and int(checkpoint) in kept:
-        return kept[int(checkpoint)]
-    there = ["last", *["best"] * best.exists(), *map(str, kept)]
-    raise PrismError(f"{folder} has no checkpoint '{checkpoint}'; it has {', '.join(there)}")
+    if checkpoint in kept:
+        return kept[checkpoint]
+    raise PrismError(
+        f"{folder} has no checkpoint '{checkpoint}'; it has {', '.join(['last', *['best'] * best.exists(), *kept])}"
+    )
+
+
+def kept_checkpoints(folder: Path) -> dict[str, Path]:
+    """The weights that were kept on the way, by their number of updates, in order."""
+    paths = {int(path.stem[7:]): path for path in (folder / "checkpoints").glob("update_*.safetensors")}
+    return {str(number): paths[number] for number in sorted(paths)}
 
 
 def load_policy(run_dir: Path | str, checkpoint: str = "last") -> Policy:
@@ -112,14 +122,15 @@ def load_policy(run_dir: Path | str, checkpoint: str = "last") -> Policy:
     """
     folder = Path(run_dir)
     config = config_json.load(RunConfig, folder / "config.json")
+    path = weights_path(folder, checkpoint)
     statistics = read_tensors(folder / "normalizer.safetensors")
+    _check_environment(folder, config.task)
     wanted = [f"{name}.{kind}" for name in ("proprio", "action") for kind in ("scale", "offset")]
     if missing := [name for name in wanted if name not in statistics]:
         raise PrismError(
             f"{folder / 'normalizer.safetensors'} lacks '{missing[0]}'; it has {', '.join(statistics) or 'nothing'}; "
             "restore the file of this run"
         )
-    path = weights_path(folder, checkpoint)
     weights = read_tensors(path)
     policy = make_policy(config, len(statistics["proprio.scale"]), len(statistics["action.scale"]))
     for name, normalizer in policy.normalizer.items():
@@ -137,6 +148,18 @@ def load_policy(run_dir: Path | str, checkpoint: str = "last") -> Policy:
         for name, tensor in expected.items():
             tensor.copy_(weights[name])
     return policy.eval()
+
+
+def _check_environment(folder: Path, task: TaskConfig) -> None:
+    """Refuse a task that is not the one trained on; runs of before it was written down are taken as they are."""
+    with safetensors.safe_open(folder / "normalizer.safetensors", "pt") as file:
+        metadata = file.metadata() or {}
+    trained = config_json.from_dict(TaskConfig, json.loads(metadata["task"])) if "task" in metadata else task
+    trained = dataclasses.replace(trained, max_steps=task.max_steps)  # how long one looks on is no part of the policy
+    for field, old, new in _differences(dataclasses.asdict(trained), dataclasses.asdict(task), "task."):
+        raise PrismError(
+            f"the policy in {folder} was trained with {field} {old!r} and config.json says {new!r}; restore config.json"
+        )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

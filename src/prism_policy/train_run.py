@@ -10,11 +10,12 @@ from pathlib import Path
 
 from prism_policy.config import RunConfig
 from prism_policy.dataset import training_windows
-from prism_policy.evaluate import evaluate, summarise
+from prism_policy.evaluate import evaluate
 from prism_policy.files import read_lines
 from prism_policy.policies import Policy
 from prism_policy.progress import Bar, console
 from prism_policy.ranks import Device, join
+from prism_policy.results import summarise
 from prism_policy.run_folder import open_run
 from prism_policy.track import Tracker, check_trackers, trackers
 from prism_policy.train import Rollout, train
@@ -27,7 +28,6 @@ def train_run(
     device: Device = "auto",
     track: Sequence[Tracker] = (),
     max_s: float = math.inf,
-    workers: int | None = None,
 ) -> None:
     """Train, or go on training, the run in `folder`, and say how it went.
 
@@ -41,7 +41,7 @@ def train_run(
         with ranks.first_alone():
             open_run(folder, config)
             windows, valid = training_windows(config)
-        rollout = _rollout(folder, config, workers) if importlib.util.find_spec("robosuite") else None
+        rollout = _rollout(folder, config) if importlib.util.find_spec("robosuite") else None
         if rollout is None and config.train.rollout_every:
             console.print("No rollouts while training: robosuite is not installed (pip install prism-policy[sim])")
         with (
@@ -57,14 +57,13 @@ def train_run(
         _summary(folder, config)
 
 
-def _rollout(folder: Path, config: RunConfig, workers: int | None) -> Rollout:
+def _rollout(folder: Path, config: RunConfig) -> Rollout:
     """Episodes of the stream `validate`, in a folder of their own for each update that is measured."""
     settings = replace(config.evaluate, n_episodes=config.train.rollout_episodes, split="validate")
-    measured = replace(config, evaluate=settings)
 
     def rollout(policy: Policy, done: int, heed_stop: Callable[[], None]) -> dict[str, float]:
         place = folder / "rollouts" / f"update_{done:06d}"
-        summary = summarise(evaluate(place, measured, policy, workers, lambda records: heed_stop()))
+        summary = summarise(evaluate(place, config, policy, settings, on_episode=lambda records: heed_stop()))
         low, high = summary["wilson_95"]
         console.print(
             f"Update {done}: {summary['n_success']} of {summary['n_episodes']} validation episodes succeeded "

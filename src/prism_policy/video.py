@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -45,6 +46,37 @@ def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: int) -> No
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+def read_video(path: Path) -> Iterator[NDArray[np.uint8]]:
+    """The frames of a video, uint8 (H, W, 3) each."""
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+
+
+def tile(videos: Sequence[Iterator[NDArray[np.uint8]]], width: int) -> Iterator[NDArray[np.uint8]]:
+    """Videos of one size side by side in rows, `width` [px] in all; one that is over keeps its last frame.
+
+    Yields:
+        uint8 (H, width, 3), until all are over.
+    """
+    now = [next(video) for video in videos]
+    # As many columns as make the picture about as wide as high, with the tiles' own shape.
+    shape = now[0].shape[1] / now[0].shape[0]
+    columns = min(len(now), max(1, round(math.sqrt(len(now) * 1.6 / shape))))
+    size = (width // columns, round(width / columns / shape))
+    while True:
+        canvas = np.full((size[1] * math.ceil(len(now) / columns), width, 3), 255, np.uint8)
+        for i, frame in enumerate(now):
+            x, y = i % columns * size[0], i // columns * size[1]
+            small = Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR)
+            canvas[y : y + size[1], x : x + size[0]] = small
+        yield canvas
+        following = [next(video, None) for video in videos]
+        if all(frame is None for frame in following):
+            return
+        now = [before if frame is None else frame for before, frame in zip(now, following, strict=True)]
 
 
 def mark_outcome(

@@ -7,22 +7,43 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import signal
 import threading
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from prism_policy.config import TaskConfig
+from prism_policy.envs.opengl import choose_opengl
+from prism_policy.envs.stages import furthest_stage
 from prism_policy.errors import PrismError
 
-Act = Callable[[int, dict[str, Any], bool], np.ndarray]
-"""(episode, observation with a leading axis of n_obs_steps, whether the episode starts) -> actions (Ta, A)."""
+PATIENCE = 120.0
+"""A worker that owes an answer for longer hangs [s]; starting takes it about 5 s, a chunk 0.1 s."""
+TRIES = 3
+"""How often an episode is begun before its workers' deaths are taken to be its own doing."""
+_TICK = 1.0  # [s]
+
+
+@dataclass(frozen=True)
+class Request:
+    """An episode that waits for its next actions."""
+
+    episode: int
+    observation: dict[str, Any]
+    """With a leading axis of n_obs_steps."""
+    first: bool
+    """Whether the episode starts, perhaps anew."""
 
 
 @dataclass(frozen=True)
@@ -33,77 +54,197 @@ class Outcome:
     success: bool
     steps: int
     """Control steps until success or the limit."""
+    stage: str
+    """The furthest stage of the task that was reached, one of `envs.stages.STAGES`; empty where none was."""
     states: np.ndarray
     """Simulator states, float64 (steps + 1, S): enough to draw every frame again."""
 
 
-def rollouts(
-    task: TaskConfig,
-    episodes: Sequence[int],
-    act: Act,
-    on_outcome: Callable[[Outcome], None],
-    *,
-    split: str,
-    seed: int,
-    n_obs_steps: int,
-    workers: int,
-) -> None:
-    """Run `episodes`, each from its own (split, seed, episode), in parallel; `on_outcome` is called as each one ends.
+Act = Callable[[Sequence[Request]], Sequence[np.ndarray]]
+"""Episodes that wait -> actions (Ta, A) of each."""
 
-    `act` is called in this process for one episode at a time, so an outcome does not depend on the number of workers. A
-    worker that dies is replaced and its episode run again, three times at most.
 
-    Raises:
-        PrismError: the simulator cannot start, or an episode kills its worker again and again.
+class Simulators:
+    """Worker processes that are started when first needed and kept from one call of `rollouts` to the next.
+
+    A worker that dies or hangs is replaced, and its episode begun again.
+
+    Usage::
+
+        with Simulators(workers=2) as simulators:
+            for seed in (0, 1, 2):
+                simulators.rollouts(task, range(50), act, on_outcome, split="evaluate", seed=seed, n_obs_steps=2)
     """
-    waiting = list(reversed(episodes))
-    tries: dict[int, int] = {}
-    running: dict[Connection, tuple[BaseProcess, int]] = {}
-    idle: list[tuple[BaseProcess, Connection]] = []
 
-    def start_next() -> None:
-        episode = waiting.pop()
-        tries[episode] = tries.get(episode, 0) + 1
-        process, connection = idle.pop() if idle else _start_worker(task, n_obs_steps)
-        running[connection] = (process, episode)
-        connection.send((split, seed, episode))
+    def __init__(self, workers: int, patience: float = PATIENCE) -> None:
+        if workers < 1:
+            raise PrismError(f"expected at least one worker, got {workers}")
+        self.workers, self.patience = workers, patience
+        self.peak_rss_mib = 0.0
+        """The most memory that one worker has had resident."""
+        self._staff: list[_Worker] = []
+        self._inbox: queue.SimpleQueue[tuple[Any, str, Any]] = queue.SimpleQueue()
 
-    try:
-        for _ in range(min(workers, len(waiting))):
-            start_next()
-        while running:
-            for connection in wait(list(running)):
-                assert isinstance(connection, Connection)
-                process, episode = running[connection]
-                try:
-                    kind, content = connection.recv()
-                except (EOFError, ConnectionResetError) as error:
-                    process.join()
-                    del running[connection]
-                    if tries[episode] == 3:
-                        raise PrismError(
-                            f"the simulator worker of episode {episode} died three times (exit code "
-                            f"{process.exitcode}); is the machine out of memory?"
-                        ) from error
-                    waiting.append(episode)
-                    start_next()
-                    continue
-                if kind == "observation":
-                    first, observation = content
-                    connection.send(act(episode, observation, first))
-                elif kind == "outcome":
-                    idle.append((process, connection))
-                    del running[connection]
-                    on_outcome(content)
-                    if waiting:
-                        start_next()
-                else:
-                    raise PrismError(content)
-    finally:
-        for process, connection in [(p, c) for c, (p, _) in running.items()] + idle:
-            connection.close()
-            process.terminate()
-            process.join()
+    def rollouts(
+        self,
+        task: TaskConfig,
+        episodes: Sequence[int],
+        act: Act,
+        on_outcome: Callable[[Outcome], None],
+        *,
+        split: str,
+        seed: int,
+        n_obs_steps: int,
+        batch_size: int = 1,
+        threads: int = 1,
+    ) -> None:
+        """Run `episodes`, each from its own (split, seed, episode), in parallel; `on_outcome` is called as each ends.
+
+        Args:
+            task: what the simulators simulate.
+            episodes: their numbers.
+            act: called in a thread of this process with at most `batch_size` of the episodes that wait.
+            on_outcome: called in this thread, in the order in which episodes end.
+            split: stream of the episodes.
+            seed: seed of the stream.
+            n_obs_steps: frames that the policy sees.
+            batch_size: most episodes in one call of `act`.
+            threads: most calls of `act` at a time.
+
+        Raises:
+            PrismError: the simulator cannot start, or an episode loses its worker three times.
+        """
+        waiting, left, tries = deque(episodes), len(episodes), Counter[int]()
+        requests: deque[tuple[_Worker, Request]] = deque()
+        acting: set[Future[Sequence[np.ndarray]]] = set()
+        try:
+            with ThreadPoolExecutor(threads) as pool:
+                while left:
+                    self._hire(min(self.workers, left))
+                    for worker in self._staff:
+                        if worker.episode is None and waiting:
+                            worker.episode = waiting.popleft()
+                            tries[worker.episode] += 1
+                            worker.send((task, n_obs_steps, split, seed, worker.episode))
+                    while requests and len(acting) < threads:
+                        batch = [requests.popleft() for _ in range(min(batch_size, len(requests)))]
+                        future = pool.submit(act, [request for _, request in batch])
+                        acting.add(future)
+                        future.add_done_callback(
+                            lambda done, batch=batch: self._inbox.put((batch, "actions", done))  # type: ignore[misc]
+                        )
+                    for sender, kind, content in self._messages():
+                        if kind == "actions":
+                            acting.discard(content)
+                            for (worker, request), actions in zip(sender, content.result(), strict=True):
+                                if worker.episode == request.episode:
+                                    worker.send(actions)
+                        elif sender not in self._staff:
+                            continue  # last words of a worker that was replaced
+                        elif kind == "observation":
+                            requests.append((sender, content))
+                        elif kind == "outcome":
+                            outcome, peak = content
+                            sender.episode, left = None, left - 1
+                            self.peak_rss_mib = max(self.peak_rss_mib, peak)
+                            on_outcome(outcome)
+                        elif kind == "error":
+                            raise PrismError(content)
+                        else:
+                            lost = self._dismiss(sender)
+                            requests = deque((w, r) for w, r in requests if w is not sender)
+                            if lost is not None:
+                                waiting.appendleft(lost)
+                                if tries[lost] == TRIES:
+                                    raise PrismError(
+                                        f"the simulator worker of episode {lost} {content} {TRIES} times (exit code "
+                                        f"{sender.process.exitcode}); is the machine out of memory?"
+                                    )
+        except BaseException:
+            self.close()  # in the middle of their episodes they are of no use to the next call
+            raise
+
+    def _hire(self, count: int) -> None:
+        if len(self._staff) < count:
+            choose_opengl()  # once here, not in each worker
+        while len(self._staff) < count:
+            self._staff.append(_Worker(self._inbox))
+
+    def _messages(self) -> Iterator[tuple[Any, str, Any]]:
+        """Everything that has arrived, at least a tick's silence; workers that are silent for too long are "hung"."""
+        before = time.monotonic()
+        with suppress(queue.Empty):
+            yield self._inbox.get(timeout=_TICK)
+            while True:
+                yield self._inbox.get_nowait()
+        # Only time that this process has seen pass counts: it may have been stopped, or the machine asleep.
+        elapsed = min(time.monotonic() - before, _TICK)
+        for worker in list(self._staff):
+            worker.silent += elapsed if worker.owes else 0.0
+            if worker.silent > self.patience:
+                yield worker, "hung", "hung"
+
+    def _dismiss(self, worker: _Worker) -> int | None:
+        """End a worker; returns the episode that it had."""
+        self._staff.remove(worker)
+        episode, worker.episode = worker.episode, None
+        worker.kill()
+        return episode
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in list(self._staff):
+            self._dismiss(worker)
+
+    def __enter__(self) -> Simulators:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Worker:
+    """A process with a simulator, and a thread that puts what it sends into `inbox`.
+
+    The thread takes the blocking: a process that stops in the middle of a message would hold up the reader for ever.
+    """
+
+    def __init__(self, inbox: queue.SimpleQueue[tuple[Any, str, Any]]) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would carry torch's threads and an OpenGL context along
+        self._connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs,), daemon=True)
+        with worker_start():
+            self.process.start()
+        theirs.close()
+        self.episode: int | None = None
+        self.owes, self.silent = False, 0.0
+        self._inbox = inbox
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                kind, content = self._connection.recv()
+                self.owes = False
+                self._inbox.put((self, kind, content))
+        except (EOFError, OSError):
+            self._inbox.put((self, "gone", "died"))
+
+    def send(self, message: Any) -> None:
+        """Ask for something: an episode, or the next part of one."""
+        self.owes, self.silent = True, 0.0
+        with suppress(OSError):  # it has died: the listener says so
+            self._connection.send(message)
+
+    def kill(self) -> None:
+        """End the process, also one that is stopped."""
+        self.process.kill()
+        self.process.join()
+        self._listener.join()
+        self._connection.close()
 
 
 @contextmanager
@@ -127,25 +268,15 @@ def worker_start() -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = threads
 
 
-def _start_worker(task: TaskConfig, n_obs_steps: int) -> tuple[BaseProcess, Connection]:
-    context = multiprocessing.get_context("spawn")  # a fork would carry torch's threads and an OpenGL context along
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, task, n_obs_steps), daemon=True)
-    with worker_start():
-        process.start()
-    theirs.close()
-    return process, ours
-
-
-def _work(connection: Connection, task: TaskConfig, n_obs_steps: int) -> None:
+def _work(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     try:
-        from prism_policy.envs.robosuite import RobosuiteEnv
+        from prism_policy.envs.pool import environment
 
-        env = RobosuiteEnv(task)
         while True:
-            split, seed, episode = connection.recv()
-            connection.send(("outcome", _episode(env, connection, n_obs_steps, split, seed, episode)))
+            task, n_obs_steps, split, seed, episode = connection.recv()
+            outcome = _episode(environment(task, render_images=True), connection, n_obs_steps, split, seed, episode)
+            connection.send(("outcome", (outcome, peak_rss_mib())))
     except PrismError as error:
         connection.send(("error", str(error)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -157,13 +288,21 @@ def _episode(env: Any, connection: Connection, n_obs_steps: int, split: str, see
     history = [observation] * n_obs_steps  # the policy has seen nothing before: the first frame stands for the past
     success, steps = False, 0
     while not success and steps < env.task.max_steps:
-        connection.send(("observation", (steps == 0, _stack(history))))
+        connection.send(("observation", Request(episode, _stack(history), steps == 0)))
         latest, success, done = env.step_chunk(connection.recv(), n_obs_steps)
         history = (history + latest)[-n_obs_steps:]
         steps += done
-    return Outcome(episode, success, steps, np.stack(env.states))
+    states = np.stack(env.states)
+    return Outcome(episode, success, steps, furthest_stage(env, states, success), states)
 
 
 def _stack(history: list[dict[str, Any]]) -> dict[str, Any]:
     images = {camera: np.stack([o["images"][camera] for o in history]) for camera in history[0]["images"]}
     return {"images": images, "proprio": np.stack([o["proprio"] for o in history])}
+
+
+def peak_rss_mib() -> float:
+    """The most memory that this process has had resident [MiB]; 0 where the system does not tell."""
+    status = Path("/proc/self/status")  # getrusage would count what the parent had when it forked
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)

@@ -1,0 +1,147 @@
+"""Environment steps a second: a plain robosuite loop with camera observations against this library's rollouts, in turn.
+
+python benchmarks/rollouts.py [--task lift] [--rounds 5] [--steps 48]
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from timing import in_turn, ratio
+
+from prism_policy import presets
+from prism_policy.config import TASKS, RunConfig, TaskConfig, TaskName
+from prism_policy.envs.opengl import choose_opengl
+from prism_policy.envs.workers import Request, Simulators, worker_start
+from prism_policy.evaluate import episode_noise, sample_chunks
+from prism_policy.policies import Policy
+from prism_policy.run_folder import make_policy
+
+EPISODES = 4
+
+
+def plain_loop(connection: Connection, task: TaskConfig) -> None:
+    """A process with robosuite as its documentation uses it: frames of all cameras at every step, robosuite's look."""
+    import robosuite
+
+    env = robosuite.make(
+        TASKS[task.name],
+        robots="Panda",
+        use_camera_obs=True,
+        has_offscreen_renderer=True,
+        camera_names=list(task.cameras),
+        camera_heights=task.render.resolution,
+        camera_widths=task.render.resolution,
+        control_freq=20,
+        ignore_done=True,
+        seed=0,
+    )
+    actions = np.random.default_rng(0).uniform(-0.3, 0.3, (1000, 7))
+    while True:
+        steps = connection.recv()
+        env.reset()
+        for action in actions[:steps]:
+            env.step(action)
+        connection.send(None)
+
+
+def policy_act(policy: Policy) -> Callable[[Sequence[Request]], list[np.ndarray]]:
+    """Acts as `evaluate` does."""
+
+    def act(requests: Sequence[Request]) -> list[np.ndarray]:
+        torch.set_num_threads(1)
+        noise = [episode_noise("evaluate", 0, r.episode) for r in requests]
+        return list(sample_chunks(policy, [r.observation for r in requests], noise, 1)[:, 1:9])
+
+    return act
+
+
+def random_act(requests: Sequence[Request]) -> list[np.ndarray]:
+    """Actions that cost nothing."""
+    return [np.random.default_rng(r.episode).uniform(-0.3, 0.3, (8, 7)) for r in requests]
+
+
+def main() -> None:
+    """Print a table of steps a second."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", choices=get_args(TaskName), default="lift")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=48, help="of an episode; nothing ends earlier")
+    arguments = parser.parse_args()
+    config: RunConfig = presets.nano(arguments.task)
+    policy = make_policy(config, 9, 7).eval()  # untrained: it costs the same, and no episode ends early
+    task = replace(config.task, max_steps=arguments.steps)
+    choose_opengl()
+    cores = sorted(os.sched_getaffinity(0))[:2]
+
+    def pinned(count: int) -> None:
+        os.sched_setaffinity(0, cores[:count])
+
+    pinned(1)
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    with worker_start():
+        context.Process(target=plain_loop, args=(theirs, task), daemon=True).start()
+
+    def plain() -> None:
+        pinned(1)
+        ours.send(arguments.steps)
+        ours.recv()
+
+    def rollouts(simulators: Simulators, cores: int, act: Any, threads: int) -> Callable[[], None]:
+        def run() -> None:
+            pinned(cores)
+            ends = []
+            simulators.rollouts(
+                task, range(EPISODES), act, ends.append, split="evaluate", seed=0, n_obs_steps=2, threads=threads
+            )
+            assert all(outcome.steps == arguments.steps for outcome in ends), "an episode ended early"
+
+        return run
+
+    act = policy_act(policy)
+    one_core, one, two = Simulators(1), Simulators(1), Simulators(2)
+    with one_core, one, two:
+        rollouts(one_core, 1, random_act, 1)()  # its worker starts where it is to stay
+        variants = {
+            "plain robosuite loop, no policy, one core": (plain, 1, 1),
+            "simulators alone, 1 worker, one core": (rollouts(one_core, 1, random_act, 1), EPISODES, 1),
+            "simulators alone, 1 worker, two cores": (rollouts(one, 2, random_act, 2), EPISODES, 2),
+            "simulators alone, 2 workers, two cores": (rollouts(two, 2, random_act, 2), EPISODES, 2),
+            "with the policy, 1 worker, one core": (rollouts(one_core, 1, act, 1), EPISODES, 1),
+            "with the policy, 1 worker, two cores": (rollouts(one, 2, act, 2), EPISODES, 2),
+            "with the policy, 2 workers, two cores": (rollouts(two, 2, act, 2), EPISODES, 2),
+        }
+        seconds = in_turn({n: f for n, (f, _, _) in variants.items()}, arguments.rounds, torch.device("cpu"), 1)
+    rates = {
+        name: [episodes * arguments.steps / s for s in seconds[name]] for name, (_, episodes, _) in variants.items()
+    }
+    baseline = rates["plain robosuite loop, no policy, one core"]
+    load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
+    print(f"{arguments.rounds} rounds in turn, episodes of {arguments.steps} steps; load average {load}\n")
+    print(
+        f"| {arguments.task}, {task.render.resolution} px, 2 cameras | steps/s: median (min to max) | x plain, a core |"
+    )
+    print("|---|---|---|")
+    for name, (_, _, cores_used) in variants.items():
+        rate = rates[name]
+        text = f"{statistics.median(rate):.0f} ({min(rate):.0f} to {max(rate):.0f})"
+        print(f"| {name} | {text} | {ratio([r / cores_used for r in rate], baseline)} |")
+    for kind in ("simulators alone", "with the policy"):
+        two_workers = rates[f"{kind}, 2 workers, two cores"]
+        for cores_text in ("one core", "two cores"):
+            text = ratio(two_workers, rates[f"{kind}, 1 worker, {cores_text}"])
+            print(f"\n{kind}: two workers on two cores / one worker on {cores_text}: {text}")
+
+
+if __name__ == "__main__":
+    main()
