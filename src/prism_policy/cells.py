@@ -26,11 +26,11 @@ SCALES: dict[Scale, str] = {
     "cores on Lift. It can show what makes a small policy learn an easy task faster or fail at it; it cannot show what "
     "large policies reach that were trained to the end. On ToolHang it can hardly succeed: look at how far the "
     "episodes came.",
-    "small": "the paper's networks, 10,000 updates of 256 windows, 100 demonstrations: about 20 cells in an afternoon of "
-    "one GPU (estimated; none was at hand). It can show differences that appear early in training; it cannot show "
+    "small": "the paper's networks, 10,000 updates of 256 windows, 100 demonstrations: about 20 cells in an afternoon "
+    "of one GPU (estimated; none was at hand). It can show differences that appear early in training; it cannot show "
     "those that need the paper's 50,000 updates of 512.",
-    "paper": "the paper's recipe (Tables 8 to 12), 50,000 updates of 512 windows. On robomimic's human demonstrations it "
-    "can be held against the paper's numbers, save for what the paper leaves open and another version of the "
+    "paper": "the paper's recipe (Tables 8 to 12), 50,000 updates of 512 windows. On robomimic's human demonstrations "
+    "it can be held against the paper's numbers, save for what the paper leaves open and another version of the "
     "simulator; on scripted ones it cannot.",
     "smoke": "the whole path at the smallest size. Its numbers mean nothing.",
 }

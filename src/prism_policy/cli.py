@@ -13,6 +13,7 @@ import tyro
 
 from prism_policy import presets
 from prism_policy.cli_data import Collect, Download, Info, Render
+from prism_policy.cli_reproduce import Reproduce
 from prism_policy.config import ActionMode, PolicyKind, Precision, ProbeConfig, TaskName
 from prism_policy.errors import PrismError
 
@@ -253,6 +254,7 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Collect, tyro.conf.subcommand("collect")]
     | Annotated[Render, tyro.conf.subcommand("render")]
     | Annotated[Report, tyro.conf.subcommand("report")]

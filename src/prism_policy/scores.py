@@ -6,10 +6,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from prism_policy.cells import Cell
 from prism_policy.compare import paired_outcomes
 from prism_policy.envs.stages import STAGES
 from prism_policy.experiments import Comparison, Entry, Experiment, Key, Variant
+from prism_policy.info import ACTION_DIM, PROPRIO_DIM
+from prism_policy.run_folder import make_policy
 from prism_policy.success import Paired, mean_and_std, pair, wilson_interval
 
 Cells = Mapping[tuple[Variant, int], Cell]
@@ -84,3 +88,11 @@ def stages_reached(
         if counts:
             found.setdefault(variant.task, {})[variant] = counts
     return found
+
+
+def parameters(entry: Entry, cells: Cells) -> int:
+    """Of one of the entry's policies, at the size that its cells have."""
+    variant = entry.variants[0]
+    config = next(cell.config for (v, _), cell in cells.items() if v == variant)
+    with torch.device("meta"):  # counted, not made
+        return sum(p.numel() for p in make_policy(config, PROPRIO_DIM, ACTION_DIM).parameters())
