@@ -44,10 +44,12 @@ def draw_bars(told: Results, path: Path) -> None:
         _added(panels[-1], told, colours)
     panels[0].set_ylabel("success [%]")
     handles: list[Any] = [Patch(color=colour, label=row) for row, colour in colours.items()]
-    handles.append(Line2D([], [], color=GREY, label="ours: 95% interval (Wilson)"))
-    handles.append(_diamond("the paper's number: other data and scale"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False, fontsize=9)
-    figure.suptitle(f"{told.experiment.title}\nours at scale {told.scale}, {told.data}", fontsize=10)
+    handles.append(Line2D([], [], color="black", label="ours, 95% interval (Wilson)"))
+    other = "data, scale and tasks" if any(e.partial for e in entries) else "data and scale"
+    if any(e.paper is not None for e in entries):
+        handles.append(_diamond(f"the paper's number: other {other}" if told.other_setting else "the paper's number"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.suptitle(f"{told.experiment.title}\nours at scale {told.scale}, {told.data}", fontsize=9)
     _save(figure, path)
 
 
@@ -65,11 +67,11 @@ def _panel(axis: Axes, told: Results, block: str, rows: Sequence[str], colours: 
             mean = 100 * found.mean_and_std[0]
             low, high = (100 * share for share in found.interval)
             axis.bar(x, mean, 0.9 * width, color=colours[entry.row])
-            axis.plot([x, x], [low, high], color=GREY, linewidth=1.2)
+            axis.plot([x - 0.15 * width] * 2, [low, high], color="black", linewidth=1.2)
         if entry.paper is not None:
-            mark = _diamond()
-            axis.plot([x], [entry.paper], marker=mark.get_marker(), **_HOLLOW)
+            axis.plot([x + 0.2 * width], [entry.paper], **_HOLLOW)
     axis.set_xticks(range(len(columns)), columns)
+    axis.set_xlim(-0.5, len(columns) - 0.5)
     axis.set_ylim(0, 103)
     axis.set_title(block, fontsize=9)
     axis.grid(axis="y", alpha=0.2)
@@ -85,7 +87,7 @@ def _gains(axis: Axes, told: Results, rows: Sequence[str], colours: Mapping[str,
             axis.text(x, 0, "missing", rotation=90, ha="center", va="bottom", fontsize=7, color=GREY)
             continue
         axis.bar(x, 100 * found.difference, 0.75, color=colours[comparison.a[1]])
-        axis.plot([x, x], [100 * share for share in found.interval()], color=GREY, linewidth=1.2)
+        axis.plot([x, x], [100 * share for share in found.interval()], color="black", linewidth=1.2)
     axis.axhline(0, color=GREY, linewidth=0.8)
     _bare(axis, rows, "gain [points], 95% interval (Tango)")
 
@@ -104,6 +106,7 @@ def _bare(axis: Axes, rows: Sequence[str], title: str) -> None:
 
 
 _HOLLOW: dict[str, Any] = {
+    "marker": "D",
     "linestyle": "",
     "markersize": 6,
     "markerfacecolor": "white",
@@ -112,8 +115,8 @@ _HOLLOW: dict[str, Any] = {
 }
 
 
-def _diamond(label: str = "") -> Line2D:
-    return Line2D([], [], marker="D", label=label, **_HOLLOW)
+def _diamond(label: str) -> Line2D:
+    return Line2D([], [], label=label, **_HOLLOW)
 
 
 def draw_saliency_grid(told: Results, path: Path) -> bool:

@@ -55,7 +55,7 @@ def _table1() -> Experiment:
     return Experiment(
         "table1",
         "Table 1: pooling on a standard and a truncated ResNet18, mean over Lift, Can and Square",
-        tuple(entries),
+        tuple(sorted(entries, key=lambda e: _TRUNKS.index(e.block))),
         (*_against(entries, "SSPool"), *changes),
         (
             _VIEWS,

@@ -63,12 +63,16 @@ class Plan:
     def data(self) -> str:
         """What is learned, for a sentence."""
         tasks = dict.fromkeys(cell.variant.task for cell in self.cells)
-        num = self.cells[0].config.demos.num_demos
         scripted = [task for task in tasks if task not in self.datasets]
-        parts = [f"{', '.join(scripted)}: {num} scripted demonstrations, others for each seed"] if scripted else []
-        files = {t: ", ".join(dict.fromkeys(Path(c.config.dataset).name for c in self.cells if c.variant.task == t))
-                 for t in tasks if t in self.datasets}  # fmt: skip
-        return "; ".join(["trained on " + parts[0]] * bool(parts) + [f"{t}: trained on {f}" for t, f in files.items()])
+        parts = []
+        if scripted:
+            each = " each" * (len(scripted) > 1)
+            number = self.cells[0].config.demos.num_demos
+            parts.append(f"{number} scripted demonstrations of {', '.join(scripted)}{each}, others for each seed")
+        for task in self.datasets:
+            used = dict.fromkeys(Path(c.config.dataset).name for c in self.cells if c.variant.task == task)
+            parts.append(f"{', '.join(used)} ({task})")
+        return f"trained on {' and '.join(parts)}"
 
 
 def make_plan(

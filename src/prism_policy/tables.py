@@ -32,6 +32,11 @@ class Results:
     differences: list[tuple[Comparison, Paired | None]]
 
     @property
+    def other_setting(self) -> bool:
+        """Whether ours was measured at another scale or on other data than the paper's."""
+        return self.scale != "paper" or "scripted" in self.data
+
+    @property
     def note(self) -> str:
         """What stands under every table that holds both columns."""
         wide = any(e.partial for e in self.experiment.entries)
@@ -42,7 +47,7 @@ class Results:
             + (
                 "The two were measured on other data or at another scale: what can be compared are rows of one column, "
                 "not ours with the paper's."
-                if self.scale != "paper" or "scripted" in self.data
+                if self.other_setting
                 else "The recipe is the paper's; what it leaves open, the simulator's version and the images differ."
             )
             + (" †: the paper's mean is over more tasks or policies than ours." if wide else "")
