@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import tarfile
 import tempfile
@@ -49,14 +50,14 @@ def run_on_ray(
         raise PrismError("Ray is not installed; run `pip install prism-policy[cluster]`") from error
 
     try:
-        ray.init(address=None if address == "local" else address, log_to_driver=False, logging_level="warning")
+        ray.init(address=None if address == "local" else address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise PrismError(
             f"no Ray cluster at '{address}' ({_first_line(error)}); start one with `ray start --head`, or use "
             "--ray local"
         ) from error
     try:
-        has = ray.cluster_resources()
+        has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call, unused-ignore]
         gpus = min(1.0, has.get("GPU", 0.0)) if gpus is None else gpus
         if gpus > has.get("GPU", 0.0) or cpus > has.get("CPU", 0.0):
             raise PrismError(

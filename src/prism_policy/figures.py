@@ -96,7 +96,8 @@ def _added(axis: Axes, told: Results, colours: Mapping[str, Any]) -> None:
     added = added_parameters(told)
     for x, (row, (_, more)) in enumerate(added.items()):
         axis.bar(x, more / 1e6, 0.75, color=colours[row])
-    _bare(axis, list(added), "added parameters [M]")
+    axis.set_yscale("log")
+    _bare(axis, list(added), "added parameters [M], at full size")
 
 
 def _bare(axis: Axes, rows: Sequence[str], title: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from prism_policy.cells import Cell
+from prism_policy.cells import Cell, run_config
 from prism_policy.compare import paired_outcomes
 from prism_policy.envs.stages import STAGES
 from prism_policy.experiments import Comparison, Entry, Experiment, Key, Variant
@@ -90,9 +90,8 @@ def stages_reached(
     return found
 
 
-def parameters(entry: Entry, cells: Cells) -> int:
-    """Of one of the entry's policies, at the size that its cells have."""
-    variant = entry.variants[0]
-    config = next(cell.config for (v, _), cell in cells.items() if v == variant)
-    with torch.device("meta"):  # counted, not made
+def parameters(entry: Entry) -> int:
+    """Of a policy with the entry's encoder at the paper's size, whatever the scale: they are counted, not trained."""
+    config = run_config(entry.variants[0], 0, "paper")
+    with torch.device("meta"):
         return sum(p.numel() for p in make_policy(config, PROPRIO_DIM, ACTION_DIM).parameters())

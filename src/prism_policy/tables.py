@@ -197,7 +197,7 @@ def added_parameters(told: Results) -> dict[str, tuple[int, int]]:
     """By row, the parameters of the first column's policy and how many the last column's has more."""
     found: dict[str, list[int]] = {}
     for entry in told.experiment.entries:
-        found.setdefault(entry.row, []).append(parameters(entry, told.cells))
+        found.setdefault(entry.row, []).append(parameters(entry))
     return {row: (counts[0], counts[-1] - counts[0]) for row, counts in found.items()}
 
 
@@ -207,7 +207,7 @@ def _parameters(told: Results) -> Grid:
         for row, (base, more) in added_parameters(told).items()
     ]
     header = ["", "last stage [M]", "multiscale [M]", "added [M]"]
-    return Grid("Parameters", header, rows, f"Ours: whole policies with their cameras, at scale {told.scale}.")
+    return Grid("Parameters", header, rows, "Ours: counted in whole policies with two cameras, at the paper's size.")
 
 
 def _stages(told: Results) -> list[Grid]:
