@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import math
+import os
 import re
 import statistics
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ from scipy import stats
 
 from browser import CHROMIUM, Page
 from prism_policy import config_json, presets
-from prism_policy.cells import SCALES, Cell, find_cells, run_config
+from prism_policy.cells import SCALES, Cell, find_cells, run_cell, run_config
 from prism_policy.errors import PrismError
 from prism_policy.experiments import Variant
 from prism_policy.paper_tables import experiment
@@ -386,6 +390,53 @@ def test_figure_5_counts_the_parameters_at_the_papers_size(tmp_path: Path) -> No
 def test_one_seed_has_no_deviation() -> None:
     assert Score((0,), (0.5,), 5, 10).mean_and_std == (0.5, None)
     assert math.isclose(statistics.stdev([0.4, 0.6]), Score((0, 1), (0.4, 0.6), 10, 20).mean_and_std[1] or 0)
+
+
+def test_a_cell_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:
+    (cell,) = find_cells([Variant("lift", "flow_matching", "sspool")], [0], "smoke", tmp_path, {})
+    with (tmp_path / ".lift-flow_matching-sspool-smoke-s0.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert run_cell(cell, ("last",), 1) is False
+    assert not cell.folder.exists()
+
+
+def command(folder: Path, *arguments: str, code: int = 0) -> str:
+    """What `prism reproduce` printed, or complained about."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = [sys.executable, "-m", "prism_policy.cli", "reproduce", *arguments]
+    done = subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stderr if code else done.stdout
+
+
+def test_the_command_complains_before_it_writes(tmp_path: Path) -> None:
+    assert "prism: unknown experiment 'table9'; available: table1" in command(tmp_path, "table9", code=2)
+    assert "expected TASK=FILE" in command(tmp_path, "table1", "--dataset", "lift.hdf5", code=2)
+    told = command(tmp_path, "table5", "--scale", "small", "--policies", "ddpm", "--dry-run")
+    assert "6 cells: 0 measured, 0 trained and to be measured, 6 to be trained; 50 episodes each" in told
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_cells_are_trained_measured_and_told_about(tmp_path: Path) -> None:
+    pytest.importorskip("robosuite", reason="needs prism-policy[sim]")
+    chosen = ("table4", "--smoke", "--tasks", "lift", "--policies", "flow_matching", "--workers", "1", "--seeds", "0")
+    told = command(tmp_path, *chosen)
+    assert "Table: runs/reproduce-table4-smoke/table.html" in told
+    out = tmp_path / "runs" / "reproduce-table4-smoke"
+    rows = list(csv.DictReader((out / "table.csv").open()))
+    assert [(row["row"], row["column"], row["ours_episodes"]) for row in rows] == [
+        ("Base.", "Lift", "2"), ("PRISM", "Lift", "2")
+    ]  # fmt: skip
+    assert "Its numbers mean nothing" in (out / "table.md").read_text()
+    cells = sorted(path.parent for path in (tmp_path / "runs" / "cells").glob("*/report.html"))
+    assert [cell.name for cell in cells] == [f"lift-flow_matching-{e}-smoke-s0" for e in ("prism", "sspool")]
+    before = {cell: (cell / "weights.safetensors").stat().st_mtime_ns for cell in cells}
+    # One episode more goes on in the same cells.
+    told = command(tmp_path, *chosen, "--n-episodes", "3", "--out", "three")
+    assert "2 trained and to be measured, 0 to be trained" in told
+    assert {cell: (cell / "weights.safetensors").stat().st_mtime_ns for cell in cells} == before
+    assert "2 measured, 0 trained" in command(tmp_path, *chosen, "--dry-run")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
