@@ -48,7 +48,8 @@ class Results:
                 "The two were measured on other data or at another scale: what can be compared are rows of one column, "
                 "not ours with the paper's."
                 if self.other_setting
-                else "The recipe is the paper's; what it leaves open, the simulator's version and the images differ."
+                else "The recipe is the paper's, and the data where the files are robomimic's; what the paper leaves "
+                "open, the simulator's version and the drawing of the images differ."
             )
             + (" †: the paper's mean is over more tasks or policies than ours." if wide else "")
         )
