@@ -137,6 +137,7 @@ def draw_saliency_grid(told: Results, path: Path) -> bool:
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
+        axis.set_box_aspect(1)
     for line, row in zip(axes, rows, strict=True):
         line[0].set_ylabel(row)
         first = next((measured[row, c] for c in columns if (row, c) in measured), None)

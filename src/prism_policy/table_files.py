@@ -50,7 +50,8 @@ def page(told: Results, picture: bytes) -> str:
 <style>
 {style}
 .wide {{ overflow-x: auto; }}
-.wide td {{ white-space: nowrap; }}
+.wide table {{ font-size: .85rem; }}
+.wide th, .wide td {{ padding-right: .8rem; }}
 .paper {{ color: var(--soft); font-style: italic; border-right: 1px solid var(--line); padding-right: .75rem; }}
 .paper + * {{ padding-left: .75rem; }}
 </style>
@@ -69,10 +70,19 @@ def _html_table(grid: Grid) -> str:
         def kind(i: int, text: str) -> str:
             return ' class="paper"' if i in grid.paper else ' class="missing"' if text == MISSING else ""
 
-        return "<tr>" + "".join(f"<{tag}{kind(i, c)}>{escape(c)}</{tag}>" for i, c in enumerate(cells)) + "</tr>"
+        return (
+            "<tr>"
+            + "".join(f"<{tag}{kind(i, c)}>{_unbroken(escape(c))}</{tag}>" for i, c in enumerate(cells))
+            + "</tr>"
+        )
 
     body = "".join(row(cells, "td") for cells in grid.rows)
     return f'<div class="wide"><table>{row(grid.header, "th")}{body}</table></div>'
+
+
+def _unbroken(text: str) -> str:
+    """Figures that belong together stay on one line."""
+    return text.replace(" ± ", "&nbsp;±&nbsp;").replace(" to ", "&nbsp;to&nbsp;").replace(" of ", "&nbsp;of&nbsp;")
 
 
 def entries_csv(told: Results) -> str:
