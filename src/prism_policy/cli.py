@@ -13,6 +13,7 @@ import tyro
 
 from prism_policy import presets
 from prism_policy.cli_data import Collect, Download, Info, Render
+from prism_policy.cli_reproduce import Reproduce
 from prism_policy.config import ActionMode, PolicyKind, Precision, ProbeConfig, TaskName
 from prism_policy.errors import PrismError
 
@@ -80,8 +81,9 @@ class Train:
     """Visual encoder: the paper's PRISM, its baseline sspool, or one of the ablations."""
     dataset: Path | None = None
     """File of demonstrations with images, such as `prism render` writes; by default the scripted expert's."""
-    preset: Literal["nano", "paper"] = "nano"
-    """Sizes and schedule: what two CPU cores do in minutes, or the paper's (Tables 8 to 12), which needs a GPU."""
+    preset: Literal["nano", "small", "paper"] = "nano"
+    """Sizes and schedule: what two CPU cores do in minutes, the paper's networks with a tenth of its windows, or all of
+    the paper's (Tables 8 to 12); the latter two need a GPU."""
     set: tuple[str, ...] = ()
     """Any other fields of config.json: --set train.steps=3000 policy.encoder.width=32 task.action_mode=absolute."""
     precision: Precision | None = None
@@ -111,7 +113,7 @@ class Train:
         if self.processes > 1 and not is_launched():
             launch(self.processes, sys.argv[1:])
             return
-        preset = presets.paper if self.preset == "paper" else presets.nano
+        preset = {"nano": presets.nano, "small": presets.small, "paper": presets.paper}[self.preset]
         config = preset(self.task, self.policy, self.encoder, self.seed)
         precision = config.train.precision if self.precision is None else self.precision
         compiled = config.train.compile if self.compile is None else self.compile
@@ -252,6 +254,7 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Collect, tyro.conf.subcommand("collect")]
     | Annotated[Render, tyro.conf.subcommand("render")]
     | Annotated[Report, tyro.conf.subcommand("report")]

@@ -39,7 +39,7 @@ def compare(run_a: Path, run_b: Path, checkpoints: tuple[str, str], split: str, 
         raise PrismError(
             f"expected a seed that both were measured on, got {_names(ours)} of {run_a} and {_names(theirs)} of {run_b}"
         )
-    pairs = {seed: _pair(ours[seed], theirs[seed]) for seed in seeds}
+    pairs = {seed: paired_outcomes(ours[seed], theirs[seed]) for seed in seeds}
     a, b = ([success for outcomes in pairs.values() for success in outcomes[i]] for i in (0, 1))
     result = {
         "a": {"run": str(run_a), "checkpoint": checkpoints[0]},
@@ -70,8 +70,12 @@ def _names(by_seed: dict[int, Stream]) -> str:
     return "seed " + ", ".join(map(str, sorted(by_seed)))
 
 
-def _pair(ours: Stream, theirs: Stream) -> tuple[list[bool], list[bool]]:
-    """Outcomes of the episodes that both streams have."""
+def paired_outcomes(ours: Stream, theirs: Stream, n_episodes: int | None = None) -> tuple[list[bool], list[bool]]:
+    """Outcomes of the (first `n_episodes`) episodes that both streams have, in order.
+
+    Raises:
+        PrismError: runs of different tasks or limits, or other starts.
+    """
     tasks = ours.task(), theirs.task()
     for field in ("name", "max_steps"):
         if tasks[0][field] != tasks[1][field]:
@@ -80,7 +84,7 @@ def _pair(ours: Stream, theirs: Stream) -> tuple[list[bool], list[bool]]:
                 f"{tasks[1][field]!r} in {theirs.run}"
             )
     found = [{r["episode"]: bool(r["success"]) for r in s.records()} for s in (ours, theirs)]
-    both = sorted(found[0].keys() & found[1].keys())
+    both = [e for e in sorted(found[0].keys() & found[1].keys()) if n_episodes is None or e < n_episodes]
     for episode in both:
         starts = [np.load(states_path(s.folder, episode), mmap_mode="r")[0] for s in (ours, theirs)]
         if not np.array_equal(*starts):

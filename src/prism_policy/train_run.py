@@ -10,8 +10,7 @@ from pathlib import Path
 
 from prism_policy.config import RunConfig
 from prism_policy.dataset import training_windows
-from prism_policy.envs.workers import Simulators
-from prism_policy.evaluate import available_cores, evaluate
+from prism_policy.evaluate import evaluate
 from prism_policy.files import read_lines
 from prism_policy.policies import Policy
 from prism_policy.progress import Bar, console
@@ -29,7 +28,6 @@ def train_run(
     device: Device = "auto",
     track: Sequence[Tracker] = (),
     max_s: float = math.inf,
-    workers: int | None = None,
 ) -> None:
     """Train, or go on training, the run in `folder`, and say how it went.
 
@@ -43,7 +41,7 @@ def train_run(
         with ranks.first_alone():
             open_run(folder, config)
             windows, valid = training_windows(config)
-        rollout = _rollout(folder, config, workers) if importlib.util.find_spec("robosuite") else None
+        rollout = _rollout(folder, config) if importlib.util.find_spec("robosuite") else None
         if rollout is None and config.train.rollout_every:
             console.print("No rollouts while training: robosuite is not installed (pip install prism-policy[sim])")
         with (
@@ -59,18 +57,15 @@ def train_run(
         _summary(folder, config)
 
 
-def _rollout(folder: Path, config: RunConfig, workers: int | None) -> Rollout:
+def _rollout(folder: Path, config: RunConfig) -> Rollout:
     """Episodes of the stream `validate`, in a folder of their own for each update that is measured."""
     settings = replace(config.evaluate, n_episodes=config.train.rollout_episodes, split="validate")
-    measured = replace(config, evaluate=settings)
 
     def rollout(policy: Policy, done: int, heed_stop: Callable[[], None]) -> dict[str, float]:
         place = folder / "rollouts" / f"update_{done:06d}"
-        with Simulators(workers or available_cores()) as simulators:
-            records = evaluate(
-                place, measured, policy, None, simulators, lambda records: heed_stop(), other_weights="drop"
-            )
-        summary = summarise(records)
+        summary = summarise(
+            evaluate(place, config, policy, settings, None, lambda records: heed_stop(), other_weights="drop")
+        )
         low, high = summary["wilson_95"]
         console.print(
             f"Update {done}: {summary['n_success']} of {summary['n_episodes']} validation episodes succeeded "

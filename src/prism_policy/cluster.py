@@ -1,0 +1,127 @@
+"""Work on many machines through Ray, which starts, places and repeats it; results come back to the caller's folder."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import tarfile
+import tempfile
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from prism_policy.errors import PrismError
+
+RETRIES = 3
+"""How often a piece of work is begun again after its process or machine died."""
+
+
+def run_on_ray(
+    address: str,
+    folders: Sequence[Path],
+    work: Sequence[Callable[[], bool]],
+    on_done: Callable[[int, bool | PrismError], None],
+    gpus: float | None = None,
+    cpus: float = 1.0,
+    retries: int = RETRIES,
+) -> None:
+    """Do each piece of work, which fills a folder, on some machine of a Ray cluster.
+
+    A machine that shares this one's file system writes where we read; from any other the folder is sent back, without
+    its checkpoints of training.
+
+    Args:
+        address: `auto` (a cluster that runs here, or RAY_ADDRESS), `local` (start one on this machine), or HOST:PORT.
+        folders: what each piece of work fills; absolute.
+        work: returns whether it was done; may be sent to another process.
+        on_done: called with the number of a piece and what it returned or complained about.
+        gpus: GPUs a piece, or a share of one; None is one where the cluster has any.
+        cpus: CPU cores a piece.
+        retries: see `RETRIES`.
+
+    Raises:
+        PrismError: Ray is not installed, there is no such cluster, or it never has what a piece needs.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise PrismError("Ray is not installed; run `pip install prism-policy[cluster]`") from error
+
+    try:
+        ray.init(address=None if address == "local" else address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise PrismError(
+            f"no Ray cluster at '{address}' ({_first_line(error)}); start one with `ray start --head`, or use "
+            "--ray local"
+        ) from error
+    try:
+        has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call, unused-ignore]
+        gpus = min(1.0, has.get("GPU", 0.0)) if gpus is None else gpus
+        if gpus > has.get("GPU", 0.0) or cpus > has.get("CPU", 0.0):
+            raise PrismError(
+                f"expected a cluster with {gpus:g} GPUs and {cpus:g} cores for a cell, got {has.get('GPU', 0):g} and "
+                f"{has.get('CPU', 0):g} in all"
+            )
+        remote = ray.remote(num_gpus=gpus, num_cpus=cpus, max_retries=retries)(_there)
+        token = folders[0].parent / f".here-{uuid.uuid4().hex}"
+        token.parent.mkdir(parents=True, exist_ok=True)
+        token.touch()
+        try:
+            waiting = {
+                remote.remote(do, folder, token): i for i, (do, folder) in enumerate(zip(work, folders, strict=True))
+            }
+            while waiting:
+                ready, _ = ray.wait(list(waiting))
+                for reference in ready:
+                    number = waiting.pop(reference)
+                    try:
+                        done, archive = ray.get(reference)
+                        _unpack(archive, folders[number])
+                    except ray.exceptions.RayTaskError as error:
+                        on_done(number, PrismError(_first_line(error.cause)))
+                    except ray.exceptions.RayError as error:
+                        on_done(number, PrismError(f"its process died {retries + 1} times ({_first_line(error)})"))
+                    else:
+                        on_done(number, done)
+        finally:
+            token.unlink(missing_ok=True)
+    finally:
+        ray.shutdown()
+
+
+def _there(work: Callable[[], bool], folder: Path, token: Path) -> tuple[bool, bytes]:
+    """On the other machine: do it, and pack the folder where the caller cannot see it."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    done = work()
+    return done, b"" if token.exists() else _pack(folder)
+
+
+def _pack(folder: Path) -> bytes:
+    memory = io.BytesIO()
+    with tarfile.open(fileobj=memory, mode="w") as archive:
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder)
+            # last.safetensors and its like are for going on with the training, which is over.
+            if path.is_file() and not (name.parts[0] == "checkpoints" and path.stem.startswith(("last", "previous"))):
+                archive.add(path, str(name))
+    return memory.getvalue()
+
+
+def _unpack(archive: bytes, folder: Path) -> None:
+    """Put the files in their places, the weights last: they say that the training is over."""
+    if not archive:
+        return
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
+            packed.extractall(temporary, filter="data")
+        there = [path for path in Path(temporary).rglob("*") if path.is_file()]
+        for path in sorted(there, key=lambda p: p.name == "weights.safetensors"):
+            target = folder / path.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+
+
+def _first_line(error: Any) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0]
