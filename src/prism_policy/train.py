@@ -127,7 +127,7 @@ def train(
         indices = batch_indices(step, settings.batch_size, len(windows), config.seed)
         draws = policy.draw(settings.batch_size, torch.Generator().manual_seed(_update_seed(config.seed, step)))
         part = {"indices": indices, "draws": {name: x[mine] for name, x in draws.items()}}
-        if windows.device == device != CPU:
+        if windows.device.type == device.type != "cpu":
             return pinned(part)
         part |= rows_and_share(indices)
         return part if device.type == "cpu" else pinned(part)
