@@ -6,7 +6,7 @@ Correctness comes first: gradients in float32, in bfloat16 and compiled against 
 stopped against one that was not. Only then times are taken: the paper's step against its floor (operations over the
 matrix rate) and against the plain composition, what it is made of, and how it grows. What time is left goes into
 training. Every stage's output lies in a file of its own in `out`, and a stage that fails does not keep the next from
-running. With `--device cpu --batch-size 8` it runs anywhere.
+running. The first three stages run anywhere (`--device cpu --batch-size 8 --stages gradients resume step`).
 """
 
 from __future__ import annotations
@@ -184,6 +184,12 @@ def run_script(*command: str) -> Callable[[argparse.Namespace], None]:
     return run
 
 
+def compare_steps(arguments: argparse.Namespace) -> None:
+    """The step against the plain composition's."""
+    sizes = ("--sizes", "paper", "--batch-size", str(arguments.batch_size))
+    run_script("training_step.py", *sizes, *["--compile"] * (arguments.device == "cuda"))(arguments)
+
+
 def train_on(arguments: argparse.Namespace) -> None:
     """The paper's recipe on a dataset for the time that is left; the run folder, with checkpoints, is what remains."""
     if not arguments.dataset:
@@ -199,7 +205,7 @@ STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
     "gradients": check_gradients,
     "resume": check_resume,
     "step": measure_step,
-    "compare": run_script("training_step.py", "--sizes", "paper", "--batch-size", "512", "--compile"),
+    "compare": compare_steps,
     "growth": run_script("growth.py", "--precision", "bfloat16"),
     "act": run_script("act.py"),
     "train": train_on,

@@ -48,10 +48,6 @@ class Point:
     width: int = 64
     demos: int = 8
 
-    def label(self, field: str) -> str:
-        """Its value of what is changed."""
-        return str(getattr(self, field))
-
 
 SWEEPS: dict[str, tuple[int, ...]] = {
     "batch": (1, 4, 16, 64),
@@ -157,7 +153,7 @@ def main() -> None:
             command += ["--precision", arguments.precision, *["--mapped"] * (field == "demos")]
             found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
             first = first or found["update_s"]
-            label = point.label(field)
+            label = str(value)
             if field == "demos":
                 label += f" ({found['mapped_mib'] / 1024:.2f} GiB of frames)"
             print(

@@ -16,7 +16,6 @@ import contextlib
 import multiprocessing
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -288,7 +287,7 @@ def compare(sizes: str, arguments: argparse.Namespace) -> None:
 def parts(sizes: str, arguments: argparse.Namespace) -> None:
     """Where the time of this library's float32 step goes."""
     device = torch.device(arguments.device)
-    config = replace(run_config(sizes))
+    config = run_config(sizes)
     batch_size = arguments.batch_size
     policy = make_policy(config, PROPRIO, ACTION).to(device, memory_format=torch.channels_last).train()
     state, windows = TrainState(policy, config.train), some_windows()

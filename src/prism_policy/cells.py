@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prism_policy import config_json, presets
-from prism_policy.config import EvalConfig, RunConfig, TaskName
+from prism_policy.config import Device, EvalConfig, RunConfig, TaskName
 from prism_policy.dataset import fit_to_dataset
 from prism_policy.errors import PrismError
 from prism_policy.experiments import Variant
 from prism_policy.files import disk_errors, read_lines
-from prism_policy.ranks import Device
 from prism_policy.results import Stream
 
 Scale = Literal["nano", "small", "paper", "smoke"]

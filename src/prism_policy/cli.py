@@ -14,11 +14,9 @@ import tyro
 from prism_policy import presets
 from prism_policy.cli_data import Collect, Download, Info, Render
 from prism_policy.cli_reproduce import Reproduce
-from prism_policy.config import ActionMode, PolicyKind, Precision, ProbeConfig, TaskName
+from prism_policy.config import ActionMode, Device, PolicyKind, Precision, ProbeConfig, TaskName, Tracker
 from prism_policy.errors import PrismError
 
-Device = Literal["auto", "cpu", "cuda"]
-Tracker = Literal["tensorboard", "wandb"]
 EncoderName = Literal[
     "avgpool", "maxpool", "nopool", "sspool", "ms_avgpool", "ms_maxpool", "ms_nopool", "ms_sspool", "prism"
 ]

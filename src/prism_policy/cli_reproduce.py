@@ -8,7 +8,7 @@ from typing import Annotated, Literal, cast, get_args
 
 import tyro
 
-from prism_policy.config import PolicyKind, TaskName
+from prism_policy.config import Device, PolicyKind, TaskName
 from prism_policy.errors import PrismError
 
 
@@ -48,7 +48,7 @@ class Reproduce:
     """--no-train measures the cells that are trained already, and leaves the others out."""
     smoke: bool = False
     """The same path at the smallest size; its numbers mean nothing."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where to compute; auto takes a GPU where there is one."""
     workers: int | None = None
     """Simulator processes; by default one for each core."""

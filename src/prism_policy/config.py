@@ -22,6 +22,8 @@ PolicyKind = Literal["ddpm", "flow_matching", "meanflow"]
 ActionMode = Literal["delta", "absolute"]
 TaskName = Literal["lift", "can", "square", "tool_hang"]
 ReferenceFrame = Literal["base", "world"]
+Device = Literal["auto", "cpu", "cuda"]
+Tracker = Literal["tensorboard", "wandb"]
 
 TASKS: dict[TaskName, str] = {
     "lift": "Lift",

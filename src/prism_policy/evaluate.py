@@ -20,7 +20,6 @@ from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.workers import Outcome, Request, Simulators
 from prism_policy.errors import PrismError
 from prism_policy.files import atomic, disk_errors, read_lines, write_lines, write_text
-from prism_policy.models.packed import packed
 from prism_policy.policies import Policy
 
 NOISE_STREAM = 1  # stream 0 of an episode's random generators places the objects
@@ -85,9 +84,7 @@ def evaluate(
         found = sample_chunks(
             policy, [r.observation for r in requests], [generators[e] for e in episodes], episodes, rows
         )
-        first = policy.config.n_obs_steps - 1  # the chunk starts at the oldest frame
-        actions = found[:, first : first + policy.config.n_action_steps]
-        return [decode_absolute(a) if absolute else a for a in actions]
+        return [decode_absolute(a) if absolute else a for a in found[:, policy.executed]]
 
     def finish(outcome: Outcome) -> None:
         with atomic(states_path(folder, outcome.episode)) as temporary, open(temporary, "wb") as file:
@@ -163,9 +160,7 @@ def sample_chunks(
             "images": {c: torch.from_numpy(x) for c, x in images.items()},
             "proprio": torch.from_numpy(np.stack([observations[i]["proprio"] for i in source])),
         }
-        with torch.no_grad():
-            chunk = packed(policy).sample(policy._checked(batch), torch.cat([noise[i] for i in source]))  # (rows, T, A)
-            actions = policy.normalizer["action"].invert(chunk).cpu().numpy()  # type: ignore[operator]
+        actions = policy.predict_chunk(batch, noise=torch.cat([noise[i] for i in source])).cpu().numpy()  # (rows, T, A)
         chunks |= {i: actions[row] for row, i in taken.items()}
     return np.stack([chunks[i] for i in range(len(episodes))])
 

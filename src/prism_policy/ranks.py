@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from prism_policy.config import RunConfig
+from prism_policy.config import Device, RunConfig
 from prism_policy.errors import PrismError
 from prism_policy.progress import console
 
@@ -25,8 +25,6 @@ PATIENCE = timedelta(hours=6)
 
 _SENTENCE, _STOPPED = "PrismError: ", "KeyboardInterrupt: "
 """How `hand_over` begins what befell a process."""
-
-Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from prism_policy.evaluate import GPU_ROWS, episode_noise, sample_chunks
 from prism_policy.files import disk_errors
 from prism_policy.policies import Policy
 from prism_policy.replay import observe_all
+from prism_policy.results import STEPS_A_SECOND
 from prism_policy.saliency import keypoint_pixels
 
 ACTION_NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper")
-STEP = 0.05  # [s]
 
 
 def check_rerun() -> None:
@@ -86,7 +86,7 @@ def _log(
     actions = np.zeros((0, 7))
     for step, observation in enumerate(observations):
         recording.set_time("step", sequence=step)
-        recording.set_time("time", duration=step * STEP)
+        recording.set_time("time", duration=step / STEPS_A_SECOND)
         for camera, image in observation["images"].items():
             recording.log(f"cameras/{camera}", rr.Image(image))
         _log_keypoints(rr, recording, policy, observation)

@@ -15,14 +15,13 @@ from rich.table import Table
 
 from prism_policy.cells import SCALES, Cell, Scale, find_cells, run_cell
 from prism_policy.cluster import run_on_ray
-from prism_policy.config import PolicyKind, TaskName
+from prism_policy.config import Device, PolicyKind, TaskName
 from prism_policy.errors import PrismError
 from prism_policy.experiments import Experiment, Variant, select
 from prism_policy.figures import draw_bars, draw_saliency_grid
 from prism_policy.files import write_text
 from prism_policy.paper_tables import experiment
 from prism_policy.progress import Bar, console
-from prism_policy.ranks import Device
 from prism_policy.table_files import cells_csv, entries_csv, markdown, page
 from prism_policy.tables import Results, results
 

@@ -9,13 +9,10 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal
 
-from prism_policy.config import RunConfig
+from prism_policy.config import RunConfig, Tracker
 from prism_policy.errors import PrismError
 from prism_policy.train import OnUpdate
-
-Tracker = Literal["tensorboard", "wandb"]
 
 
 def check_trackers(names: Sequence[Tracker]) -> None:

@@ -305,8 +305,7 @@ def validate(policy: Policy, windows: Windows, batch_size: int) -> dict[str, flo
         normalised units. Where there are several good ways to go on, even a perfect policy's is not zero.
     """
     chosen = torch.linspace(0, len(windows) - 1, min(len(windows), VALID_WINDOWS)).long()
-    first = policy.config.n_obs_steps - 1
-    due = slice(first, first + policy.config.n_action_steps)
+    due = policy.executed
     losses, errors, counts = 0.0, 0.0, 0.0
     policy.eval()
     generator = torch.Generator().manual_seed(0)

@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from prism_policy.config import RunConfig
+from prism_policy.config import Device, RunConfig, Tracker
 from prism_policy.dataset import training_windows
 from prism_policy.evaluate import evaluate
 from prism_policy.files import read_lines
 from prism_policy.policies import Policy
 from prism_policy.progress import Bar, console
-from prism_policy.ranks import Device, join
+from prism_policy.ranks import join
 from prism_policy.results import summarise
 from prism_policy.run_folder import open_run
-from prism_policy.track import Tracker, check_trackers, trackers
+from prism_policy.track import check_trackers, trackers
 from prism_policy.train import Rollout, train
 
 
@@ -42,7 +42,7 @@ def train_run(
             open_run(folder, config)
             windows, valid = training_windows(config)
         rollout = _rollout(folder, config) if importlib.util.find_spec("robosuite") else None
-        if rollout is None and config.train.rollout_every:
+        if rollout is None and 0 < config.train.rollout_every <= config.train.steps:
             console.print("No rollouts while training: robosuite is not installed (pip install prism-policy[sim])")
         with (
             trackers(track if ranks.first else (), folder, config) as others,

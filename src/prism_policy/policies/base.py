@@ -179,7 +179,6 @@ class Policy(nn.Module):
         """Normalised action chunk (B, T, A) from `draw_noise`; differentiable with respect to the observation."""
         return self.sample_chunk(noise, self.condition(observation), known)
 
-    @torch.no_grad()
     def act(
         self, observation: Observation, generator: torch.Generator | None = None, known: Known | None = None
     ) -> Tensor:
@@ -195,13 +194,30 @@ class Policy(nn.Module):
             PrismError: observations or known actions that are missing, not finite, of another shape, or far beyond
                 what training saw.
         """
+        return self.predict_chunk(observation, generator, known)[:, self.executed]
+
+    @property
+    def executed(self) -> slice:
+        """The steps of a chunk that are executed: it starts at the oldest frame, and the newest one's action is due."""
+        first = self.config.n_obs_steps - 1
+        return slice(first, first + self.config.n_action_steps)
+
+    @torch.no_grad()
+    def predict_chunk(
+        self,
+        observation: Observation,
+        generator: torch.Generator | None = None,
+        known: Known | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """As `act`, the whole chunk (B, T, A); with `noise`, of `draw_noise`, a generator for each row is possible."""
         observation = self._checked(observation)
         batch = len(observation["proprio"])
         if known is not None:
             known = self._checked_known(known, batch)
-        chunk = packed(self).sample(observation, self.draw_noise(batch, generator), known)
-        first = self.config.n_obs_steps - 1  # the chunk starts at the oldest frame; the newest one's action is due now
-        return self.normalizer["action"].invert(chunk)[:, first : first + self.config.n_action_steps]  # type: ignore[operator]
+        noise = self.draw_noise(batch, generator) if noise is None else noise
+        chunk: Tensor = self.normalizer["action"].invert(packed(self).sample(observation, noise, known))  # type: ignore[operator]
+        return chunk
 
     def _checked(self, observation: Observation) -> Observation:
         if missing := {"images", "proprio"} - observation.keys():
