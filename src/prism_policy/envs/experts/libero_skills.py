@@ -1,0 +1,215 @@
+"""What LIBERO's experts are composed of: skills that read the state anew at every step and know when they are done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from prism_policy.envs.experts.base import (
+    CLOSE,
+    OPEN,
+    POSITION_SCALE,
+    RESET_YAW,
+    UP,
+    Expert,
+    Pose,
+    down,
+    heading,
+    limit,
+    wrap,
+)
+
+PALM, FINGER = 0.10, 0.045
+"""Height of the palm above the grip site, and how far open fingers stand off it, along the closing axis [m]."""
+Grip = Callable[[], Pose]
+"""Where the hand takes hold now: it follows the thing."""
+
+
+class Skill:
+    """A piece of a task: `act` until `done`; what was done may come undone, and is then done again."""
+
+    stages: tuple[str, ...] = ()
+
+    def __init__(self, expert: Expert) -> None:
+        self.expert = expert
+
+    def done(self) -> bool:
+        """Whether it holds, and the hand is out of the way."""
+        raise NotImplementedError
+
+    def act(self) -> np.ndarray:
+        """The next action (7,)."""
+        raise NotImplementedError
+
+    def holds(self, *goal: str) -> bool:
+        """Whether one of LIBERO's goals holds, such as ("in", "bowl_1", "drawer_region")."""
+        return bool(self.expert.env.sim_env._eval_predicate(goal))
+
+    def thing(self, name: str) -> Pose:
+        """Pose of an object of the task."""
+        env = self.expert.env.sim_env
+        return self.expert.body(env.get_object(name).root_body)
+
+
+class PickAndPlace(Skill):
+    """Take a thing, carry it over everything to its place, let go low above it and withdraw.
+
+    Args:
+        expert: whose hand.
+        thing: name of the object.
+        goal: what is to hold in the end.
+        grips: where it can be taken, the best first; one that slips is followed by the next.
+        place: where the thing's origin belongs, (3,) [m].
+        near: it is let go within this of its place, along the table [m].
+        drop: height above `place` at which it is let go [m].
+        over: height above `place`, and above where it lay, at which it is carried [m].
+        yaw: of the closing axis while it is carried [rad]; none keeps the grip's.
+    """
+
+    stages = ("approach", "descend", "grasp", "carry", "lower", "release")
+    REACH = 6
+    """Steps of closed fingers without a hold before the next grip is tried."""
+
+    def __init__(
+        self,
+        expert: Expert,
+        thing: str,
+        goal: tuple[str, ...],
+        grips: Sequence[Grip],
+        place: Callable[[], np.ndarray],
+        *,
+        near: float = 0.012,
+        drop: float = 0.02,
+        over: float = 0.10,
+        yaw: float | None = None,
+        hover: float = 0.08,
+    ) -> None:
+        super().__init__(expert)
+        self.name, self.goal, self.grips, self.place = thing, goal, list(grips), place
+        self.near, self.drop, self.over, self.yaw, self.hover = near, drop, over, yaw, hover
+        self.object = expert.env.sim_env.get_object(thing)
+        self.finished = self.releasing = False
+        self.missed = 0
+        self.lay = self.thing(thing)[0][2]
+        """Height at which it last lay [m]."""
+
+    def done(self) -> bool:
+        """It is where it belongs, and the hand has left it."""
+        if not self.holds(*self.goal):
+            self.finished = False
+        elif not self.finished:
+            hand, _ = self.expert.hand()
+            position, _ = self.thing(self.name)
+            away = np.linalg.norm(hand - position) > 0.10
+            self.finished = bool(away and self.expert.opening > 0.05 and not self.held)
+        return self.finished
+
+    @property
+    def held(self) -> bool:
+        """Whether both fingers touch it."""
+        return self.expert.grasps(self.object)
+
+    def act(self) -> np.ndarray:  # noqa: D102 (inherited)
+        expert = self.expert
+        position, _ = self.thing(self.name)
+        hand, rotation = expert.hand()
+        place = self.place()
+        aside = float(np.hypot(*(position - place)[:2]))
+        height = position[2] - place[2]
+        slack = 0.012 if self.releasing else 0.0
+        self.releasing = aside < self.near + slack and height < self.drop + slack
+        if self.releasing:
+            expert.stage = "release"
+            rise = 0.15 if expert.opening > 0.06 else 0.0
+            return expert.servo((hand + rise * UP, rotation), OPEN)
+        if self.held:
+            self.missed = 0
+            cruise = max(place[2] + self.over, self.lay + self.over)
+            arc = (cruise - place[2] - self.drop + 0.01) * np.clip((aside - 0.02) / 0.06, 0.0, 1.0)
+            expert.stage = "lower" if aside < 0.08 else "carry"
+            goal = place + (self.drop - 0.01 + arc) * UP
+            turned = down(self.yaw) if self.yaw is not None else self.grips[0]()[1]
+            return self.carry((position, rotation), (goal, turned))
+        self.lay = position[2]
+        self.missed += expert.stage == "grasp" and expert.opening < 0.01
+        if self.missed > self.REACH:
+            self.missed = 0
+            self.grips.append(self.grips.pop(0))
+            expert.closing = False
+        return expert.reach(self.grips[0](), self.hover, wide=0.06)
+
+    def carry(self, held: Pose, goal: Pose) -> np.ndarray:
+        """As `Expert.carry`, but turning only once up: what stands around is not to be swept away."""
+        error = goal[0] - held[0]
+        free = np.clip(1.0 - error[2] / 0.03, 0.0, 1.0)
+        across = limit(error * (1 - UP), POSITION_SCALE) * free
+        turned = goal[1] if free > 0 else held[1]
+        return self.expert.servo((held[0] + across + error * UP, turned), CLOSE, held)
+
+
+def best_first(expert: Expert, thing: str, grips: Sequence[Grip], rather: Sequence[float] = ()) -> list[Grip]:
+    """Grips in the order of the room that the open hand has there now.
+
+    Args:
+        expert: whose hand.
+        thing: name of the object, which does not count as being in the way.
+        grips: to be sorted.
+        rather: what each is worth beyond the room [m].
+    """
+    worth = list(rather) or [0.0] * len(grips)
+    scores = [min(room(expert, thing, grip()), 0.04) + more for grip, more in zip(grips, worth, strict=True)]
+    return [grips[i] for i in np.argsort(scores, kind="stable")[::-1]]
+
+
+def room(expert: Expert, thing: str, grip: Pose) -> float:
+    """Distance between the open hand at `grip` and what stands around the thing [m]; negative where it is inside."""
+    env = expert.env.sim_env
+    model, data = expert.env.model, expert.sim.data._data
+    along, back = grip[1][:, 0], -grip[1][:, 2]
+    points = [grip[0] + s * along + h * back for s in (-FINGER, FINGER) for h in np.linspace(0.0, PALM, 6)]
+    points += [grip[0] + s * along + PALM * back for s in np.linspace(-0.10, 0.10, 7)]
+    own = model.body(env.get_object(thing).root_body).id
+    robot = model.body_rootid[model.site_bodyid[expert.env.eef_site]]
+    others = (model.geom_contype != 0) & (model.body_rootid[model.geom_bodyid] != own)
+    others &= (model.body_rootid[model.geom_bodyid] != robot) & (model.geom_type != 0)
+    rotations = data.geom_xmat[others].reshape(-1, 3, 3)
+    offsets = np.stack(points)[:, None] - data.geom_xpos[others]  # (P, G, 3)
+    local = np.einsum("pgi,gij->pgj", offsets, rotations) - model.geom_aabb[others, :3]
+    outside = np.abs(local) - model.geom_aabb[others, 3:]
+    distance = np.linalg.norm(np.maximum(outside, 0), axis=-1) + np.minimum(outside.max(-1), 0)
+    return float(distance.min())
+
+
+def rim_grips(skill_thing: Callable[[], Pose], radius: float, above: float) -> list[Grip]:
+    """Grips on the rim of a round thing: one finger inside, from the four sides of the table.
+
+    Args:
+        skill_thing: pose of the thing.
+        radius: of the rim [m].
+        above: height of the grip site over the thing's origin [m].
+    """
+
+    def grip(angle: float) -> Grip:
+        outward = np.array([np.cos(angle), np.sin(angle), 0.0])
+        yaw = RESET_YAW + wrap(angle - RESET_YAW, np.pi)
+        return lambda: (skill_thing()[0] + radius * outward + above * UP, down(yaw))
+
+    return [grip(angle) for angle in (np.pi / 2, -np.pi / 2, 0.0, np.pi)]
+
+
+def across_grips(skill_thing: Callable[[], Pose], axis: int, point: np.ndarray) -> list[Grip]:
+    """The grip from above that closes along one of the thing's axes, at a point in its frame.
+
+    Args:
+        skill_thing: pose of the thing.
+        axis: of its frame, 0 to 2.
+        point: of its frame, (3,) [m].
+    """
+
+    def grip() -> Pose:
+        position, rotation = skill_thing()
+        yaw = RESET_YAW + wrap(heading(rotation[:, axis]) - RESET_YAW, np.pi)
+        return position + rotation @ point, down(yaw)
+
+    return [grip]
