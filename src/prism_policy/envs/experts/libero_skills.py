@@ -22,6 +22,8 @@ from prism_policy.envs.experts.base import (
 
 PALM, FINGER = 0.10, 0.045
 """Height of the palm above the grip site, and how far open fingers stand off it, along the closing axis [m]."""
+ENOUGH, STRETCH = 0.025, 0.4
+"""Room beyond which more is no better [m], and what a metre of stretching the arm is worth in metres of it."""
 Grip = Callable[[], Pose]
 """Where the hand takes hold now: it follows the thing."""
 
@@ -65,11 +67,13 @@ class PickAndPlace(Skill):
         drop: height above `place` at which it is let go [m].
         over: height above `place`, and above where it lay, at which it is carried [m].
         yaw: of the closing axis while it is carried [rad]; none keeps the grip's.
+        hover: height of the hand above the grip while it is off to the side [m].
+        early: let go as soon as the goal holds, too.
     """
 
     stages = ("approach", "descend", "grasp", "carry", "lower", "release")
-    REACH = 6
-    """Steps of closed fingers without a hold before the next grip is tried."""
+    PATIENCE = 45
+    """Steps at a grip without a hold after which the next one is tried."""
 
     def __init__(
         self,
@@ -84,13 +88,15 @@ class PickAndPlace(Skill):
         over: float = 0.10,
         yaw: float | None = None,
         hover: float = 0.08,
+        early: bool = True,
     ) -> None:
         super().__init__(expert)
         self.name, self.goal, self.grips, self.place = thing, goal, list(grips), place
         self.near, self.drop, self.over, self.yaw, self.hover = near, drop, over, yaw, hover
+        self.early = early
         self.object = expert.env.sim_env.get_object(thing)
         self.finished = self.releasing = False
-        self.missed = 0
+        self.tried = 0
         self.lay = self.thing(thing)[0][2]
         """Height at which it last lay [m]."""
 
@@ -118,13 +124,14 @@ class PickAndPlace(Skill):
         aside = float(np.hypot(*(position - place)[:2]))
         height = position[2] - place[2]
         slack = 0.012 if self.releasing else 0.0
-        self.releasing = aside < self.near + slack and height < self.drop + slack
+        low = aside < self.near + slack and height < self.drop + slack
+        self.releasing = low or (self.early and aside < 0.03 and self.holds(*self.goal))
         if self.releasing:
             expert.stage = "release"
             rise = 0.15 if expert.opening > 0.06 else 0.0
             return expert.servo((hand + rise * UP, rotation), OPEN)
         if self.held:
-            self.missed = 0
+            self.tried = 0
             cruise = max(place[2] + self.over, self.lay + self.over)
             arc = (cruise - place[2] - self.drop + 0.01) * np.clip((aside - 0.02) / 0.06, 0.0, 1.0)
             expert.stage = "lower" if aside < 0.08 else "carry"
@@ -132,11 +139,10 @@ class PickAndPlace(Skill):
             turned = down(self.yaw) if self.yaw is not None else self.grips[0]()[1]
             return self.carry((position, rotation), (goal, turned))
         self.lay = position[2]
-        self.missed += expert.stage == "grasp" and expert.opening < 0.01
-        if self.missed > self.REACH:
-            self.missed = 0
+        self.tried += bool(np.linalg.norm(hand - self.grips[0]()[0]) < 0.12)
+        if self.tried > self.PATIENCE:
+            self.tried, expert.closing = 0, False
             self.grips.append(self.grips.pop(0))
-            expert.closing = False
         return expert.reach(self.grips[0](), self.hover, wide=0.06)
 
     def carry(self, held: Pose, goal: Pose) -> np.ndarray:
@@ -148,18 +154,24 @@ class PickAndPlace(Skill):
         return self.expert.servo((held[0] + across + error * UP, turned), CLOSE, held)
 
 
-def best_first(expert: Expert, thing: str, grips: Sequence[Grip], rather: Sequence[float] = ()) -> list[Grip]:
-    """Grips in the order of the room that the open hand has there now.
+def best_first(expert: Expert, thing: str, grips: Sequence[Grip], place: np.ndarray) -> list[Grip]:
+    """Grips in the order of the room that the open hand has there now, and of how far the arm must stretch.
 
     Args:
         expert: whose hand.
         thing: name of the object, which does not count as being in the way.
         grips: to be sorted.
-        rather: what each is worth beyond the room [m].
+        place: where the thing is to go, (3,) [m]; far from the base the arm no longer gets there with the hand down.
     """
-    worth = list(rather) or [0.0] * len(grips)
-    scores = [min(room(expert, thing, grip()), 0.04) + more for grip, more in zip(grips, worth, strict=True)]
-    return [grips[i] for i in np.argsort(scores, kind="stable")[::-1]]
+    env = expert.env.sim_env
+    position, _ = expert.body(env.get_object(thing).root_body)
+
+    def worth(grip: Grip) -> float:
+        hand = grip()
+        stretch = max(float(np.linalg.norm((hand[0] - position + to - env.robots[0].base_pos)[:2])) for to in (position, place))
+        return min(room(expert, thing, hand), ENOUGH) - STRETCH * stretch
+
+    return sorted(grips, key=worth, reverse=True)
 
 
 def room(expert: Expert, thing: str, grip: Pose) -> float:
