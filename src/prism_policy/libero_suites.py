@@ -110,6 +110,16 @@ def instruction(title: str) -> str:
     return re.sub(r"^[A-Z_]+SCENE\d+_", "", title).replace("_", " ")
 
 
+def wordings(title: str) -> tuple[str, ...]:
+    """Sentences for the same task: the one in its name, and the one in LIBERO's own files, where that differs."""
+    sentence = instruction(title)
+    own = sentence
+    if title in SUITES["libero_spatial"]:
+        for ours, theirs in (("the black", "the akita black"), ("cookie box", "cookies box"), ("top drawer", "top layer")):
+            own = own.replace(ours, theirs)
+    return (sentence,) if own == sentence else (sentence, own)
+
+
 SUITES: dict[str, tuple[str, ...]] = {
     "libero_spatial": (
         "pick_up_the_black_bowl_between_the_plate_and_the_ramekin_and_place_it_on_the_plate",

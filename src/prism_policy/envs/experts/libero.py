@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 
-from prism_policy.envs.experts.base import OPEN, Expert
-from prism_policy.envs.experts.libero_skills import PickAndPlace, Skill, best_first, rim_grips
+from prism_policy.envs.experts.base import CLOSE, OPEN, UP, Expert, Pose
+from prism_policy.envs.experts.libero_fixtures import CloseDoor, CloseDrawer, Push, Turn
+from prism_policy.envs.experts.libero_skills import (
+    Grip,
+    PickAndPlace,
+    Skill,
+    across_grip,
+    best_first,
+    rim_grips,
+    turned_grips,
+)
 from prism_policy.envs.libero import LiberoEnv
+from prism_policy.errors import PrismError
 
 
 class LiberoExpert(Expert):
     """Does one goal after the other, whichever does not hold; when all hold, the hand rests where it is."""
 
-    stages = (*PickAndPlace.stages, "rest")
-    max_steps: ClassVar[int] = 500
+    stages = (*PickAndPlace.stages, *Turn.stages[-2:-1], *Push.stages[1:2], "rest")
+    max_steps: ClassVar[int] = 600
 
     def __init__(self, env: LiberoEnv, rng: np.random.Generator) -> None:
         super().__init__(env, rng)
@@ -27,11 +38,12 @@ class LiberoExpert(Expert):
 
     def script(self) -> Iterator[np.ndarray]:  # noqa: D102 (inherited)
         self.skills = self.plan()
+        self.keeps = any(isinstance(skill, PickAndPlace) and skill.keep for skill in self.skills)
         while True:
             skill = next((skill for skill in self.skills if not skill.done()), None)
             if skill is None:
                 self.stage = "rest"
-                yield np.append(np.zeros(6), OPEN)
+                yield np.append(np.zeros(6), CLOSE if isinstance(self.skills[-1], Push) or self.keeps else OPEN)
             else:
                 yield skill.act()
 
@@ -47,14 +59,109 @@ class LiberoExpert(Expert):
         return all(np.isin(finger, touching).any() for finger in self.finger_geoms)
 
     def plan(self) -> list[Skill]:
-        """Skills for the task's goals, in the order in which they are to be done."""
+        """Skills for the task's goals, in the order in which they are to be done: what is open is shut last."""
         goals = [tuple(goal) for goal in self.env.sim_env.parsed_problem["goal_state"]]
-        return [self.skill(goal) for goal in goals]
+        order = {"turnon": 0, "in": 1, "on": 1, "close": 2}
+        if unknown := {goal[0] for goal in goals} - order.keys():
+            raise PrismError(f"{self.env.task.name}: no expert knows how to bring about {', '.join(sorted(unknown))!r}")
+        goals.sort(key=lambda goal: order[goal[0]])
+        places = Counter(goal[2] for goal in goals if len(goal) == 3)
+        used: Counter[str] = Counter()
+        skills = []
+        for goal in goals:
+            if len(goal) == 3:
+                used[goal[2]] += 1
+                skills.append(self.placing(goal, used[goal[2]] - 1, places[goal[2]]))
+            else:
+                skills.append(self.moving(goal))
+        return skills
 
-    def skill(self, goal: tuple[str, ...]) -> Skill:
-        """The skill that brings a goal about."""
-        thing = goal[1]
-        body = self.env.sim_env.get_object(thing).root_body
-        plate = self.env.sim_env.get_object(goal[2]).root_body
-        grips = best_first(self, thing, rim_grips(lambda: self.body(body), 0.048, 0.03), self.body(plate)[0])
-        return PickAndPlace(self, thing, goal, grips, lambda: self.body(plate)[0], drop=0.016, over=0.10)
+    def moving(self, goal: tuple[str, ...]) -> Skill:
+        """The skill that turns or shuts something."""
+        if goal[0] == "turnon":
+            return Turn(self, goal[1])
+        return CloseDrawer(self, goal) if goal[1].endswith("_region") else CloseDoor(self, goal)
+
+    def placing(self, goal: tuple[str, ...], index: int, count: int) -> Skill:
+        """The skill that takes a thing to its place.
+
+        Args:
+            goal: such as ("on", "bowl_1", "plate_1").
+            index: how many of the task's things have been given this place before.
+            count: how many there are: two must share it.
+        """
+        env = self.env.sim_env
+        thing, where = goal[1], goal[2]
+        pose = lambda: self.body(env.get_object(thing).root_body)  # noqa: E731
+        grips = self.grips(thing.rsplit("_", 1)[0], pose)
+        spread = (index - (count - 1) / 2) * ALONG_X
+        lies = pose()[0][2]
+
+        def site() -> np.ndarray:
+            return np.array(self.sim.data.get_site_xpos(where))
+
+        if where in env.objects_dict:  # a plate
+            plate = env.get_object(where).root_body
+            grips = best_first(self, thing, grips, self.body(plate)[0])
+            return PickAndPlace(self, thing, goal, grips, lambda: self.body(plate)[0] + self.foot(thing), drop=0.016)
+        if "basket" in where:
+            place = lambda: site() + 0.06 * spread  # noqa: E731
+            return PickAndPlace(self, thing, goal, grips, place, near=0.02, drop=0.03, over=0.17, slope=0.03)
+        if where.endswith("cook_region"):
+            # A pot stands on the burner with its middle 6.7 cm above it; two stand side by side, handles to the front.
+            place = lambda: site() + np.array([0.0, 0.0, 0.093]) + 0.085 * spread  # noqa: E731
+            return PickAndPlace(self, thing, goal, grips, place, near=0.015, drop=0.008, over=0.10, early=False)
+        if "caddy" in where:
+            # The book's origin is below its spine; its middle belongs to the middle of the compartment.
+            place = lambda: site() - pose()[1] @ np.array([0.0, -0.012, 0.0]) - 0.05 * UP  # noqa: E731
+            return PickAndPlace(
+                self, thing, goal, grips, place,
+                near=0.012, drop=0.02, over=0.21, slope=0.01, fine=0.006, yaw=0.0, keep=True,
+            )  # fmt: skip
+        if "heating" in where:
+            # By its handle, just inside: the palm must stay in front of the oven's roof.
+            place = lambda: np.array([site()[0] - 0.02, site()[1] - 0.065, site()[2] - 0.07])  # noqa: E731
+            return PickAndPlace(self, thing, goal, grips, place, drop=0.012, over=0.035, slope=0.2, early=False)
+        if "cabinet" in where:
+            # Near the front of the drawer, where the handles above do not meet the hand.
+            place = lambda: np.array([site()[0] - 0.03, site()[1] - 0.019, site()[2] - 0.027])  # noqa: E731
+            sides = rim_grips(pose, 0.048, 0.03)[2:]
+            grips = best_first(self, thing, sides, place())
+            return PickAndPlace(self, thing, goal, grips, place, near=0.02, drop=0.02, over=0.12, slope=0.03, early=False)
+        place = lambda: np.append(site()[:2] + (0.0, 0.012), lies)  # noqa: E731 (a region of the table)
+        return PickAndPlace(self, thing, goal, grips, place, near=0.015, drop=0.012, over=0.08, early=False)
+
+    def foot(self, thing: str) -> np.ndarray:
+        """Where a thing's origin is from where its middle should be, (3,) [m]: a mug's is beside its axis."""
+        middle = MIDDLES.get(thing.rsplit("_", 1)[0])
+        if middle is None:
+            return np.zeros(3)
+        offset: np.ndarray = self.body(self.env.sim_env.get_object(thing).root_body)[1] @ np.array([-middle, 0.0, 0.0])
+        return 0.5 * offset
+
+    def grips(self, kind: str, pose: Callable[[], Pose]) -> list[Grip]:
+        """Ways to take hold of a kind of thing, the best first.
+
+        Raises:
+            PrismError: no expert knows how.
+        """
+        match kind:
+            case "akita_black_bowl":
+                return rim_grips(pose, 0.048, 0.03)
+            case "white_yellow_mug" | "porcelain_mug":
+                side = np.sign(-MIDDLES[kind])  # of the handle
+                return [across_grip(pose, 1, np.array([0.061 * side, 0.0, 0.06]))]
+            case "alphabet_soup" | "tomato_sauce":
+                return turned_grips(pose, 0.01, (np.pi / 2, np.pi / 2 + 0.6, np.pi / 2 - 0.6))
+            case "cream_cheese" | "butter" | "chocolate_pudding":
+                return [across_grip(pose, 1, np.array([0.0, 0.0, 0.002]))]
+            case "moka_pot":
+                return [across_grip(pose, 0, np.array([0.0, 0.068, 0.045]))]
+            case "black_book":
+                return [across_grip(pose, 0, np.array([0.0, -0.012, 0.115]))]
+        raise PrismError(f"{self.env.task.name}: no expert knows how to take hold of {kind!r}")
+
+
+MIDDLES = {"white_yellow_mug": -0.018, "porcelain_mug": 0.018}
+"""x of a mug's axis in its frame [m]; the handle is on the other side."""
+ALONG_X = np.array([1.0, 0.0, 0.0])

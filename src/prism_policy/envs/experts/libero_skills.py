@@ -68,7 +68,10 @@ class PickAndPlace(Skill):
         over: height above `place`, and above where it lay, at which it is carried [m].
         yaw: of the closing axis while it is carried [rad]; none keeps the grip's.
         hover: height of the hand above the grip while it is off to the side [m].
+        slope: distance from the place, beyond `fine`, over which it is lowered [m].
+        fine: distance from the place within which it is all the way down [m].
         early: let go as soon as the goal holds, too.
+        keep: never let go, for a goal that no longer holds when the thing lies.
     """
 
     stages = ("approach", "descend", "grasp", "carry", "lower", "release")
@@ -88,12 +91,15 @@ class PickAndPlace(Skill):
         over: float = 0.10,
         yaw: float | None = None,
         hover: float = 0.08,
+        slope: float = 0.06,
+        fine: float = 0.02,
         early: bool = True,
+        keep: bool = False,
     ) -> None:
         super().__init__(expert)
         self.name, self.goal, self.grips, self.place = thing, goal, list(grips), place
         self.near, self.drop, self.over, self.yaw, self.hover = near, drop, over, yaw, hover
-        self.early = early
+        self.slope, self.fine, self.early, self.keep = slope, fine, early, keep
         self.object = expert.env.sim_env.get_object(thing)
         self.finished = self.releasing = False
         self.tried = 0
@@ -102,6 +108,8 @@ class PickAndPlace(Skill):
 
     def done(self) -> bool:
         """It is where it belongs, and the hand has left it."""
+        if self.keep:
+            return self.holds(*self.goal) and self.thing(self.name)[0][2] - self.place()[2] < self.drop
         if not self.holds(*self.goal):
             self.finished = False
         elif not self.finished:
@@ -126,17 +134,17 @@ class PickAndPlace(Skill):
         slack = 0.012 if self.releasing else 0.0
         low = aside < self.near + slack and height < self.drop + slack
         self.releasing = low or (self.early and aside < 0.03 and self.holds(*self.goal))
-        if self.releasing:
+        if self.releasing and not self.keep:
             expert.stage = "release"
-            rise = 0.15 if expert.opening > 0.06 else 0.0
+            rise = 0.15 if expert.opening > 0.06 and not self.held else 0.0
             return expert.servo((hand + rise * UP, rotation), OPEN)
         if self.held:
             self.tried = 0
             cruise = max(place[2] + self.over, self.lay + self.over)
-            arc = (cruise - place[2] - self.drop + 0.01) * np.clip((aside - 0.02) / 0.06, 0.0, 1.0)
+            arc = (cruise - place[2] - self.drop + 0.01) * np.clip((aside - self.fine) / self.slope, 0.0, 1.0)
             expert.stage = "lower" if aside < 0.08 else "carry"
             goal = place + (self.drop - 0.01 + arc) * UP
-            turned = down(self.yaw) if self.yaw is not None else self.grips[0]()[1]
+            turned = self.grips[0]()[1] if self.yaw is None else down(nearest(self.yaw, heading(rotation[:, 0])))
             return self.carry((position, rotation), (goal, turned))
         self.lay = position[2]
         self.tried += bool(np.linalg.norm(hand - self.grips[0]()[0]) < 0.12)
@@ -183,7 +191,7 @@ def room(expert: Expert, thing: str, grip: Pose) -> float:
     points += [grip[0] + s * along + PALM * back for s in np.linspace(-0.10, 0.10, 7)]
     own = model.body(env.get_object(thing).root_body).id
     robot = model.body_rootid[model.site_bodyid[expert.env.eef_site]]
-    others = (model.geom_contype != 0) & (model.body_rootid[model.geom_bodyid] != own)
+    others = (model.geom_contype + model.geom_conaffinity > 0) & (model.body_rootid[model.geom_bodyid] != own)
     others &= (model.body_rootid[model.geom_bodyid] != robot) & (model.geom_type != 0)
     rotations = data.geom_xmat[others].reshape(-1, 3, 3)
     offsets = np.stack(points)[:, None] - data.geom_xpos[others]  # (P, G, 3)
@@ -193,35 +201,44 @@ def room(expert: Expert, thing: str, grip: Pose) -> float:
     return float(distance.min())
 
 
-def rim_grips(skill_thing: Callable[[], Pose], radius: float, above: float) -> list[Grip]:
-    """Grips on the rim of a round thing: one finger inside, from the four sides of the table.
+def rim_grips(pose: Callable[[], Pose], radius: float, above: float, angles: Sequence[float] | None = None) -> list[Grip]:
+    """Grips on the rim of a round thing, one finger inside.
 
     Args:
-        skill_thing: pose of the thing.
+        pose: of the thing.
         radius: of the rim [m].
         above: height of the grip site over the thing's origin [m].
+        angles: from the thing's x axis [rad]; the four sides of the table unless told.
     """
 
-    def grip(angle: float) -> Grip:
-        outward = np.array([np.cos(angle), np.sin(angle), 0.0])
-        yaw = RESET_YAW + wrap(angle - RESET_YAW, np.pi)
-        return lambda: (skill_thing()[0] + radius * outward + above * UP, down(yaw))
+    def grip(angle: float, turning: bool) -> Grip:
+        def at() -> Pose:
+            position, rotation = pose()
+            side = angle + heading(rotation[:, 0]) if turning else angle
+            outward = np.array([np.cos(side), np.sin(side), 0.0])
+            return position + radius * outward + above * UP, down(nearest(side, RESET_YAW))
 
-    return [grip(angle) for angle in (np.pi / 2, -np.pi / 2, 0.0, np.pi)]
+        return at
+
+    sides = (np.pi / 2, -np.pi / 2, 0.0, np.pi)
+    return [grip(angle, angles is not None) for angle in (sides if angles is None else angles)]
 
 
-def across_grips(skill_thing: Callable[[], Pose], axis: int, point: np.ndarray) -> list[Grip]:
-    """The grip from above that closes along one of the thing's axes, at a point in its frame.
-
-    Args:
-        skill_thing: pose of the thing.
-        axis: of its frame, 0 to 2.
-        point: of its frame, (3,) [m].
-    """
+def across_grip(pose: Callable[[], Pose], axis: int, point: np.ndarray) -> Grip:
+    """The grip from above that closes along one of the thing's axes (0 to 2), at a point (3,) in its frame [m]."""
 
     def grip() -> Pose:
-        position, rotation = skill_thing()
-        yaw = RESET_YAW + wrap(heading(rotation[:, axis]) - RESET_YAW, np.pi)
-        return position + rotation @ point, down(yaw)
+        position, rotation = pose()
+        return position + rotation @ point, down(nearest(heading(rotation[:, axis]), RESET_YAW))
 
-    return [grip]
+    return grip
+
+
+def turned_grips(pose: Callable[[], Pose], above: float, yaws: Sequence[float]) -> list[Grip]:
+    """Grips from above that take a standing can at its middle: any direction will do."""
+    return [lambda yaw=yaw: (pose()[0] + above * UP, down(yaw)) for yaw in yaws]  # type: ignore[misc]
+
+
+def nearest(yaw: float, reference: float) -> float:
+    """The same direction of the closing axis, which half a turn does not change, nearest to a reference [rad]."""
+    return reference + wrap(yaw - reference, np.pi)
