@@ -106,6 +106,7 @@ class LiberoExpert(Expert):
             return PickAndPlace(self, thing, goal, grips, lambda: self.body(plate)[0] + self.foot(thing), drop=0.016)
         if "basket" in where:
             place = lambda: site() + 0.06 * spread  # noqa: E731
+            grips = best_first(self, thing, grips, place())
             return PickAndPlace(self, thing, goal, grips, place, near=0.02, drop=0.03, over=0.17, slope=0.03)
         if where.endswith("cook_region"):
             # A pot stands on the burner with its middle 6.7 cm above it; two stand side by side, handles to the front.
@@ -154,7 +155,7 @@ class LiberoExpert(Expert):
             case "alphabet_soup" | "tomato_sauce":
                 return turned_grips(pose, 0.01, (np.pi / 2, np.pi / 2 + 0.6, np.pi / 2 - 0.6))
             case "cream_cheese" | "butter" | "chocolate_pudding":
-                return [across_grip(pose, 1, np.array([0.0, 0.0, 0.002]))]
+                return [across_grip(pose, 1, np.array([x, 0.0, 0.002])) for x in (0.0, 0.025, -0.025)]
             case "moka_pot":
                 return [across_grip(pose, 0, np.array([0.0, 0.068, 0.045]))]
             case "black_book":

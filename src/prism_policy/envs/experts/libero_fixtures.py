@@ -6,7 +6,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from prism_policy.envs.experts.base import CLOSE, OPEN, UP, Expert, down, heading
-from prism_policy.envs.experts.libero_skills import Skill, across_grip
+from prism_policy.envs.experts.libero_skills import USUAL_YAW, Skill, across_grip, nearest
 
 AWAY = 0.12
 """The hand withdraws by this when it has done its work [m]."""
@@ -119,9 +119,8 @@ class CloseDrawer(Push):
         along = -self.expert.body(self.drawer)[1] @ np.array([0.0, -1.0, 0.0])
         point = data.geom_xpos[self.handle] - 0.016 * along + 0.006 * UP
         across = heading(np.cross(along, UP))
-        lean = Rotation.from_rotvec(self.LEAN * np.cross(along, UP) * -1)
-        turned = down(nearest_yaw(across)) if self.LEAN == 0 else lean.inv().as_matrix() @ down(nearest_yaw(across))
-        return point, along, turned
+        lean = Rotation.from_rotvec(self.LEAN * np.cross(along, UP))
+        return point, along, lean.as_matrix() @ down(nearest(across, USUAL_YAW))
 
 
 class CloseDoor(Push):
@@ -146,9 +145,5 @@ class CloseDoor(Push):
         out, shut = out / np.linalg.norm(out), shut / np.linalg.norm(shut)
         point = hinge + self.OUT * out - 0.040 * shut
         point[2] = data.geom_xpos[door][2] + self.HEIGHT
-        return point, shut, down(nearest_yaw(heading(out)))
+        return point, shut, down(nearest(heading(out), USUAL_YAW))
 
-
-def nearest_yaw(yaw: float) -> float:
-    """Yaw of the closing axis, up to half a turn, that needs the least turning from the reset."""
-    return np.pi / 2 + (yaw - np.pi / 2 + np.pi / 2) % np.pi - np.pi / 2

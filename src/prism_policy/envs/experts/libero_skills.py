@@ -24,6 +24,9 @@ PALM, FINGER = 0.10, 0.045
 """Height of the palm above the grip site, and how far open fingers stand off it, along the closing axis [m]."""
 ENOUGH, STRETCH = 0.025, 0.4
 """Room beyond which more is no better [m], and what a metre of stretching the arm is worth in metres of it."""
+USUAL_YAW = RESET_YAW - 0.3
+"""Yaw that closing axes are turned towards [rad]; things stand square to the table, and at a right angle to it both ways
+would be as near: a hand that cannot decide does not arrive."""
 Grip = Callable[[], Pose]
 """Where the hand takes hold now: it follows the thing."""
 
@@ -113,9 +116,7 @@ class PickAndPlace(Skill):
         if not self.holds(*self.goal):
             self.finished = False
         elif not self.finished:
-            hand, _ = self.expert.hand()
-            position, _ = self.thing(self.name)
-            away = np.linalg.norm(hand - position) > 0.10
+            away = np.linalg.norm(self.expert.hand()[0] - self.grips[0]()[0]) > 0.08
             self.finished = bool(away and self.expert.opening > 0.05 and not self.held)
         return self.finished
 
@@ -186,9 +187,9 @@ def room(expert: Expert, thing: str, grip: Pose) -> float:
     """Distance between the open hand at `grip` and what stands around the thing [m]; negative where it is inside."""
     env = expert.env.sim_env
     model, data = expert.env.model, expert.sim.data._data
-    along, back = grip[1][:, 0], -grip[1][:, 2]
+    along, aside, back = grip[1][:, 0], grip[1][:, 1], -grip[1][:, 2]
     points = [grip[0] + s * along + h * back for s in (-FINGER, FINGER) for h in np.linspace(0.0, PALM, 6)]
-    points += [grip[0] + s * along + PALM * back for s in np.linspace(-0.10, 0.10, 7)]
+    points += [grip[0] + s * along + w * aside + PALM * back for s in np.linspace(-0.1, 0.1, 7) for w in (-0.03, 0, 0.03)]
     own = model.body(env.get_object(thing).root_body).id
     robot = model.body_rootid[model.site_bodyid[expert.env.eef_site]]
     others = (model.geom_contype + model.geom_conaffinity > 0) & (model.body_rootid[model.geom_bodyid] != own)
@@ -216,7 +217,7 @@ def rim_grips(pose: Callable[[], Pose], radius: float, above: float, angles: Seq
             position, rotation = pose()
             side = angle + heading(rotation[:, 0]) if turning else angle
             outward = np.array([np.cos(side), np.sin(side), 0.0])
-            return position + radius * outward + above * UP, down(nearest(side, RESET_YAW))
+            return position + radius * outward + above * UP, down(nearest(side, USUAL_YAW))
 
         return at
 
@@ -229,7 +230,7 @@ def across_grip(pose: Callable[[], Pose], axis: int, point: np.ndarray) -> Grip:
 
     def grip() -> Pose:
         position, rotation = pose()
-        return position + rotation @ point, down(nearest(heading(rotation[:, axis]), RESET_YAW))
+        return position + rotation @ point, down(nearest(heading(rotation[:, axis]), USUAL_YAW))
 
     return grip
 
