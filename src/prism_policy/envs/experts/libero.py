@@ -15,7 +15,6 @@ from prism_policy.envs.experts.libero_skills import (
     PickAndPlace,
     Skill,
     across_grip,
-    best_first,
     rim_grips,
     turned_grips,
 )
@@ -39,6 +38,9 @@ class LiberoExpert(Expert):
     def script(self) -> Iterator[np.ndarray]:  # noqa: D102 (inherited)
         self.skills = self.plan()
         self.keeps = any(isinstance(skill, PickAndPlace) and skill.keep for skill in self.skills)
+        while self.falling():
+            self.stage = "rest"
+            yield np.append(np.zeros(6), OPEN)
         while True:
             skill = next((skill for skill in self.skills if not skill.done()), None)
             if skill is None:
@@ -46,6 +48,12 @@ class LiberoExpert(Expert):
                 yield np.append(np.zeros(6), CLOSE if isinstance(self.skills[-1], Push) or self.keeps else OPEN)
             else:
                 yield skill.act()
+
+    def falling(self) -> bool:
+        """Whether something is still on its way down: LIBERO's bottles begin in the air."""
+        data = self.sim.data._data
+        speeds = [data.cvel[self.env.model.body(t.root_body).id, 3:] for t in self.env.sim_env.objects]
+        return bool(np.abs(speeds).max() > 0.2)
 
     def done(self) -> bool:
         """The task is done and nothing is in the hand."""
@@ -64,7 +72,8 @@ class LiberoExpert(Expert):
         order = {"turnon": 0, "in": 1, "on": 1, "close": 2}
         if unknown := {goal[0] for goal in goals} - order.keys():
             raise PrismError(f"{self.env.task.name}: no expert knows how to bring about {', '.join(sorted(unknown))!r}")
-        goals.sort(key=lambda goal: order[goal[0]])
+        # What lies flat before what stands up: the palm would knock it over.
+        goals.sort(key=lambda goal: (order[goal[0]], goal[-1] in self.env.sim_env.objects_dict))
         places = Counter(goal[2] for goal in goals if len(goal) == 3)
         used: Counter[str] = Counter()
         skills = []
@@ -102,12 +111,13 @@ class LiberoExpert(Expert):
 
         if where in env.objects_dict:  # a plate
             plate = env.get_object(where).root_body
-            grips = best_first(self, thing, grips, self.body(plate)[0])
             return PickAndPlace(self, thing, goal, grips, lambda: self.body(plate)[0] + self.foot(thing), drop=0.016)
         if "basket" in where:
             place = lambda: site() + 0.06 * spread  # noqa: E731
-            grips = best_first(self, thing, grips, place())
-            return PickAndPlace(self, thing, goal, grips, place, near=0.02, drop=0.03, over=0.17, slope=0.03)
+            # The hand comes from above the bottles that stand around.
+            return PickAndPlace(
+                self, thing, goal, grips, place, near=0.02, drop=0.03, over=0.17, slope=0.03, hover=0.16
+            )
         if where.endswith("cook_region"):
             # A pot stands on the burner with its middle 6.7 cm above it; two stand side by side, handles to the front.
             place = lambda: site() + np.array([0.0, 0.0, 0.093]) + 0.085 * spread  # noqa: E731
@@ -122,14 +132,14 @@ class LiberoExpert(Expert):
         if "heating" in where:
             # By its handle, just inside: the palm must stay in front of the oven's roof.
             place = lambda: np.array([site()[0] - 0.02, site()[1] - 0.065, site()[2] - 0.07])  # noqa: E731
+            grips = grips[:1]
             return PickAndPlace(self, thing, goal, grips, place, drop=0.012, over=0.035, slope=0.2, early=False)
         if "cabinet" in where:
             # Near the front of the drawer, where the handles above do not meet the hand.
             place = lambda: np.array([site()[0] - 0.03, site()[1] - 0.019, site()[2] - 0.027])  # noqa: E731
-            sides = rim_grips(pose, 0.048, 0.03)[2:]
-            grips = best_first(self, thing, sides, place())
+            grips = rim_grips(pose, 0.048, 0.03)[2:]
             return PickAndPlace(self, thing, goal, grips, place, near=0.02, drop=0.02, over=0.12, slope=0.03, early=False)
-        place = lambda: np.append(site()[:2] + (0.0, 0.012), lies)  # noqa: E731 (a region of the table)
+        place = lambda: np.append(site()[:2] + (0.0, 0.03), lies)  # noqa: E731 (a region of the table)
         return PickAndPlace(self, thing, goal, grips, place, near=0.015, drop=0.012, over=0.08, early=False)
 
     def foot(self, thing: str) -> np.ndarray:
@@ -151,7 +161,10 @@ class LiberoExpert(Expert):
                 return rim_grips(pose, 0.048, 0.03)
             case "white_yellow_mug" | "porcelain_mug":
                 side = np.sign(-MIDDLES[kind])  # of the handle
-                return [across_grip(pose, 1, np.array([0.061 * side, 0.0, 0.06]))]
+                axis = lambda: (pose()[0] + pose()[1] @ np.array([MIDDLES[kind], 0.0, 0.0]), pose()[1])  # noqa: E731
+                opposite = 0.0 if side < 0 else np.pi
+                rim = rim_grips(axis, 0.041, 0.09, (opposite, np.pi / 2, -np.pi / 2))
+                return [across_grip(pose, 1, np.array([0.061 * side, 0.0, 0.06])), *rim]
             case "alphabet_soup" | "tomato_sauce":
                 return turned_grips(pose, 0.01, (np.pi / 2, np.pi / 2 + 0.6, np.pi / 2 - 0.6))
             case "cream_cheese" | "butter" | "chocolate_pudding":

@@ -64,7 +64,7 @@ class PickAndPlace(Skill):
         expert: whose hand.
         thing: name of the object.
         goal: what is to hold in the end.
-        grips: where it can be taken, the best first; one that slips is followed by the next.
+        grips: where it can be taken; one that slips is followed by the next.
         place: where the thing's origin belongs, (3,) [m].
         near: it is let go within this of its place, along the table [m].
         drop: height above `place` at which it is let go [m].
@@ -105,7 +105,9 @@ class PickAndPlace(Skill):
         self.slope, self.fine, self.early, self.keep = slope, fine, early, keep
         self.object = expert.env.sim_env.get_object(thing)
         self.finished = self.releasing = False
-        self.tried = 0
+        self.tried, self.ranked, self.hold = 0, False, 0.0
+        self.let_go = 0.0
+        """Height at which the hand last held it [m]."""
         self.lay = self.thing(thing)[0][2]
         """Height at which it last lay [m]."""
 
@@ -116,7 +118,7 @@ class PickAndPlace(Skill):
         if not self.holds(*self.goal):
             self.finished = False
         elif not self.finished:
-            away = np.linalg.norm(self.expert.hand()[0] - self.grips[0]()[0]) > 0.08
+            away = self.expert.hand()[0][2] > self.let_go + 0.08
             self.finished = bool(away and self.expert.opening > 0.05 and not self.held)
         return self.finished
 
@@ -137,17 +139,22 @@ class PickAndPlace(Skill):
         self.releasing = low or (self.early and aside < 0.03 and self.holds(*self.goal))
         if self.releasing and not self.keep:
             expert.stage = "release"
+            self.let_go = hand[2] if self.held else self.let_go
             rise = 0.15 if expert.opening > 0.06 and not self.held else 0.0
             return expert.servo((hand + rise * UP, rotation), OPEN)
         if self.held:
-            self.tried = 0
+            self.tried, self.let_go = 0, hand[2]
             cruise = max(place[2] + self.over, self.lay + self.over)
             arc = (cruise - place[2] - self.drop + 0.01) * np.clip((aside - self.fine) / self.slope, 0.0, 1.0)
             expert.stage = "lower" if aside < 0.08 else "carry"
             goal = place + (self.drop - 0.01 + arc) * UP
-            turned = self.grips[0]()[1] if self.yaw is None else down(nearest(self.yaw, heading(rotation[:, 0])))
+            yaw = self.hold if self.yaw is None else nearest(self.yaw, heading(rotation[:, 0]))
+            turned = down(yaw)
             return self.carry((position, rotation), (goal, turned))
-        self.lay = position[2]
+        self.lay, self.hold = position[2], heading(rotation[:, 0])
+        if not self.ranked and np.linalg.norm(hand - position) < 0.2:
+            self.ranked = True  # no sooner: in some scenes things are still in the air when an episode begins
+            self.grips = best_first(expert, self.name, self.grips, place)
         self.tried += bool(np.linalg.norm(hand - self.grips[0]()[0]) < 0.12)
         if self.tried > self.PATIENCE:
             self.tried, expert.closing = 0, False
