@@ -135,7 +135,7 @@ def test_the_axis_angle_does_not_jump_at_half_a_turn() -> None:
 
 
 def test_a_file_of_another_suite_is_refused(recorded: Path) -> None:
-    with pytest.raises(PrismError, match="expected a task of libero_10, got .* of libero_spatial"):
+    with pytest.raises(PrismError, match=r"expected a task of libero_10, got .* of libero_spatial"):
         describe_libero(recorded, "libero_10")
 
 
@@ -168,7 +168,7 @@ def test_a_demo_cut_short_is_named(recorded: Path) -> None:
 
 
 def test_an_unknown_camera_is_named(recorded: Path) -> None:
-    with pytest.raises(PrismError, match="unknown camera 'frontview'.*has 'agentview', 'robot0_eye_in_hand'"):
+    with pytest.raises(PrismError, match=r"unknown camera 'frontview'.*has 'agentview', 'robot0_eye_in_hand'"):
         next(libero_episodes(recorded, ["frontview"]))
 
 

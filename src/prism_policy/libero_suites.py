@@ -6,7 +6,7 @@ The number of a task is its place in its suite, in the benchmark's own order.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prism_policy.config import ActionMode, ReferenceFrame, RenderConfig
 from prism_policy.errors import PrismError
@@ -30,7 +30,7 @@ class LiberoTask:
     settle_steps: int = 10
     """Steps of doing nothing, the gripper opening, before an episode begins: LIBERO lets objects fall from a small
     height."""
-    render: RenderConfig = RenderConfig(resolution=128)
+    render: RenderConfig = field(default_factory=lambda: RenderConfig(resolution=128))
 
     @property
     def name(self) -> str:
@@ -115,7 +115,11 @@ def wordings(title: str) -> tuple[str, ...]:
     sentence = instruction(title)
     own = sentence
     if title in SUITES["libero_spatial"]:
-        for ours, theirs in (("the black", "the akita black"), ("cookie box", "cookies box"), ("top drawer", "top layer")):
+        for ours, theirs in (
+            ("the black", "the akita black"),
+            ("cookie box", "cookies box"),
+            ("top drawer", "top layer"),
+        ):
             own = own.replace(ours, theirs)
     return (sentence,) if own == sentence else (sentence, own)
 

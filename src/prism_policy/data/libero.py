@@ -1,9 +1,9 @@
 """LIBERO's HDF5 layout, read and written: the one place that knows its shift, its upside-down images and its names.
 
 `data` (`bddl_file_name`, `env_args`, `problem_info` with the instruction) / `demo_i` (`model_file`, `init_state`):
-`states` and `actions` (T, ...) belong together, but `obs/*` and `robot_states` were recorded after each action (LIBERO's
-`create_dataset.py` steps first). What the demonstrator saw before `actions[t]` is therefore `obs[t - 1]`, and nothing was
-recorded before the first. Images are stored as OpenGL gives them, bottom row first.
+`states` and `actions` (T, ...) belong together, but `obs/*` and `robot_states` were recorded after each action, as
+LIBERO's `create_dataset.py` steps first. What the demonstrator saw before `actions[t]` is therefore `obs[t - 1]`, and
+nothing was recorded before the first. Images are stored as OpenGL gives them, bottom row first.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def describe_libero(path: Path, suite: str | None = None) -> LiberoFile:
         raise PrismError(f"{path}: {error}") from error
     if spoken not in wordings(title):
         raise PrismError(
-            f"{path}: expected the instruction {wordings(title)[-1]!r} of the task it names, got {spoken!r}; one of the "
-            "two is wrong"
+            f"{path}: expected the instruction {wordings(title)[-1]!r} of the task it names, got {spoken!r}; one of "
+            "the two is wrong"
         )
     return LiberoFile(task, spoken, tuple(names), cameras, env_args)
 
@@ -124,7 +124,7 @@ def import_libero(
         progress: called with (done, total).
 
     Returns:
-        `target`, with the masks `train` and `valid`; its `data` group has the attributes `libero_task` and `instruction`.
+        `target`, with the masks `train` and `valid` and the attributes `libero_task` and `instruction` of its `data` group.
 
     Raises:
         PrismError: what `libero_episodes` raises, or no space left.
@@ -160,8 +160,8 @@ def import_libero(
 def export_libero(source: Path, target: Path, task: LiberoTask) -> Path:
     """Write demonstrations with images as LIBERO does, for whoever reads its files.
 
-    What followed the last action is not recorded here; the last observation stands for it. `first_obs` keeps what LIBERO
-    leaves out, so that `libero_episodes` gives back every step.
+    What followed the last action is not recorded here; the last observation stands for it. `first_obs` keeps what
+    LIBERO leaves out, so that `libero_episodes` gives back every step.
 
     Args:
         source: demonstrations of `task` in robomimic's layout, with images.
@@ -189,7 +189,13 @@ def export_libero(source: Path, target: Path, task: LiberoTask) -> Path:
             robot = np.hstack([fingers, position, quaternion])
             done = np.zeros(len(actions), np.uint8)
             done[-1] = 1
-            arrays = {"actions": actions, "states": states, "robot_states": _next(robot), "rewards": done, "dones": done}
+            arrays = {
+                "actions": actions,
+                "states": states,
+                "robot_states": _next(robot),
+                "rewards": done,
+                "dones": done,
+            }
             write_demo(group, arrays | {f"obs/{key}": _next(values) for key, values in seen.items()}, {})
             for key, values in {**seen, "robot_states": robot}.items():
                 group[f"{FIRST}/{key}"] = values[0]
@@ -207,7 +213,7 @@ def export_libero(source: Path, target: Path, task: LiberoTask) -> Path:
 
 
 def to_axis_angle(quaternions: np.ndarray) -> np.ndarray:
-    """Quaternions (T, 4), x y z w, as LIBERO's `ee_ori` (T, 3): the angle runs from 0 to 2 pi, so nothing jumps at pi."""
+    """Quaternions (T, 4), x y z w, as LIBERO's `ee_ori` (T, 3): angles from 0 to 2 pi, so nothing jumps at pi."""
     w = np.clip(quaternions[:, 3:], -1.0, 1.0)
     sine = np.sqrt(1.0 - w * w)
     axis = np.where(sine > 1e-9, quaternions[:, :3] / np.maximum(sine, 1e-9), 0.0)

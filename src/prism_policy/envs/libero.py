@@ -44,8 +44,8 @@ IDLE = np.array([0.0, 0, 0, 0, 0, 0, -1])
 ARM_NOISE = 0.02
 """Standard deviation of the arm's joints in the published initial states [rad]; own placements have the same."""
 SHIFT = 0.08
-"""Own placements in which things jump aside by more than this are drawn again [m]. LIBERO places some so that they touch;
-its published states are picked ones, of which none moves farther."""
+"""Own placements in which things jump aside by more than this are drawn again [m]. LIBERO places some so that they
+touch; its published states are picked ones."""
 Poses = dict[str, np.ndarray]
 """Body -> position and quaternion (w, x, y, z), (7,)."""
 
@@ -89,7 +89,9 @@ class LiberoEnv(RobosuiteEnv):
             with _seeded(0):
                 self.sim_env = TASK_MAPPING[problem](str(bddl), **self.env_kwargs)
         except FileNotFoundError as error:
-            raise PrismError(f"LIBERO's assets are incomplete ({error.filename} is missing); {INSTALL} again") from error
+            raise PrismError(
+                f"LIBERO's assets are incomplete ({error.filename} is missing); {INSTALL} again"
+            ) from error
         self.sim_env._observables.clear()  # they would be recomputed at each 2 ms substep; observations need no more
         self._fixtures = [thing.root_body for thing in self.sim_env.fixtures]
         # Where the model's own file has them. LIBERO's placements take for granted that they still stand there.
@@ -289,5 +291,3 @@ def read_init_states(path: Path) -> np.ndarray:
         return np.asarray(states, np.float64)
     except (OSError, zipfile.BadZipFile, StopIteration, pickle.UnpicklingError) as error:
         raise PrismError(f"{path}: expected LIBERO's initial states ({error}); {INSTALL} again") from error
-
-

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
-from prism_policy.envs.experts.base import CLOSE, OPEN, UP, Expert, Pose
+from prism_policy.envs.experts.base import CLOSE, OPEN, Expert, Pose
 from prism_policy.envs.experts.libero_fixtures import CloseDoor, CloseDrawer, Push, Turn
 from prism_policy.envs.experts.libero_skills import (
     Grip,
@@ -101,46 +102,39 @@ class LiberoExpert(Expert):
         """
         env = self.env.sim_env
         thing, where = goal[1], goal[2]
-        pose = lambda: self.body(env.get_object(thing).root_body)  # noqa: E731
+        skill = partial(PickAndPlace, self, thing, goal)
+
+        def pose() -> Pose:
+            return self.body(env.get_object(thing).root_body)
+
+        def at(x: float, y: float, z: float) -> Callable[[], np.ndarray]:
+            """A point in the world's axes from the middle of the place, wherever that is now."""
+            x += (index - (count - 1) / 2) * SPACING.get(where.rpartition("_1_")[2], 0.0)
+            offset = np.array([x, y, z])
+            return lambda: self.sim.data.get_site_xpos(where) + offset
+
         grips = self.grips(thing.rsplit("_", 1)[0], pose)
-        spread = (index - (count - 1) / 2) * ALONG_X
-        lies = pose()[0][2]
-
-        def site() -> np.ndarray:
-            return np.array(self.sim.data.get_site_xpos(where))
-
-        if where in env.objects_dict:  # a plate
+        if where in env.objects_dict:
             plate = env.get_object(where).root_body
-            return PickAndPlace(self, thing, goal, grips, lambda: self.body(plate)[0] + self.foot(thing), drop=0.016)
-        if "basket" in where:
-            place = lambda: site() + 0.06 * spread  # noqa: E731
-            # The hand comes from above the bottles that stand around.
-            return PickAndPlace(
-                self, thing, goal, grips, place, near=0.02, drop=0.03, over=0.17, slope=0.03, hover=0.16
-            )
-        if where.endswith("cook_region"):
-            # A pot stands on the burner with its middle 6.7 cm above it; two stand side by side, handles to the front.
-            place = lambda: site() + np.array([0.0, 0.0, 0.093]) + 0.085 * spread  # noqa: E731
-            return PickAndPlace(self, thing, goal, grips, place, near=0.015, drop=0.008, over=0.10, early=False)
-        if "caddy" in where:
-            # The book's origin is below its spine; its middle belongs to the middle of the compartment.
-            place = lambda: site() - pose()[1] @ np.array([0.0, -0.012, 0.0]) - 0.05 * UP  # noqa: E731
-            return PickAndPlace(
-                self, thing, goal, grips, place,
-                near=0.012, drop=0.02, over=0.21, slope=0.01, fine=0.006, yaw=0.0, keep=True,
-            )  # fmt: skip
-        if "heating" in where:
-            # By its handle, just inside: the palm must stay in front of the oven's roof.
-            place = lambda: np.array([site()[0] - 0.02, site()[1] - 0.065, site()[2] - 0.07])  # noqa: E731
-            grips = grips[:1]
-            return PickAndPlace(self, thing, goal, grips, place, drop=0.012, over=0.035, slope=0.2, early=False)
-        if "cabinet" in where:
-            # Near the front of the drawer, where the handles above do not meet the hand.
-            place = lambda: np.array([site()[0] - 0.03, site()[1] - 0.019, site()[2] - 0.027])  # noqa: E731
-            grips = rim_grips(pose, 0.048, 0.03)[2:]
-            return PickAndPlace(self, thing, goal, grips, place, near=0.02, drop=0.02, over=0.12, slope=0.03, early=False)
-        place = lambda: np.append(site()[:2] + (0.0, 0.03), lies)  # noqa: E731 (a region of the table)
-        return PickAndPlace(self, thing, goal, grips, place, near=0.015, drop=0.012, over=0.08, early=False)
+            return skill(grips, lambda: self.body(plate)[0] + self.foot(thing), drop=0.016)
+        match where.rpartition("_1_")[2]:
+            case "contain_region":  # a basket, which the hand reaches from above the bottles that stand around
+                return skill(grips, at(0, 0, 0), near=0.02, drop=0.03, over=0.17, slope=0.03, hover=0.16)
+            case "cook_region":  # a pot's origin is its middle
+                return skill(grips, at(0, 0, 0.093), near=0.015, drop=0.008, early=False)
+            case "back_contain_region":  # a book's origin is below its spine, off its middle; it no longer counts as in
+                # the compartment when it stands on the floor of it, so it is held just above
+                site = at(0, 0, -0.05)
+                over: dict[str, Any] = {"over": 0.21, "slope": 0.01, "fine": 0.006, "yaw": 0.0, "keep": True}
+                return skill(grips, lambda: site() - pose()[1] @ np.array([0.0, -0.012, 0.0]), **over)
+            case "heating_region":  # held by the handle alone, just inside: the palm stays in front of the oven's roof
+                return skill(grips[:1], at(-0.02, -0.065, -0.07), drop=0.012, over=0.035, slope=0.2, early=False)
+            case "bottom_region":  # near the front of the drawer, from its sides, clear of the handles above
+                return skill(grips[2:], at(-0.03, -0.019, -0.027), near=0.02, over=0.12, slope=0.03, early=False)
+        if where.endswith("plate_right_region"):  # of the table, on the side that is away from the plate
+            lies = pose()[0][2] - float(self.sim.data.get_site_xpos(where)[2])
+            return skill(grips, at(0, 0.03, lies), near=0.015, drop=0.012, over=0.08, early=False)
+        raise PrismError(f"{self.env.task.name}: no expert knows how to put something into {where}")
 
     def foot(self, thing: str) -> np.ndarray:
         """Where a thing's origin is from where its middle should be, (3,) [m]: a mug's is beside its axis."""
@@ -161,7 +155,11 @@ class LiberoExpert(Expert):
                 return rim_grips(pose, 0.048, 0.03)
             case "white_yellow_mug" | "porcelain_mug":
                 side = np.sign(-MIDDLES[kind])  # of the handle
-                axis = lambda: (pose()[0] + pose()[1] @ np.array([MIDDLES[kind], 0.0, 0.0]), pose()[1])  # noqa: E731
+
+                def axis() -> Pose:
+                    position, rotation = pose()
+                    return position + rotation @ np.array([MIDDLES[kind], 0.0, 0.0]), rotation
+
                 opposite = 0.0 if side < 0 else np.pi
                 rim = rim_grips(axis, 0.041, 0.09, (opposite, np.pi / 2, -np.pi / 2))
                 return [across_grip(pose, 1, np.array([0.061 * side, 0.0, 0.06])), *rim]
@@ -178,4 +176,5 @@ class LiberoExpert(Expert):
 
 MIDDLES = {"white_yellow_mug": -0.018, "porcelain_mug": 0.018}
 """x of a mug's axis in its frame [m]; the handle is on the other side."""
-ALONG_X = np.array([1.0, 0.0, 0.0])
+SPACING = {"contain_region": 0.06, "cook_region": 0.085}
+"""Places that things share, and how far apart they are put along x [m]."""

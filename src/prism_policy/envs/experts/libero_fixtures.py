@@ -57,7 +57,7 @@ class Push(Skill):
     (3,), and the hand's rotation (3, 3).
     """
 
-    stages = ("approach", "push", "withdraw")
+    stages = ("approach", "push")
     BACK = 0.09
     """How far behind the thing the hand comes down [m]."""
     ABOVE = 0.16
@@ -146,4 +146,3 @@ class CloseDoor(Push):
         point = hinge + self.OUT * out - 0.040 * shut
         point[2] = data.geom_xpos[door][2] + self.HEIGHT
         return point, shut, down(nearest(heading(out), USUAL_YAW))
-

@@ -25,7 +25,7 @@ PALM, FINGER = 0.10, 0.045
 ENOUGH, STRETCH = 0.025, 0.4
 """Room beyond which more is no better [m], and what a metre of stretching the arm is worth in metres of it."""
 USUAL_YAW = RESET_YAW - 0.3
-"""Yaw that closing axes are turned towards [rad]; things stand square to the table, and at a right angle to it both ways
+"""Yaw that closing axes are turned towards [rad]. Things stand square to the table, and at a right angle both ways
 would be as near: a hand that cannot decide does not arrive."""
 Grip = Callable[[], Pose]
 """Where the hand takes hold now: it follows the thing."""
@@ -184,7 +184,9 @@ def best_first(expert: Expert, thing: str, grips: Sequence[Grip], place: np.ndar
 
     def worth(grip: Grip) -> float:
         hand = grip()
-        stretch = max(float(np.linalg.norm((hand[0] - position + to - env.robots[0].base_pos)[:2])) for to in (position, place))
+        stretch = max(
+            float(np.linalg.norm((hand[0] - position + to - env.robots[0].base_pos)[:2])) for to in (position, place)
+        )
         return min(room(expert, thing, hand), ENOUGH) - STRETCH * stretch
 
     return sorted(grips, key=worth, reverse=True)
@@ -196,7 +198,9 @@ def room(expert: Expert, thing: str, grip: Pose) -> float:
     model, data = expert.env.model, expert.sim.data._data
     along, aside, back = grip[1][:, 0], grip[1][:, 1], -grip[1][:, 2]
     points = [grip[0] + s * along + h * back for s in (-FINGER, FINGER) for h in np.linspace(0.0, PALM, 6)]
-    points += [grip[0] + s * along + w * aside + PALM * back for s in np.linspace(-0.1, 0.1, 7) for w in (-0.03, 0, 0.03)]
+    points += [
+        grip[0] + s * along + w * aside + PALM * back for s in np.linspace(-0.1, 0.1, 7) for w in (-0.03, 0, 0.03)
+    ]
     own = model.body(env.get_object(thing).root_body).id
     robot = model.body_rootid[model.site_bodyid[expert.env.eef_site]]
     others = (model.geom_contype + model.geom_conaffinity > 0) & (model.body_rootid[model.geom_bodyid] != own)
@@ -209,7 +213,9 @@ def room(expert: Expert, thing: str, grip: Pose) -> float:
     return float(distance.min())
 
 
-def rim_grips(pose: Callable[[], Pose], radius: float, above: float, angles: Sequence[float] | None = None) -> list[Grip]:
+def rim_grips(
+    pose: Callable[[], Pose], radius: float, above: float, angles: Sequence[float] | None = None
+) -> list[Grip]:
     """Grips on the rim of a round thing, one finger inside.
 
     Args:
