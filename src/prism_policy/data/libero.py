@@ -124,7 +124,7 @@ def import_libero(
         progress: called with (done, total).
 
     Returns:
-        `target`, with the masks `train` and `valid` and the attributes `libero_task` and `instruction` of its `data` group.
+        `target`, with the masks `train` and `valid`; its `data` group bears `libero_task` and `instruction`.
 
     Raises:
         PrismError: what `libero_episodes` raises, or no space left.
@@ -135,8 +135,10 @@ def import_libero(
             data = out.create_group("data")
             total = 0
             for i, episode in enumerate(libero_episodes(source)):
+                demo = file["data"][episode.name]
                 arrays: dict[str, np.ndarray] = {
-                    "actions": episode.actions.astype(np.float64),
+                    # in full precision: a replay of them should give the states
+                    "actions": np.asarray(demo["actions"][-len(episode) :], np.float64),
                     "states": episode.states,
                     **episode.extras,
                     "obs/robot0_eef_pos": episode.proprio[:, :3],
@@ -144,7 +146,7 @@ def import_libero(
                     "obs/robot0_gripper_qpos": episode.proprio[:, 7:],
                     **{f"obs/{camera}_image": frames for camera, frames in episode.images.items()},
                 }
-                model = file["data"][episode.name].attrs.get("model_file", "")
+                model = demo.attrs.get("model_file", "")
                 write_demo(data.create_group(episode.name), arrays, {"model_file": model})
                 total += len(episode)
                 if progress:
@@ -181,7 +183,7 @@ def export_libero(source: Path, target: Path, task: LiberoTask) -> Path:
                 raise PrismError(f"{source}, {name}: expected states and images; run `prism render` on it first")
             group = data.create_group(name)
             actions, states = demo["actions"][:], demo["states"][:]
-            seen = {key: demo[f"obs/{camera}_image"][:, ::-1] for key, camera in cameras.items()}
+            seen = {key: demo[f"obs/{camera}_image"][:][:, ::-1] for key, camera in cameras.items()}
             position, quaternion = demo["obs/robot0_eef_pos"][:], demo["obs/robot0_eef_quat"][:]
             orientation, fingers = to_axis_angle(quaternion), demo["obs/robot0_gripper_qpos"][:]
             seen |= {"ee_pos": position, "ee_ori": orientation, "ee_states": np.hstack([position, orientation])}
@@ -237,7 +239,7 @@ def _read(demo: h5py.Group, name: str, cameras: Sequence[str]) -> Episode:
             raise PrismError(f"expected {steps} steps everywhere, got {path} of shape {recorded.shape}")
         if first is None:
             return np.asarray(recorded[:-1])
-        return np.concatenate([first[key][None], recorded[:-1]])
+        return np.concatenate([first[key][:][None], recorded[:-1]])
 
     images = {}
     for camera in cameras:

@@ -106,6 +106,7 @@ class LiberoEnv(RobosuiteEnv):
         self.eef_site = hand.eef_site_id["right"]
         self._eef_body = self.sim_env.sim.model.body_name2id(hand.robot_model.eef_name["right"])
         self.fingers = np.array(hand._ref_gripper_joint_pos_indexes["right"])
+        self._gripper = hand.gripper["right"]
         self._arm = np.array(hand._ref_joint_pos_indexes)
         self._limit = np.ones(7)
         self.check_states(self.init_states, task.title)
@@ -159,6 +160,11 @@ class LiberoEnv(RobosuiteEnv):
             if "model_file" in options:
                 self._put(body_poses(options["model_file"], self._fixtures))
             self.set_state(np.asarray(options["state"], np.float64))
+            # A new controller has been made, which would go on from where the arm stood after the placement.
+            self.sim_env.robots[0].part_controllers["right"].update(force=True)
+            left, right = self.sim_env.sim.data.qpos[self.fingers]
+            # The hand opens and closes over some steps; where it was going is not part of the state.
+            self._gripper.current_action = np.array([1.0, -1.0]) * (1.0 if left - right > 0.06 else -1.0)
         elif split == "evaluate":
             self._place(rng)
             self.set_state(self.init_states[episode % len(self.init_states)])
@@ -199,6 +205,7 @@ class LiberoEnv(RobosuiteEnv):
                     break
             else:
                 raise PrismError(f"found no placement of {self.task.name}'s objects without overlap")
+        self._put(body_poses(self.model_xml, self._fixtures))  # to the digits that a demonstration's XML keeps
         self.set_state(self.state)
 
     def _settle(self) -> float:
