@@ -105,7 +105,7 @@ class PickAndPlace(Skill):
         self.slope, self.fine, self.early, self.keep = slope, fine, early, keep
         self.object = expert.env.sim_env.get_object(thing)
         self.finished = self.releasing = False
-        self.tried, self.ranked, self.hold = 0, False, 0.0
+        self.tried, self.ranked, self.hold, self.floor = 0, False, 0.0, np.inf
         self.let_go = 0.0
         """Height at which the hand last held it [m]."""
         self.lay = self.thing(thing)[0][2]
@@ -137,7 +137,9 @@ class PickAndPlace(Skill):
         slack = 0.012 if self.releasing else 0.0
         low = aside < self.near + slack and height < self.drop + slack
         self.releasing = low or (self.early and aside < 0.03 and self.holds(*self.goal))
-        if self.releasing and not self.keep:
+        self.floor = min(self.floor, place[2])
+        stuck = self.held and place[2] > self.floor + 0.05  # the plate hangs on the bowl
+        if (self.releasing and not self.keep) or stuck:
             expert.stage = "release"
             self.let_go = hand[2] if self.held else self.let_go
             rise = 0.15 if expert.opening > 0.06 and not self.held else 0.0
