@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -230,6 +231,25 @@ def test_a_missing_part_of_the_assets_is_named(monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "scenes").mkdir()
     with pytest.raises(PrismError, match="are incomplete \\(articulated_objects, stable_hope_objects"):
         libero_install._link_assets(tmp_path)
+
+
+def test_the_assets_are_linked_where_libero_looks(tmp_path: Path) -> None:
+    link = tmp_path / "assets"
+    link.symlink_to(tmp_path / "gone")  # an environment that was moved
+    libero_install._link_assets(link)
+    assert (link / "scenes" / "libero_kitchen_tabletop_base_style.xml").is_file()
+    libero_install._link_assets(link)
+
+
+def test_no_question_is_asked_on_the_first_import(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", "import prism_policy.envs.libero"],
+        env={**os.environ, "PRISM_CACHE": str(tmp_path), "HOME": str(tmp_path / "home"), "LIBERO_CONFIG_PATH": ""},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (run.returncode, run.stdout) == (0, "")
+    assert (tmp_path / "libero" / "config.yaml").is_file()
+    assert not (tmp_path / "home" / ".libero").exists()
 
 
 @pytest.mark.slow

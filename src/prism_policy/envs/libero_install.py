@@ -36,7 +36,7 @@ def prepare_libero() -> Path:
         raise PrismError(f"LIBERO is not installed; {INSTALL}")
     root = Path(next(iter(spec.submodule_search_locations))) / "libero"
     _link_assets(root / "assets")
-    if "LIBERO_CONFIG_PATH" not in os.environ:
+    if not os.environ.get("LIBERO_CONFIG_PATH"):
         # Some LIBERO packages ask on their first import where data sets shall lie. Nothing here reads what this says.
         folder = Path(os.environ.get("PRISM_CACHE") or "~/.cache/prism-policy").expanduser() / "libero"
         os.environ["LIBERO_CONFIG_PATH"] = str(folder)
