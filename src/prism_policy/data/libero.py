@@ -1,0 +1,263 @@
+"""LIBERO's HDF5 layout, read and written: the one place that knows its shift, its upside-down images and its names.
+
+`data` (`bddl_file_name`, `env_args`, `problem_info` with the instruction) / `demo_i` (`model_file`, `init_state`):
+`states` and `actions` (T, ...) belong together, but `obs/*` and `robot_states` were recorded after each action, as
+LIBERO's `create_dataset.py` steps first. What the demonstrator saw before `actions[t]` is therefore `obs[t - 1]`, and
+nothing was recorded before the first. Images are stored as OpenGL gives them, bottom row first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from prism_policy.data.robomimic import Episode, demo_names, open_demos, read_attributes, write_demo, write_masks
+from prism_policy.errors import PrismError
+from prism_policy.files import atomic
+from prism_policy.libero_suites import LiberoTask, find_task, wordings
+
+CAMERAS = {"agentview": "agentview_rgb", "robot0_eye_in_hand": "eye_in_hand_rgb"}
+"""The simulator's name of a camera -> LIBERO's name of its images."""
+FIRST = "first_obs"
+"""Of our own: a group with the observation before the first action, which LIBERO leaves out. Others ignore it."""
+
+
+@dataclass(frozen=True)
+class LiberoFile:
+    """What a file of demonstrations holds."""
+
+    task: LiberoTask
+    instruction: str
+    """As the file has it; for libero_spatial that differs a little from the task's name."""
+    demos: tuple[str, ...]
+    cameras: tuple[str, ...]
+    env_args: str
+    """JSON."""
+
+
+def describe_libero(path: Path, suite: str | None = None) -> LiberoFile:
+    """Look into a file, without reading its images.
+
+    Args:
+        path: LIBERO's HDF5.
+        suite: the suite that its task must belong to; none takes any.
+
+    Raises:
+        PrismError: unreadable, not LIBERO's layout, a task of another suite, or an instruction that is not the task's.
+    """
+    with open_demos(path) as file:
+        data = file["data"]
+        names = demo_names(file)
+        observations = data[names[0]].get("obs", {})
+        cameras = tuple(camera for camera, key in CAMERAS.items() if key in observations)
+        if "problem_info" not in data.attrs or not cameras:
+            raise PrismError(
+                f"{path}: expected LIBERO's layout (`problem_info`, `obs/agentview_rgb`), found "
+                f"{', '.join([*data.attrs, *observations]) or 'nothing'}; robomimic's needs no import"
+            )
+        try:
+            spoken = str(json.loads(data.attrs["problem_info"])["language_instruction"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise PrismError(f"{path}: expected `problem_info` to be JSON with an instruction ({error})") from error
+        spoken = spoken.strip('"')
+        title = Path(str(data.attrs.get("bddl_file_name", ""))).stem or path.stem.removesuffix("_demo")
+        env_args = str(data.attrs.get("env_args", "{}"))
+    try:
+        task = find_task(title, suite)
+    except PrismError as error:
+        raise PrismError(f"{path}: {error}") from error
+    if spoken not in wordings(title):
+        raise PrismError(
+            f"{path}: expected the instruction {wordings(title)[-1]!r} of the task it names, got {spoken!r}; one of "
+            "the two is wrong"
+        )
+    return LiberoFile(task, spoken, tuple(names), cameras, env_args)
+
+
+def libero_episodes(
+    path: Path, cameras: Sequence[str] | None = None, names: Sequence[str] | None = None
+) -> Iterator[Episode]:
+    """Demonstrations with each action beside what was seen before it, images upright.
+
+    A demonstration of T recorded steps gives T - 1: nothing was seen before the first action. Those that this library
+    wrote have all T.
+
+    Args:
+        path: LIBERO's HDF5.
+        cameras: by the simulator's names; none takes all that the file has.
+        names: of the demos; none takes all.
+
+    Raises:
+        PrismError: what `describe_libero` raises; an unknown camera; a demo that is cut short or not finite.
+    """
+    described = describe_libero(path)
+    wanted = described.cameras if cameras is None else tuple(cameras)
+    if absent := [camera for camera in wanted if camera not in described.cameras]:
+        raise PrismError(f"unknown camera {absent[0]!r}; {path} has {', '.join(map(repr, described.cameras))}")
+    with open_demos(path) as file:
+        for name in names or described.demos:
+            if name not in file["data"]:
+                raise PrismError(f"{path} has no {name}; it has {len(described.demos)} demos")
+            try:
+                yield _read(file["data"][name], name, wanted)
+            except (OSError, KeyError, RuntimeError) as error:
+                raise PrismError(f"{path}, {name}: cannot be read ({error}); get the file again") from error
+            except PrismError as error:
+                raise PrismError(f"{path}, {name}: {error}") from error
+
+
+def import_libero(
+    source: Path, target: Path, suite: str | None = None, progress: Callable[[int, int], None] | None = None
+) -> Path:
+    """Write a file of LIBERO's as this library has demonstrations: robomimic's layout, upright, action beside cause.
+
+    Args:
+        source: LIBERO's HDF5.
+        target: where to; replaced as a whole.
+        suite: as in `describe_libero`.
+        progress: called with (done, total).
+
+    Returns:
+        `target`, with the masks `train` and `valid`; its `data` group bears `libero_task` and `instruction`.
+
+    Raises:
+        PrismError: what `libero_episodes` raises, or no space left.
+    """
+    described = describe_libero(source, suite)
+    with atomic(target) as temporary:
+        with h5py.File(temporary, "w", libver="latest") as out, open_demos(source) as file:
+            data = out.create_group("data")
+            total = 0
+            for i, episode in enumerate(libero_episodes(source)):
+                demo = file["data"][episode.name]
+                arrays: dict[str, np.ndarray] = {
+                    # in full precision: a replay of them should give the states
+                    "actions": np.asarray(demo["actions"][-len(episode) :], np.float64),
+                    "states": episode.states,
+                    **episode.extras,
+                    "obs/robot0_eef_pos": episode.proprio[:, :3],
+                    "obs/robot0_eef_quat": episode.proprio[:, 3:7],
+                    "obs/robot0_gripper_qpos": episode.proprio[:, 7:],
+                    **{f"obs/{camera}_image": frames for camera, frames in episode.images.items()},
+                }
+                model = demo.attrs.get("model_file", "")
+                write_demo(data.create_group(episode.name), arrays, {"model_file": model})
+                total += len(episode)
+                if progress:
+                    progress(i + 1, len(described.demos))
+            data.attrs["total"] = total
+            data.attrs["env_args"] = described.env_args
+            data.attrs["libero_task"] = described.task.title
+            data.attrs["instruction"] = described.task.instruction
+        write_masks(temporary)
+    return target
+
+
+def export_libero(source: Path, target: Path, task: LiberoTask) -> Path:
+    """Write demonstrations with images as LIBERO does, for whoever reads its files.
+
+    What followed the last action is not recorded here; the last observation stands for it. `first_obs` keeps what
+    LIBERO leaves out, so that `libero_episodes` gives back every step.
+
+    Args:
+        source: demonstrations of `task` in robomimic's layout, with images.
+        target: where to; replaced as a whole.
+        task: whose they are.
+
+    Raises:
+        PrismError: unreadable, without images or states, or no space left.
+    """
+    attributes = read_attributes(source)
+    with open_demos(source) as file, atomic(target) as temporary, h5py.File(temporary, "w", libver="latest") as out:
+        data, total = out.create_group("data"), 0
+        for name in demo_names(file):
+            demo = file["data"][name]
+            cameras = {key: camera for camera, key in CAMERAS.items() if f"obs/{camera}_image" in demo}
+            if "states" not in demo or not cameras:
+                raise PrismError(f"{source}, {name}: expected states and images; run `prism render` on it first")
+            group = data.create_group(name)
+            actions, states = demo["actions"][:], demo["states"][:]
+            seen = {key: demo[f"obs/{camera}_image"][:][:, ::-1] for key, camera in cameras.items()}
+            position, quaternion = demo["obs/robot0_eef_pos"][:], demo["obs/robot0_eef_quat"][:]
+            orientation, fingers = to_axis_angle(quaternion), demo["obs/robot0_gripper_qpos"][:]
+            seen |= {"ee_pos": position, "ee_ori": orientation, "ee_states": np.hstack([position, orientation])}
+            seen |= {"gripper_states": fingers, "joint_states": states[:, 1:8]}
+            robot = np.hstack([fingers, position, quaternion])
+            done = np.zeros(len(actions), np.uint8)
+            done[-1] = 1
+            arrays = {
+                "actions": actions,
+                "states": states,
+                "robot_states": _next(robot),
+                "rewards": done,
+                "dones": done,
+            }
+            write_demo(group, arrays | {f"obs/{key}": _next(values) for key, values in seen.items()}, {})
+            for key, values in {**seen, "robot_states": robot}.items():
+                group[f"{FIRST}/{key}"] = values[0]
+            group.attrs["model_file"] = demo.attrs.get("model_file", "")
+            group.attrs["init_state"] = states[0]
+            total += len(actions)
+        data.attrs["total"], data.attrs["num_demos"] = total, len(data)
+        data.attrs["env_args"] = json.dumps(attributes.get("env_args", {}))
+        data.attrs["bddl_file_name"] = f"bddl_files/{task.suite}/{task.title}.bddl"
+        data.attrs["problem_info"] = json.dumps(
+            {"domain_name": "robosuite", "language_instruction": wordings(task.title)[-1]}
+        )
+        data.attrs["macros_image_convention"], data.attrs["tag"] = "opengl", "libero-v1"
+    return target
+
+
+def to_axis_angle(quaternions: np.ndarray) -> np.ndarray:
+    """Quaternions (T, 4), x y z w, as LIBERO's `ee_ori` (T, 3): angles from 0 to 2 pi, so nothing jumps at pi."""
+    w = np.clip(quaternions[:, 3:], -1.0, 1.0)
+    sine = np.sqrt(1.0 - w * w)
+    axis = np.where(sine > 1e-9, quaternions[:, :3] / np.maximum(sine, 1e-9), 0.0)
+    return np.asarray(axis * 2.0 * np.arccos(w))
+
+
+def _read(demo: h5py.Group, name: str, cameras: Sequence[str]) -> Episode:
+    actions = np.asarray(demo["actions"][:], np.float32)
+    steps = len(actions)
+    if actions.ndim != 2 or actions.shape[1] != 7 or steps < 2:
+        raise PrismError(f"expected actions of shape (T, 7) with T > 1, got {actions.shape}")
+    if not np.isfinite(actions).all():
+        raise PrismError("actions are not finite; repair or remove this demo")
+    first = demo.get(FIRST)
+    kept = slice(0 if first is not None else 1, None)
+
+    def before(path: str, key: str) -> np.ndarray:
+        """What was seen before each kept action."""
+        recorded = demo[path][:]
+        if len(recorded) != steps:
+            raise PrismError(f"expected {steps} steps everywhere, got {path} of shape {recorded.shape}")
+        if first is None:
+            return np.asarray(recorded[:-1])
+        return np.concatenate([first[key][:][None], recorded[:-1]])
+
+    images = {}
+    for camera in cameras:
+        frames = before(f"obs/{CAMERAS[camera]}", CAMERAS[camera])
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+            raise PrismError(f"expected images of {camera!r} as uint8 (T, H, W, 3), got {frames.dtype} {frames.shape}")
+        images[camera] = np.ascontiguousarray(frames[:, ::-1])
+    robot = before("robot_states", "robot_states")  # (T, 9): fingers, position, quaternion
+    proprio = np.hstack([robot[:, 2:], robot[:, :2]]).astype(np.float32)
+    states = np.asarray(demo["states"][:][kept], np.float64)
+    if len(states) != len(actions[kept]):
+        raise PrismError(f"expected {steps} steps everywhere, got states of shape {demo['states'].shape}")
+    extras = {key: np.asarray(demo[key][:][kept], kind) for key, kind in _EXTRAS.items() if key in demo}
+    return Episode(name, images, proprio, actions[kept], np.zeros(len(states), bool), states, extras)
+
+
+_EXTRAS: dict[str, Any] = {"rewards": np.float64, "dones": np.int64}
+
+
+def _next(values: np.ndarray) -> np.ndarray:
+    return np.concatenate([values[1:], values[-1:]])

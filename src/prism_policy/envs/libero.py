@@ -1,0 +1,300 @@
+"""LIBERO's tasks behind the library's environment contract, started and judged as the benchmark does.
+
+An episode of the split "evaluate" begins at one of the task's 50 published initial states, any other at a placement of
+its own, drawn from the task's regions: what is evaluated is never trained on. Cabinets and stoves are not part of those
+states; they are placed anew, from the episode's random stream, before each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+from xml.etree import ElementTree
+
+import gymnasium
+import numpy as np
+
+from prism_policy.envs.episode import episode_rng
+from prism_policy.envs.libero_install import INSTALL, prepare_libero
+from prism_policy.envs.rendering import Renderer, camera_id
+from prism_policy.envs.robosuite import PROPRIO, Observation, RobosuiteEnv
+from prism_policy.errors import PrismError
+from prism_policy.libero_suites import LiberoTask
+
+ROOT = prepare_libero()
+with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):  # gym's advertisements
+    import mujoco
+    import robosuite
+    from libero.libero.envs import TASK_MAPPING
+    from libero.libero.envs.bddl_utils import get_problem_info
+    from robosuite.models.bases import BASE_MAPPING, NullMount
+    from robosuite.utils.errors import RandomizationError
+
+# rpent-libero 0.2.0 gives the robot of the living room no mount, as robosuite 1.4 spelled it; 1.5 does not know None.
+BASE_MAPPING.setdefault(None, NullMount)
+
+IDLE = np.array([0.0, 0, 0, 0, 0, 0, -1])
+"""The action that lets objects settle: stay, fingers open."""
+ARM_NOISE = 0.02
+"""Standard deviation of the arm's joints in the published initial states [rad]; own placements have the same."""
+SHIFT = 0.08
+"""Own placements in which things jump aside by more than this are drawn again [m]. LIBERO places some so that they
+touch; its published states are picked ones."""
+Poses = dict[str, np.ndarray]
+"""Body -> position and quaternion (w, x, y, z), (7,)."""
+
+
+class LiberoEnv(RobosuiteEnv):
+    """One task: `{"images": {camera: uint8 (H, W, 3)}, "proprio": float32 (9,)}` in, actions (7,) out.
+
+    Observations, actions and methods are those of `RobosuiteEnv`; actions are deltas, gripper -1 opens, +1 closes.
+    Where cabinet and stove stand is not in `states`: it is in `model_xml` of the episode, and `reset` takes both.
+
+    ```
+    env = LiberoEnv(libero_task("libero_spatial", 3))
+    observation, info = env.reset(seed=0, options={"split": "evaluate", "episode": 7})  # initial state 7
+    ```
+
+    Raises:
+        PrismError: LIBERO is not installed or incomplete, an unknown camera, or no OpenGL.
+    """
+
+    # Not by the parent's constructor, which makes a task of robosuite; what it leaves behind is the same.
+    def __init__(self, task: LiberoTask, render_images: bool = True) -> None:
+        self.task: LiberoTask = task  # type: ignore[assignment]
+        self.render_images = render_images
+        controller = robosuite.load_composite_controller_config(controller="BASIC", robot="Panda")
+        self.env_kwargs = {
+            "robots": ["Panda"],
+            "controller_configs": controller,
+            "control_freq": 20,
+            "initialization_noise": None,
+            "has_renderer": False,
+            "has_offscreen_renderer": False,
+            "use_camera_obs": False,
+            "use_object_obs": True,  # LIBERO fails without; the sensors are taken out below
+            "ignore_done": True,
+            "hard_reset": False,
+            "renderer": "mujoco",
+        }
+        bddl = ROOT / "bddl_files" / task.suite / f"{task.title}.bddl"
+        try:
+            problem = get_problem_info(str(bddl))["problem_name"]
+            with _seeded(0):
+                self.sim_env = TASK_MAPPING[problem](str(bddl), **self.env_kwargs)
+        except FileNotFoundError as error:
+            raise PrismError(
+                f"LIBERO's assets are incomplete ({error.filename} is missing); {INSTALL} again"
+            ) from error
+        self.sim_env._observables.clear()  # they would be recomputed at each 2 ms substep; observations need no more
+        self._fixtures = [thing.root_body for thing in self.sim_env.fixtures]
+        # Where the model's own file has them. LIBERO's placements take for granted that they still stand there.
+        self._home = body_poses(self.sim_env.model.get_xml(), self._fixtures)
+        self._lamps = _lamps(self.sim_env)
+        self.init_states = read_init_states(ROOT / "init_files" / task.suite / f"{task.title}.pruned_init")
+        self._renderer: Renderer | None = None
+        self._data = mujoco.MjData(self.model)
+        for camera in task.cameras:
+            camera_id(self.model, camera)
+        hand = self.sim_env.robots[0]
+        self.eef_site = hand.eef_site_id["right"]
+        self._eef_body = self.sim_env.sim.model.body_name2id(hand.robot_model.eef_name["right"])
+        self.fingers = np.array(hand._ref_gripper_joint_pos_indexes["right"])
+        self._gripper = hand.gripper["right"]
+        self._arm = np.array(hand._ref_joint_pos_indexes)
+        self._limit = np.ones(7)
+        self.check_states(self.init_states, task.title)
+        self.states = [self.state]
+
+        size = task.render.resolution
+        image = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (7,), np.float32)
+        self.observation_space = gymnasium.spaces.Dict(
+            {
+                "images": gymnasium.spaces.Dict(dict.fromkeys(task.cameras, image)),
+                "proprio": gymnasium.spaces.Box(-np.inf, np.inf, (sum(PROPRIO.values()),), np.float32),
+            }
+        )
+
+    @property
+    def model_xml(self) -> str:  # type: ignore[override]
+        """The model as it is now, with cabinet and stove where they stand in this episode."""
+        xml: str = self.sim_env.sim.model.get_xml()
+        return xml
+
+    def check_states(self, states: np.ndarray, where: str) -> None:
+        """Refuse recorded states (T, S) that are not this scene's; `where` names file and demonstration.
+
+        Raises:
+            PrismError: another size, or not finite.
+        """
+        expected = 1 + self.model.nq + self.model.nv
+        if states.ndim != 2 or states.shape[1] != expected or not np.isfinite(states).all():
+            raise PrismError(
+                f"{where}: expected finite states of {expected} numbers, those of task {self.task.number} of "
+                f"{self.task.suite} ({self.task.instruction!r}), got shape {states.shape}; is it of another task?"
+            )
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode.
+
+        Args:
+            seed: seed of the run; None is 0.
+            options: `split` ("evaluate" unless told), `episode` (0): initial state `episode` modulo their number, or a
+                placement of its own. Or `state` (S,) and `model_file`: start from this recorded state, with cabinet and
+                stove where that XML has them, as the replay of a demonstration does.
+        """
+        options = options or {}
+        split, episode = options.get("split", "evaluate"), options.get("episode", 0)
+        rng = episode_rng(split, seed or 0, episode)
+        if "state" in options:
+            self._place(rng)
+            if "model_file" in options:
+                self._put(body_poses(options["model_file"], self._fixtures))
+            self.set_state(np.asarray(options["state"], np.float64))
+            # A new controller has been made, which would go on from where the arm stood after the placement.
+            self.sim_env.robots[0].part_controllers["right"].update(force=True)
+            left, right = self.sim_env.sim.data.qpos[self.fingers]
+            # The hand opens and closes over some steps; where it was going is not part of the state.
+            self._gripper.current_action = np.array([1.0, -1.0]) * (1.0 if left - right > 0.06 else -1.0)
+        elif split == "evaluate":
+            self._place(rng)
+            self.set_state(self.init_states[episode % len(self.init_states)])
+            self._settle()
+        else:
+            for _ in range(100):
+                self._place(rng)
+                state = self.state
+                state[1 + self._arm] += ARM_NOISE * rng.standard_normal(len(self._arm))
+                self.set_state(state)
+                if self._settle() < SHIFT:
+                    break
+            else:
+                raise PrismError(f"found no placement of {self.task.name}'s objects that keeps still")
+        self.states = [self.state]
+        return self.observe(), {"success": self.success}
+
+    def metadata_json(self) -> str:
+        """What makes this environment, as JSON: `env_args` of robomimic and LIBERO."""
+        kwargs = {**self.env_kwargs, "bddl_file_name": f"{self.task.suite}/{self.task.title}.bddl"}
+        settings = {
+            "env_name": type(self.sim_env).__name__,
+            "env_version": robosuite.__version__,
+            "type": 1,
+            "problem_name": type(self.sim_env).__name__.lower(),
+            "bddl_file": kwargs["bddl_file_name"],
+            "env_kwargs": kwargs,
+        }
+        return json.dumps(settings)
+
+    def _place(self, rng: np.random.Generator) -> None:
+        """Draw a placement of everything."""
+        self._put(self._home)
+        with _seeded(int(rng.integers(2**32))), patch("pdb.set_trace"):  # where LIBERO finds no room, it debugs
+            for _ in range(20):
+                with contextlib.suppress(RandomizationError):
+                    self.sim_env.reset()
+                    break
+            else:
+                raise PrismError(f"found no placement of {self.task.name}'s objects without overlap")
+        self._put(body_poses(self.model_xml, self._fixtures))  # to the digits that a demonstration's XML keeps
+        self.set_state(self.state)
+
+    def _settle(self) -> float:
+        """Let objects fall; returns how far one has moved along the table [m]."""
+        bodies = [self.model.body(thing.root_body).id for thing in self.sim_env.objects]
+        before = self.sim_env.sim.data._data.xpos[bodies, :2]
+        for _ in range(self.task.settle_steps):
+            self.sim_env.step(IDLE)
+        self.set_state(self.state)  # a replay from the first state starts without the solver's memory, too
+        moved = self.sim_env.sim.data._data.xpos[bodies, :2] - before
+        return float(np.linalg.norm(moved, axis=1).max())
+
+    def _put(self, poses: Poses) -> None:
+        for name, pose in poses.items():
+            body = self.model.body(name)
+            body.pos[:], body.quat[:] = pose[:3], pose[3:]
+
+    def _pose(self, state: np.ndarray | None) -> mujoco.MjData:
+        if self.render_images or self._renderer is not None:
+            self._renderer = self._renderer or Renderer(self.model, self.task.render)
+            model = self._renderer.model  # a copy, made in another episode perhaps
+            model.body_pos[:], model.body_quat[:] = self.model.body_pos, self.model.body_quat
+            qpos = (self.state if state is None else state)[1:]
+            for site, address, threshold in self._lamps:
+                model.site_rgba[site, 3] = float(qpos[address] >= threshold)
+        return super()._pose(state)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Any:
+    """LIBERO draws from numpy's global generator, which is nobody else's business."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+
+
+def _lamps(sim_env: Any) -> list[tuple[int, int, float]]:
+    """What glows when it is on: site, address of the knob in the joint positions, and the angle from which it is [rad].
+
+    LIBERO switches it after each step; here it follows from the state alone, as everything that is drawn.
+    """
+    model, lamps = sim_env.sim.model, []
+    for thing in sim_env.fixtures:
+        for site, _ in thing.object_properties["vis_site_names"].values():
+            threshold = min(thing.object_properties["articulation"]["default_turnon_ranges"])
+            lamps.append((model.site_name2id(site), int(model.get_joint_qpos_addr(thing.joints[0])), threshold))
+    return lamps
+
+
+def body_poses(xml: str, names: list[str]) -> Poses:
+    """Where bodies stand in a model's XML, such as a demonstration's `model_file`.
+
+    Raises:
+        PrismError: one of them is not in it.
+    """
+    found = {body.get("name"): body for body in ElementTree.fromstring(xml).iter("body")}
+    if absent := [name for name in names if name not in found]:
+        raise PrismError(f"expected a model with {', '.join(names)}, this one lacks {', '.join(absent)}")
+    values = {name: (found[name].get("pos", "0 0 0"), found[name].get("quat", "1 0 0 0")) for name in names}
+    return {name: np.array(" ".join(pose).split(), np.float64) for name, pose in values.items()}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Knows nothing but numpy's arrays, so that a file cannot run anything."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return lambda text, encoding: text.encode(encoding)
+        if module.removesuffix(".multiarray") in ("numpy", "numpy.core", "numpy._core"):
+            if name == "_reconstruct":
+                return np.core.multiarray._reconstruct  # type: ignore[attr-defined]
+            if name in ("ndarray", "dtype"):
+                return getattr(np, name)
+        raise PrismError(f"expected a pickled array, found {module}.{name} in it")
+
+
+def read_init_states(path: Path) -> np.ndarray:
+    """Published initial states of a task, float64 (50, S): what `torch.load` returns, without torch.
+
+    Raises:
+        PrismError: missing, or no array.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(entry for entry in archive.namelist() if entry.endswith("data.pkl"))
+            states = _ArrayUnpickler(io.BytesIO(archive.read(name))).load()
+        return np.asarray(states, np.float64)
+    except (OSError, zipfile.BadZipFile, StopIteration, pickle.UnpicklingError) as error:
+        raise PrismError(f"{path}: expected LIBERO's initial states ({error}); {INSTALL} again") from error
