@@ -40,7 +40,7 @@ def main() -> None:
         steps, failures, replayed, again = [], [], 0, 0
         started = time.perf_counter()
         for episode in range(arguments.episodes):
-            demo = demonstrate(env, demos, episode, LiberoExpert)
+            demo = demonstrate(env, demos, episode)
             if not demo.success:
                 failures.append(f"  {task.name} {episode}: {len(demo.actions)} steps, {' > '.join(path(demo)[-6:])}")
                 continue
@@ -69,8 +69,7 @@ def interval(successes: int, n: int) -> str:
 
 def replay(env: LiberoEnv, demo: Demonstration) -> bool:
     """Whether its actions, executed from its first state without looking, give the same states and success."""
-    model = env.model_xml
-    env.reset(options={"state": demo.states[0], "model_file": model})
+    env.reset(options={"state": demo.states[0]})
     succeeded = [env.advance(action) for action in demo.actions]
     return succeeded[-1] and np.array_equal(np.stack(env.states[:-1]), demo.states)
 

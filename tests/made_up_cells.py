@@ -19,7 +19,7 @@ N = 10
 
 def measure(cell: Cell, rate: float, checkpoint: str = "last", n: int = N) -> None:
     """The files of a cell that was trained and measured: its outcomes follow from its name, seed and rate."""
-    stream = cell.stream(checkpoint)
+    (stream,) = cell.streams(checkpoint)
     (stream.folder / "states").mkdir(parents=True, exist_ok=True)
     (cell.folder / "config.json").write_text(config_json.to_json(cell.config))
     (cell.folder / "weights.safetensors").write_bytes(b"")
@@ -36,7 +36,7 @@ def measure(cell: Cell, rate: float, checkpoint: str = "last", n: int = N) -> No
 
 
 def outcomes(cell: Cell, checkpoint: str = "last") -> list[bool]:
-    text = (cell.stream(checkpoint).folder / "episodes.jsonl").read_text()
+    text = (cell.streams(checkpoint)[0].folder / "episodes.jsonl").read_text()
     return [json.loads(line)["success"] for line in text.splitlines()]
 
 

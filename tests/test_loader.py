@@ -49,7 +49,7 @@ def test_the_wait_for_a_slow_maker_is_measured_and_that_for_a_fast_one_is_none()
     beside = Ahead(lambda i: time.sleep(0.1), range(4))
     for _ in beside:
         time.sleep(0.15)
-    assert 0.1 <= beside.waited_s < 0.25  # the first one alone
+    assert 0.05 <= beside.waited_s < 0.25  # the first one alone, which had begun a little before
 
 
 def test_a_consumer_that_stops_early_leaves_no_thread() -> None:

@@ -156,11 +156,12 @@ def test_a_task_embedding_conditions_the_chunk_and_its_absence_is_named() -> Non
     policy = build_policy(TINY, {"agentview": (48, 48)}, proprio_dim=3, action_dim=2, task_dim=5).eval()
     seen = {**observation(2), "task": torch.randn(2, 5)}
     cond = policy.condition(seen)
-    assert cond.shape == (2, 2 * (policy.encoder.out_dim + 3) + 5)
-    torch.testing.assert_close(cond[:, -5:], seen["task"])
+    assert cond.shape == (2, 2 * (policy.encoder.out_dim + 3) + TINY.task_embed_dim)
+    assert policy.task_encoder is not None
+    torch.testing.assert_close(cond[:, -TINY.task_embed_dim :], seen["task"] @ policy.task_encoder.weight.T)
     first, other = (policy.act({**seen, "task": seen["task"] + d}, torch.Generator().manual_seed(0)) for d in (0, 3))
     assert not torch.allclose(first, other)
-    with pytest.raises(PrismError, match=r"task is missing; this policy expects an embedding \(B, 5\)"):
+    with pytest.raises(PrismError, match=r"task is missing; this policy expects an instruction or its vector \(B, 5\)"):
         policy.act(observation(2))
     with pytest.raises(PrismError, match=r"task: expected \(2, 5\), got \(1, 5\)"):
         policy.act({**seen, "task": torch.randn(1, 5)})

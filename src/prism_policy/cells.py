@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prism_policy import config_json, presets
-from prism_policy.config import Device, EvalConfig, RunConfig, TaskName
+from prism_policy.config import AnyTask, Device, EvalConfig, RunConfig
 from prism_policy.dataset import fit_to_dataset
 from prism_policy.errors import PrismError
 from prism_policy.experiments import Variant
 from prism_policy.files import disk_errors, read_lines
+from prism_policy.libero_suites import SUITES, single_tasks
 from prism_policy.results import Stream
 
 Scale = Literal["nano", "small", "paper", "smoke"]
@@ -56,13 +57,15 @@ class Cell:
         return (self.folder / "weights.safetensors").exists()
 
     def records(self, checkpoint: str, n_episodes: int) -> list[dict[str, Any]]:
-        """Its first so many episodes with these weights, in order; none where any is missing."""
-        found = [r for r in self.stream(checkpoint).records() if r["episode"] < n_episodes]
-        return found if len(found) == n_episodes else []
+        """Its first so many episodes (of each task) with these weights, in order; none where any is missing."""
+        streams = self.streams(checkpoint)
+        found = [r for stream in streams for r in stream.records() if r["episode"] < n_episodes]
+        return found if len(found) == n_episodes * len(streams) else []
 
-    def stream(self, checkpoint: str) -> Stream:
-        """Where they lie."""
-        return Stream(self.folder, checkpoint, "evaluate", self.seed)
+    def streams(self, checkpoint: str) -> list[Stream]:
+        """Where they lie: one place, or one for each task of a suite."""
+        tasks = single_tasks(self.config.task)
+        return [Stream.of(self.folder, checkpoint, "evaluate", self.seed, task) for task in tasks]
 
     def seconds(self, stage: Literal["train", "evaluate"]) -> float | None:
         """How long it took [s], where it is known."""
@@ -84,10 +87,11 @@ def run_config(variant: Variant, seed: int, scale: Scale) -> RunConfig:
         refine=config.policy.encoder.refine or variant.refine,
     )
     task = config.task
-    render = replace(task.render, resolution=variant.resolution)
+    suite = variant.task in SUITES  # whose presets have a resolution of their own
+    render = task.render if suite else replace(task.render, resolution=variant.resolution)
     config = replace(
         config,
-        task=replace(task, cameras=task.cameras[: variant.views], render=render),
+        task=replace(task, cameras=task.cameras[: variant.views], render=render, numbers=variant.numbers),
         policy=replace(config.policy, encoder=encoder),
     )
     if scale in ("nano", "smoke") and variant.task == "tool_hang":
@@ -105,7 +109,7 @@ def find_cells(
     seeds: Sequence[int],
     scale: Scale,
     cells_dir: Path,
-    datasets: Mapping[TaskName, Sequence[Path]],
+    datasets: Mapping[AnyTask, Sequence[Path]],
 ) -> list[Cell]:
     """The cells of these variants and seeds, seed by seed; one whose configuration is there already keeps its folder.
 

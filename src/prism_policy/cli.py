@@ -14,7 +14,7 @@ import tyro
 from prism_policy import presets
 from prism_policy.cli_data import Collect, Download, Info, Render
 from prism_policy.cli_reproduce import Reproduce
-from prism_policy.config import ActionMode, Device, PolicyKind, Precision, ProbeConfig, TaskName, Tracker
+from prism_policy.config import ActionMode, AnyTask, Device, PolicyKind, Precision, ProbeConfig, TaskName, Tracker
 from prism_policy.errors import PrismError
 
 EncoderName = Literal[
@@ -71,14 +71,17 @@ class Train:
     way. Stop it whenever you like: the same command goes on where it was, and ends with the same weights.
     """
 
-    task: TaskName = "lift"
-    """What the robot has to do."""
+    task: AnyTask = "lift"
+    """What the robot has to do: a task, or a LIBERO suite, of which one policy learns all tasks."""
+    numbers: tuple[int, ...] = ()
+    """Of a suite: some of its tasks, by their place in it; by default all."""
     policy: PolicyKind = "flow_matching"
     """Generative model of the action chunk."""
     encoder: EncoderName = "prism"
     """Visual encoder: the paper's PRISM, its baseline sspool, or one of the ablations."""
     dataset: Path | None = None
-    """File of demonstrations with images, such as `prism render` writes; by default the scripted expert's."""
+    """File of demonstrations with images, such as `prism render` writes, or of a suite a folder with one for each task;
+    by default the scripted expert's."""
     preset: Literal["nano", "small", "paper"] = "nano"
     """Sizes and schedule: what two CPU cores do in minutes, the paper's networks with a tenth of its windows, or all of
     the paper's (Tables 8 to 12); the latter two need a GPU."""
@@ -103,6 +106,7 @@ class Train:
 
     def run(self) -> None:
         """Do it."""
+        from prism_policy.config import check
         from prism_policy.config_json import override
         from prism_policy.dataset import fit_to_dataset
         from prism_policy.ranks import is_launched, launch
@@ -116,7 +120,9 @@ class Train:
         precision = config.train.precision if self.precision is None else self.precision
         compiled = config.train.compile if self.compile is None else self.compile
         config = replace(config, train=replace(config.train, precision=precision, compile=compiled))
+        config = replace(config, task=replace(config.task, numbers=self.numbers))
         config = override(config, self.set)
+        check(config)
         if self.dataset:
             config = fit_to_dataset(replace(config, dataset=str(self.dataset.absolute())))
         name = f"train-{self.task}-{self.policy}-{self.encoder}-{self.preset}-s{self.seed}"

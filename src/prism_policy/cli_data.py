@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from prism_policy.config import DemoConfig, RenderConfig, TaskConfig, TaskName, check_task
+from prism_policy.config import DemoConfig, RenderConfig, TaskConfig, TaskName, check_cameras
 from prism_policy.errors import PrismError
 
 
@@ -93,7 +93,7 @@ class Render:
             total = len(demos["data"])
         render = RenderConfig(self.resolution, self.msaa, self.shadows, self.reflections)
         task = replace(task, cameras=self.cameras or task.cameras, render=render)
-        check_task(task)
+        check_cameras(task)
         check_free(self.out)
         with Bar("Rendering", total) as bar:
             file = render_demos(self.file, task, workers=self.workers, progress=bar.count)

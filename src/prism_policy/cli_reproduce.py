@@ -8,7 +8,7 @@ from typing import Annotated, Literal, cast, get_args
 
 import tyro
 
-from prism_policy.config import Device, PolicyKind, TaskName
+from prism_policy.config import AnyTask, Device, PolicyKind
 from prism_policy.errors import PrismError
 
 
@@ -22,12 +22,15 @@ class Reproduce:
     """
 
     name: Annotated[str, tyro.conf.Positional]
-    """table1, table2, table3, table4, table5, fig2 (saliency), fig4 (components) or fig5 (multiscale poolings)."""
+    """table1, table2, table3, table4, table5, table6 (LIBERO), fig2 (saliency), fig4 (components) or fig5 (multiscale
+    poolings)."""
     scale: Literal["nano", "small", "paper"] = "nano"
     """nano: two CPU cores, ten minutes a cell of Lift. small: the paper's networks, a GPU's quarter of an hour or so a
     cell. paper: the paper's training."""
-    tasks: tuple[TaskName, ...] | None = None
+    tasks: tuple[AnyTask, ...] | None = None
     """Some of the table's tasks; by default all."""
+    numbers: tuple[int, ...] | None = None
+    """Some tasks of LIBERO's suites, by their place; by default all ten."""
     policies: tuple[PolicyKind, ...] | None = None
     """Some of the table's policies; by default all."""
     seeds: tuple[int, ...] | None = None
@@ -67,7 +70,16 @@ class Reproduce:
         n_episodes = self.n_episodes if self.n_episodes is not None else 2 if self.smoke else 50
         files = _files(self.dataset)
         plan = make_plan(
-            self.name, scale, self.tasks, self.policies, self.seeds, n_episodes, self.cells, files, self.train
+            self.name,
+            scale,
+            self.tasks,
+            self.policies,
+            self.seeds,
+            n_episodes,
+            self.cells,
+            files,
+            self.train,
+            self.numbers,
         )
         print_plan(plan)
         out = self.out or Path("runs") / f"reproduce-{self.name}-{scale}"
@@ -81,12 +93,12 @@ class Reproduce:
         print(f"Next:  prism reproduce {self.name} ... --seeds {' '.join(map(str, more))}   (runs only what is new)")
 
 
-def _files(assignments: tuple[str, ...]) -> dict[TaskName, list[Path]]:
-    found: dict[TaskName, list[Path]] = {}
+def _files(assignments: tuple[str, ...]) -> dict[AnyTask, list[Path]]:
+    found: dict[AnyTask, list[Path]] = {}
     for assignment in assignments:
         task, equals, file = assignment.partition("=")
-        if not equals or task not in get_args(TaskName):
-            tasks = ", ".join(get_args(TaskName))
+        if not equals or task not in get_args(AnyTask):
+            tasks = ", ".join(get_args(AnyTask))
             raise PrismError(f"--dataset: expected TASK=FILE with a task of {tasks}, got {assignment!r}")
-        found.setdefault(cast(TaskName, task), []).append(Path(file))
+        found.setdefault(cast(AnyTask, task), []).append(Path(file))
     return found

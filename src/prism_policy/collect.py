@@ -27,6 +27,7 @@ from prism_policy.envs.episode import Split
 from prism_policy.envs.pool import WorkerPool, environment
 from prism_policy.errors import PrismError
 from prism_policy.files import atomic
+from prism_policy.libero_suites import LiberoTask, SimTask
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) when work begins and after each episode."""
@@ -35,7 +36,7 @@ _ENVS = Path(__file__).parent / "envs"
 
 
 def collect(
-    task: TaskConfig,
+    task: SimTask,
     demos: DemoConfig,
     cache_dir: Path | None = None,
     workers: int | None = None,
@@ -60,17 +61,19 @@ def collect(
         PrismError: the simulator is missing, the disk is full, a worker died, or the expert fails too often.
     """
     # The expert's actions are its own, whatever the policy's will say.
-    task = dataclasses.replace(task, action_mode="delta", reference_frame="base")
+    if isinstance(task, TaskConfig):
+        task = dataclasses.replace(task, action_mode="delta", reference_frame="base")
     key = {
         "kind": "states",
         "task": task.name,
         "demos": dataclasses.asdict(demos),
         "source": _source_digest("episode.py", "robosuite.py", *_expert_files(task)),
-        "versions": _versions(),
+        "versions": _versions(task),
     }
 
     def build(folder: Path, pool: WorkerPool) -> tuple[list[Path], str, dict[str, Any]]:
-        return _collect_parts(folder, pool, task, demos, progress or _quiet)
+        parts, env_args, about = _collect_parts(folder, pool, task, demos, progress or _quiet)
+        return parts, env_args, about | _libero_attributes(task)
 
     return cached(f"states-{task.name}", key, cache_dir, workers, build)
 
@@ -108,7 +111,7 @@ def collect_scenes(
         "task": task.name,
         "scenes": [num_scenes, split, seed],
         "source": _source_digest("episode.py", "robosuite.py", "scenes.py"),
-        "versions": _versions(),
+        "versions": _versions(task),
     }
 
     def build(folder: Path, pool: WorkerPool) -> tuple[list[Path], str, dict[str, Any]]:
@@ -123,7 +126,7 @@ def collect_scenes(
 
 def render_demos(
     states: Path,
-    task: TaskConfig,
+    task: SimTask,
     cache_dir: Path | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -153,7 +156,8 @@ def render_demos(
         settings = read_env_args(file)
         translated = recorded_env(settings)
         recorded = translated.task_config(str(states), actions=False)
-        task = dataclasses.replace(task, action_mode="delta", reference_frame=recorded.reference_frame)
+        if isinstance(task, TaskConfig):
+            task = dataclasses.replace(task, action_mode="delta", reference_frame=recorded.reference_frame)
         if recorded.name != task.name:
             raise PrismError(f"{states}: expected demonstrations of task {task.name!r}, got {recorded.name!r}")
         for name, reason in bad_demos(file, names, states=True).items():
@@ -169,22 +173,22 @@ def render_demos(
         "states": sha256(states),
         "cameras": list(task.cameras),
         "render": dataclasses.asdict(task.render),
-        "source": _source_digest("robosuite.py", "rendering.py"),
-        "versions": _versions(),
+        "source": _source_digest(*["libero.py"] * isinstance(task, LiberoTask), "robosuite.py", "rendering.py"),
+        "versions": _versions(task),
     }
 
     def build(folder: Path, pool: WorkerPool) -> tuple[list[Path], str, dict[str, Any]]:
         parts = [folder / f"part_{i:06d}.hdf5" for i in range(len(names))]
-        absolute = not translated.control_trouble
+        absolute = not translated.control_trouble and isinstance(task, TaskConfig)
         work = [(_render_part, task, states, name, part, absolute) for name, part in zip(names, parts, strict=True)]
         _make_missing(pool, parts, work, progress or _quiet)
-        return parts, env_args, {"render": json.dumps(key["render"])}
+        return parts, env_args, {"render": json.dumps(key["render"])} | _libero_attributes(task)
 
     return cached(f"images-{task.name}", key, cache_dir, workers, build, names=names, masks=masks)
 
 
 def _collect_parts(
-    folder: Path, pool: WorkerPool, task: TaskConfig, demos: DemoConfig, progress: Progress
+    folder: Path, pool: WorkerPool, task: SimTask, demos: DemoConfig, progress: Progress
 ) -> tuple[list[Path], str, dict[str, Any]]:
     def part(episode: int) -> Path:
         return folder / f"part_{episode:06d}.hdf5"
@@ -218,8 +222,8 @@ def _collect_parts(
     return chosen, env_args, {"tried": episode, "noise": demos.noise, "seed": demos.seed}
 
 
-def _collect_part(task: TaskConfig, demos: DemoConfig, episode: int, path: Path) -> bool:
-    from prism_policy.envs.experts import EXPERTS, demonstrate
+def _collect_part(task: SimTask, demos: DemoConfig, episode: int, path: Path) -> bool:
+    from prism_policy.envs.experts import demonstrate, expert_type
 
     env = environment(task, render_images=False)
     demo = demonstrate(env, demos, episode)
@@ -233,7 +237,7 @@ def _collect_part(task: TaskConfig, demos: DemoConfig, episode: int, path: Path)
         "dones": dones,
         "stages": demo.stages,
     }
-    attributes = {"model_file": env.model_xml, "episode": episode, "stage_names": list(EXPERTS[task.name].stages)}
+    attributes = {"model_file": env.model_xml, "episode": episode, "stage_names": list(expert_type(task).stages)}
     _write_part(path, arrays, attributes, demo.success, env.metadata_json())
     return demo.success
 
@@ -259,7 +263,7 @@ def _scenes_part(task: TaskConfig, split: Split, seed: int, indices: range, path
     _write_part(path, arrays, {"model_file": env.model_xml}, True, env.metadata_json())
 
 
-def _render_part(task: TaskConfig, states: Path, name: str, path: Path, with_absolute: bool) -> None:
+def _render_part(task: SimTask, states: Path, name: str, path: Path, with_absolute: bool) -> None:
     from prism_policy.envs.robosuite import PROPRIO
 
     env = environment(task, render_images=True)
@@ -268,7 +272,8 @@ def _render_part(task: TaskConfig, states: Path, name: str, path: Path, with_abs
         arrays = _datasets(demo)
         attributes = dict(demo.attrs)
     recorded_absolute = is_absolute(arrays["actions"])
-    env.check_states(arrays["states"], f"{states}, {name}")
+    model_file = str(attributes.get("model_file", ""))
+    arrays["states"] = env.whole_states(arrays["states"], model_file, f"{states}, {name}")
     observations, absolute = [], []
     for state, action in zip(arrays["states"], arrays["actions"], strict=True):
         observations.append(env.observe(state))
@@ -317,18 +322,28 @@ def _quiet(done: int, total: int) -> None:
     pass
 
 
-def _versions() -> dict[str, str]:
+def _versions(task: SimTask) -> dict[str, str]:
+    names = ("robosuite", "mujoco", *["rpent-libero"] * isinstance(task, LiberoTask))
     try:
-        return {name: importlib.metadata.version(name) for name in ("robosuite", "mujoco")}
+        return {name: importlib.metadata.version(name) for name in names}
     except importlib.metadata.PackageNotFoundError as error:
         raise PrismError(
-            f"the simulator is not installed ({error.name} is missing); run `pip install prism-policy[sim]`"
+            f"the simulator is not installed ({error.name} is missing); run `pip install "
+            f"prism-policy[{'libero' if isinstance(task, LiberoTask) else 'sim'}]`"
         ) from error
 
 
-def _expert_files(task: TaskConfig) -> list[str]:
+def _expert_files(task: SimTask) -> list[str]:
     """What decides a demonstration: what the experts share and the task's own script, not the other tasks'."""
+    if isinstance(task, LiberoTask):
+        names = ("base", "demonstration", "libero", "libero_fixtures", "libero_skills")
+        return ["libero.py", *(f"experts/{name}.py" for name in names)]
     return [f"experts/{name}.py" for name in ("base", "route", "demonstration", task.name)]
+
+
+def _libero_attributes(task: SimTask) -> dict[str, str]:
+    """What a file says of its task beside `env_args`."""
+    return {"instruction": task.instruction} if isinstance(task, LiberoTask) else {}
 
 
 def _source_digest(*names: str) -> str:

@@ -33,13 +33,18 @@ def compare(run_a: Path, run_b: Path, checkpoints: tuple[str, str], split: str, 
     """
     if (run_a.resolve(), checkpoints[0]) == (run_b.resolve(), checkpoints[1]):
         raise PrismError(f"expected two different runs or checkpoints, got {run_a} '{checkpoints[0]}' twice")
-    ours = {s.seed: s for s in _streams(run_a, checkpoints[0], split)}
-    theirs = {s.seed: s for s in _streams(run_b, checkpoints[1], split)}
-    if not (seeds := sorted(ours.keys() & theirs.keys())):
+    ours = {(s.seed, s.task): s for s in _streams(run_a, checkpoints[0], split)}
+    theirs = {(s.seed, s.task): s for s in _streams(run_b, checkpoints[1], split)}
+    if not (shared := [key for key in ours if key in theirs]):
         raise PrismError(
             f"expected a seed that both were measured on, got {_names(ours)} of {run_a} and {_names(theirs)} of {run_b}"
         )
-    pairs = {seed: paired_outcomes(ours[seed], theirs[seed]) for seed in seeds}
+    pairs: dict[int, tuple[list[bool], list[bool]]] = {}
+    for seed, task in shared:
+        for all_of_one, new in zip(
+            pairs.setdefault(seed, ([], [])), paired_outcomes(ours[seed, task], theirs[seed, task]), strict=True
+        ):
+            all_of_one += new
     a, b = ([success for outcomes in pairs.values() for success in outcomes[i]] for i in (0, 1))
     result = {
         "a": {"run": str(run_a), "checkpoint": checkpoints[0]},
@@ -66,8 +71,8 @@ def _streams(run: Path, checkpoint: str, split: str) -> list[Stream]:
     return found
 
 
-def _names(by_seed: dict[int, Stream]) -> str:
-    return "seed " + ", ".join(map(str, sorted(by_seed)))
+def _names(found: dict[tuple[int, str], Stream]) -> str:
+    return "seed " + ", ".join(dict.fromkeys(" of ".join(filter(None, (str(seed), task))) for seed, task in found))
 
 
 def paired_outcomes(ours: Stream, theirs: Stream, n_episodes: int | None = None) -> tuple[list[bool], list[bool]]:
@@ -76,7 +81,7 @@ def paired_outcomes(ours: Stream, theirs: Stream, n_episodes: int | None = None)
     Raises:
         PrismError: runs of different tasks or limits, or other starts.
     """
-    tasks = ours.task(), theirs.task()
+    tasks = ours.simulated(), theirs.simulated()
     for field in ("name", "max_steps"):
         if tasks[0][field] != tasks[1][field]:
             raise PrismError(

@@ -7,9 +7,12 @@ these types; nothing is changed behind the user's back, derived values are prope
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from prism_policy.errors import PrismError
+
+if TYPE_CHECKING:
+    from prism_policy.libero_suites import LiberoTask
 
 Pooling = Literal["spatial_softmax", "avg", "max", "none"]
 Fusion = Literal["last", "concat", "tdca"]
@@ -21,17 +24,21 @@ Precision = Literal["float32", "bfloat16"]
 PolicyKind = Literal["ddpm", "flow_matching", "meanflow"]
 ActionMode = Literal["delta", "absolute"]
 TaskName = Literal["lift", "can", "square", "tool_hang"]
+SuiteName = Literal["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"]
+AnyTask = Literal[TaskName, SuiteName]
+TaskInput = Literal["learned", "language"]
+Balance = Literal["task", "frame"]
 ReferenceFrame = Literal["base", "world"]
 Device = Literal["auto", "cpu", "cuda"]
 Tracker = Literal["tensorboard", "wandb"]
 
-TASKS: dict[TaskName, str] = {
+TASKS: dict[str, str] = {
     "lift": "Lift",
     "can": "PickPlaceCan",
     "square": "NutAssemblySquare",
     "tool_hang": "ToolHang",
 }
-"""Our name of a task -> robosuite's."""
+"""Our name of a task -> robosuite's. LIBERO's are in `libero_suites`."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +61,10 @@ CAMERAS = ("agentview", "frontview", "birdview", "sideview", "robot0_robotview",
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """A simulated task as the policy meets it."""
+    """A simulated task, or several of a LIBERO suite, as the policy meets them."""
 
-    name: TaskName = "lift"
-    """Which task."""
+    name: AnyTask = "lift"
+    """Which task, or which suite."""
     cameras: tuple[str, ...] = ("agentview", "robot0_eye_in_hand")
     """Cameras the policy sees."""
     max_steps: int = 400
@@ -68,6 +75,8 @@ class TaskConfig:
     reference_frame: ReferenceFrame = "base"
     """Frame of delta actions: the robot's base as in this library's demonstrations, or the world as in robomimic's."""
     render: RenderConfig = RenderConfig()
+    numbers: tuple[int, ...] = ()
+    """Which tasks of a suite, by their place in it; empty is all of them."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ class DemoConfig:
     """How the scripted expert's demonstrations are made."""
 
     num_demos: int = 200
-    """Successful demonstrations to keep."""
+    """Successful demonstrations to keep, of each task."""
     noise: float = 0.5
     """Strength of the disturbances the expert has to recover from, as a share of the full action range."""
     seed: int = 0
@@ -209,6 +218,11 @@ class PolicyConfig:
     """Frames the policy sees (Table 9)."""
     n_action_steps: int = 8
     """Actions executed before the next prediction (Table 9)."""
+    task_input: TaskInput = "learned"
+    """What a policy of several tasks is told about the one at hand: a learned vector of its own, or an embedding of its
+    instruction by a frozen language model, which also has an answer for instructions never seen."""
+    task_embed_dim: int = 32
+    """Numbers that the U-Net's condition gets of it."""
     down_dims: tuple[int, ...] = (256, 512, 1024)
     """Channels of the U-Net's levels (Table 11)."""
     kernel_size: int = 5
@@ -233,6 +247,8 @@ class TrainConfig:
     """Updates."""
     batch_size: int = 512
     """Windows an update."""
+    balance: Balance = "task"
+    """Of several tasks, windows are drawn as often from each, or as often as it has frames."""
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -262,7 +278,8 @@ class TrainConfig:
     rollout_every: int = 12_500
     """Updates between rollouts of the averaged weights, where there is a simulator (Table 8: 50 epochs); 0 is never."""
     rollout_episodes: int = 50
-    """Episodes of each, of the stream `validate`: the best is not chosen on the episodes that measure it."""
+    """Episodes of each, of the stream `validate`: the best is not chosen on the episodes that measure it. Several tasks
+    share them."""
 
 
 @dataclass(frozen=True)
@@ -270,7 +287,7 @@ class EvalConfig:
     """Rollouts in simulation."""
 
     n_episodes: int = 20
-    """Episodes, all unseen in training and tuning."""
+    """Episodes (of each task), all unseen in training and tuning."""
     split: Literal["evaluate", "validate"] = "evaluate"
     """Stream of episodes: `validate` is for choosing settings, `evaluate` for the result."""
     seed: int = 0
@@ -345,6 +362,18 @@ def check(config: RunConfig) -> None:
 
 def check_task(task: TaskConfig) -> None:
     """Find what no simulation can have.
+
+    Raises:
+        PrismError: tasks that the suite does not have, or see `check_cameras`.
+    """
+    from prism_policy.libero_suites import single_tasks  # which builds on this module
+
+    single_tasks(task)
+    check_cameras(task)
+
+
+def check_cameras(task: TaskConfig | LiberoTask) -> None:
+    """Find cameras and ways of drawing that no simulation can have.
 
     Raises:
         PrismError: an unknown or repeated camera, or none; a resolution or a number of samples out of range.

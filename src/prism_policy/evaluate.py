@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +14,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from prism_policy.config import EvalConfig, RunConfig
+from prism_policy.config import EvalConfig, PolicyConfig, RunConfig
 from prism_policy.data.actions import decode_absolute
 from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.workers import Outcome, Request, Simulators
 from prism_policy.errors import PrismError
 from prism_policy.files import atomic, disk_errors, read_lines, write_lines, write_text
+from prism_policy.libero_suites import SimTask, single_tasks
 from prism_policy.policies import Policy
+from prism_policy.tasks import told
 
 NOISE_STREAM = 1  # stream 0 of an episode's random generators places the objects
 GPU_ROWS = 16
@@ -39,6 +41,7 @@ def evaluate(
     simulators: Simulators | None = None,
     on_episode: Callable[[list[dict[str, Any]]], None] | None = None,
     other_weights: Literal["refuse", "drop"] = "refuse",
+    task: SimTask | None = None,
 ) -> list[dict[str, Any]]:
     """Roll out the episodes of a stream; returns one record an episode, in order.
 
@@ -47,13 +50,14 @@ def evaluate(
 
     Args:
         folder: of this stream's results.
-        config: the run; its task is what is simulated.
+        config: the run.
         policy: whose success it is, in evaluation mode and where it shall compute.
         stream: split, seed and number of episodes; None is the config's own.
         simulators: worker processes to use; None is one for each core, for this call.
         on_episode: called with the records so far when an episode has ended.
         other_weights: what becomes of episodes in the folder that other weights played. A training that repeats its
             last updates on a GPU comes back with slightly other ones.
+        task: what is simulated; None is the run's, which must be a single one.
 
     Raises:
         PrismError: no episodes asked for, a policy of another action mode, or a folder with results of other weights
@@ -62,17 +66,20 @@ def evaluate(
     stream = stream or config.evaluate
     if stream.n_episodes < 1:
         raise PrismError(f"expected at least one episode, got {stream.n_episodes}")
-    absolute = config.task.action_mode == "absolute"
+    if task is None:
+        (task,) = single_tasks(config.task)
+    absolute = task.action_mode == "absolute"
     if policy.action_dim != (10 if absolute else 7):
         raise PrismError(
             f"expected a policy of {10 if absolute else 7} numbers an action, as task.action_mode "
-            f"'{config.task.action_mode}' has, got one of {policy.action_dim}"
+            f"'{task.action_mode}' has, got one of {policy.action_dim}"
         )
-    records = _open_stream(folder, config, policy, stream, other_weights)
+    records = _open_stream(folder, task, policy, stream, other_weights)
     done = {r["episode"] for r in records}
     missing = [i for i in range(stream.n_episodes) if i not in done]
     generators: dict[int, torch.Generator] = {}
     rows = 1 if policy.device.type == "cpu" else GPU_ROWS
+    instruction = told(policy, task)
 
     def act(requests: Sequence[Request]) -> list[np.ndarray]:
         # One thread: the simulators need the other cores, and so the sums do not depend on how many there are.
@@ -82,7 +89,7 @@ def evaluate(
                 generators[request.episode] = episode_noise(stream.split, stream.seed, request.episode)
         episodes = [r.episode for r in requests]
         found = sample_chunks(
-            policy, [r.observation for r in requests], [generators[e] for e in episodes], episodes, rows
+            policy, [r.observation for r in requests], [generators[e] for e in episodes], episodes, rows, instruction
         )
         return [decode_absolute(a) if absolute else a for a in found[:, policy.executed]]
 
@@ -112,7 +119,7 @@ def evaluate(
         with ExitStack() as stack:
             simulators = simulators or stack.enter_context(Simulators(available_cores()))
             simulators.rollouts(
-                config.task,
+                task,
                 missing,
                 act,
                 finish,
@@ -140,11 +147,13 @@ def sample_chunks(
     generators: Sequence[torch.Generator],
     episodes: Sequence[int],
     rows: int,
+    instruction: Mapping[str, torch.Tensor] | None = None,
 ) -> np.ndarray:
     """Whole action chunks (n, T, A), in the environment's units, of n episodes, each with noise of its own.
 
     The policy is called with exactly `rows` rows, those that nobody needs filled with copies. An episode's row follows
-    from its number, for a kernel may treat its first rows otherwise than its last; two of the same row take turns.
+    from its number, for a kernel may treat its first rows otherwise than its last; two of the same row take turns. What
+    `told` returned goes to all of them.
     """
     noise = [policy.draw_noise(1, generator) for generator in generators]
     left = list(range(len(episodes)))
@@ -159,6 +168,7 @@ def sample_chunks(
         batch = {
             "images": {c: torch.from_numpy(x) for c, x in images.items()},
             "proprio": torch.from_numpy(np.stack([observations[i]["proprio"] for i in source])),
+            **{key: x.expand(rows, -1) for key, x in (instruction or {}).items()},
         }
         actions = policy.predict_chunk(batch, noise=torch.cat([noise[i] for i in source])).cpu().numpy()  # (rows, T, A)
         chunks |= {i: actions[row] for row, i in taken.items()}
@@ -172,7 +182,7 @@ def episode_noise(split: str, seed: int, episode: int) -> torch.Generator:
 
 
 def _open_stream(
-    folder: Path, config: RunConfig, policy: Policy, stream: EvalConfig, other_weights: str
+    folder: Path, task: SimTask, policy: Policy, stream: EvalConfig, other_weights: str
 ) -> list[dict[str, Any]]:
     """Make the folder of a stream or accept it; returns the records of those of its episodes that are done."""
     manifest, journal = folder / "stream.json", folder / "episodes.jsonl"
@@ -180,12 +190,15 @@ def _open_stream(
         "split": stream.split,
         "seed": stream.seed,
         "weights": fingerprint(policy),
-        "task": dataclasses.asdict(config.task),
+        "task": {"name": task.name, **dataclasses.asdict(task)},
         "policy": dataclasses.asdict(policy.config),
     }
     wanted = json.loads(json.dumps(wanted))  # as it comes back: lists for tuples
+    defaults = {"task": dataclasses.asdict(type(task)()), "policy": dataclasses.asdict(PolicyConfig())}
     if manifest.exists():
         found = json.loads(manifest.read_text())
+        for key, values in defaults.items():  # settings that did not exist yet when it was written
+            found[key] = json.loads(json.dumps(values)) | found.get(key, {})
         if other_weights == "drop" and found.get("weights") != wanted["weights"]:
             write_lines(journal, [])
             write_text(manifest, json.dumps(wanted, indent=2) + "\n")

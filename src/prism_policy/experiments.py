@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from prism_policy.config import PolicyKind, TaskName
+from prism_policy.config import AnyTask, PolicyKind
 from prism_policy.errors import PrismError
+from prism_policy.libero_suites import SUITES
 
 Key = tuple[str, str, str]
 """Block, row and column of an entry."""
@@ -17,7 +18,7 @@ Key = tuple[str, str, str]
 class Variant:
     """What is trained, whatever the seed and the scale."""
 
-    task: TaskName
+    task: AnyTask
     policy: PolicyKind
     encoder: str
     truncate: bool = False
@@ -27,12 +28,15 @@ class Variant:
     views: Literal[1, 2] = 2
     """The scene's camera alone, or the wrist's too."""
     resolution: int = 84
+    numbers: tuple[int, ...] = ()
+    """Some tasks of a suite; empty is all."""
 
     @property
     def name(self) -> str:
         """Such as lift-flow_matching-sspool-shuffled."""
         marks = {"-truncated": self.truncate, "-shuffled": self.shuffle, "-refined": self.refine, "-1v": self.views < 2}
         size = f"-{self.resolution}px" if self.resolution != 84 else ""
+        size += f"-tasks{'.'.join(map(str, self.numbers))}" * bool(self.numbers)
         return f"{self.task}-{self.policy}-{self.encoder}{''.join(m for m, on in marks.items() if on)}{size}"
 
 
@@ -96,9 +100,12 @@ class Experiment:
 
 
 def select(
-    whole: Experiment, tasks: Sequence[TaskName] | None = None, policies: Sequence[PolicyKind] | None = None
+    whole: Experiment,
+    tasks: Sequence[AnyTask] | None = None,
+    policies: Sequence[PolicyKind] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Experiment:
-    """The experiment on some of its tasks and policies. A mean over fewer of them than the paper's is marked partial.
+    """The experiment on some of its tasks (of a suite: `numbers`) and policies; means over fewer are marked partial.
 
     Raises:
         PrismError: none asked for, or some that the experiment does not have.
@@ -112,6 +119,8 @@ def select(
             raise PrismError(f"{what}: expected at least one of {', '.join(had)}, got none")
         if other := [name for name in asked or () if name not in had]:
             raise PrismError(f"{whole.name} has no {what} '{other[0]}'; it has {', '.join(had)}")
+    if numbers and not any(v.task in SUITES for v in variants):
+        raise PrismError(f"numbers: expected none, as {whole.name} has no LIBERO suite, got {tuple(numbers)}")
     kept, shown = {}, set()
     for entry in sorted(whole.entries, key=lambda e: "Avg." in e.key):
         found = tuple(
@@ -119,7 +128,9 @@ def select(
         )
         # A mean over what another entry already shows is none.
         if found and not ("Avg." in entry.key and (entry.block, found) in shown):
-            kept[entry.key] = replace(entry, variants=found, partial=len(found) < len(entry.variants))
+            some = tuple(replace(v, numbers=tuple(numbers or ())) if v.task in SUITES else v for v in found)
+            partial = len(found) < len(entry.variants) or some != found
+            kept[entry.key] = replace(entry, variants=some, partial=partial)
             shown.add((entry.block, found))
     entries = tuple(kept[e.key] for e in whole.entries if e.key in kept)
     keys = {e.key for e in entries}

@@ -143,7 +143,7 @@ def draw_saliency_grid(told: Results, path: Path) -> bool:
         first = next((measured[row, c] for c in columns if (row, c) in measured), None)
         if first is not None:
             # Three moments, of which the middle one: early enough that little has happened, late enough that some has.
-            states = first.stream("last").folder / "states" / "episode_000.npy"
+            states = first.streams("last")[0].folder / "states" / "episode_000.npy"
             moments = observe_moments(first.config.task, states, 3, first.config.policy.n_obs_steps)
             found = list(moments.values())[1 if len(moments) > 1 else 0]
             camera = first.config.task.cameras[0]

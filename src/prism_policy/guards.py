@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +30,7 @@ EXPLODED = 10.0
 def check_losses(
     folder: Path,
     config: RunConfig,
-    n_windows: int,
+    groups: Sequence[np.ndarray],
     done: int,
     losses: Sequence[float],
     weights: Iterable[Tensor],
@@ -40,7 +41,7 @@ def check_losses(
     Args:
         folder: of the run, for bad_batch.json.
         config: of the run.
-        n_windows: how many there are.
+        groups: of the windows, as `batch_indices` has them.
         done: updates, the last `losses` among them.
         losses: of each update since the last line of `metrics`.
         weights: after the last of them.
@@ -61,7 +62,7 @@ def check_losses(
     else:
         return
     step = done - len(losses) + at
-    indices = batch_indices(step, config.train.batch_size, n_windows, config.seed)
+    indices = batch_indices(step, config.train.batch_size, groups, config.seed)
     write_text(folder / "bad_batch.json", json.dumps({"update": step + 1, "windows": indices.tolist()}))
     raise PrismError(
         f"{what} at update {step + 1}; the checkpoint before it is kept, and {folder / 'bad_batch.json'} "

@@ -6,9 +6,9 @@ The number of a task is its place in its suite, in the benchmark's own order.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from prism_policy.config import ActionMode, ReferenceFrame, RenderConfig
+from prism_policy.config import ActionMode, ReferenceFrame, RenderConfig, TaskConfig
 from prism_policy.errors import PrismError
 
 
@@ -82,6 +82,29 @@ def libero_task(suite: str, number: int) -> LiberoTask:
     return LiberoTask(suite, number, max_steps=MAX_STEPS[suite])
 
 
+SimTask = TaskConfig | LiberoTask
+"""What one simulator simulates."""
+
+
+def single_tasks(task: TaskConfig) -> tuple[SimTask, ...]:
+    """The tasks of a suite one by one, with the cameras, limit and drawing of the whole; any other task alone.
+
+    Raises:
+        PrismError: numbers that the suite does not have or that are given twice, or absolute actions.
+    """
+    if task.name not in SUITES:
+        if task.numbers:
+            raise PrismError(f"task.numbers: expected none, as '{task.name}' is a single task, got {task.numbers}")
+        return (task,)
+    if len(set(task.numbers)) < len(task.numbers):
+        raise PrismError(f"task.numbers: expected each task only once, got {task.numbers}")
+    if task.action_mode != "delta":
+        raise PrismError(f"task.action_mode: expected 'delta' for {task.name}, got {task.action_mode!r}")
+    numbers = task.numbers or range(len(SUITES[task.name]))
+    tasks = [libero_task(task.name, number) for number in numbers]
+    return tuple(replace(t, cameras=task.cameras, max_steps=task.max_steps, render=task.render) for t in tasks)
+
+
 def libero_tasks(suite: str) -> list[LiberoTask]:
     """All tasks of a suite, in order.
 
@@ -89,6 +112,12 @@ def libero_tasks(suite: str) -> list[LiberoTask]:
         PrismError: no such suite.
     """
     return [libero_task(suite, number) for number in range(len(SUITES.get(suite, ())) or 1)]
+
+
+def task_named(name: str) -> LiberoTask:
+    """The task of our short name, such as libero_spatial_3."""
+    suite, _, number = name.rpartition("_")
+    return libero_task(suite, int(number))
 
 
 def find_task(title: str, suite: str | None = None) -> LiberoTask:

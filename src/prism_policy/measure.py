@@ -22,6 +22,7 @@ from prism_policy.envs.workers import Simulators
 from prism_policy.errors import PrismError
 from prism_policy.evaluate import available_cores, evaluate, states_path
 from prism_policy.files import write_text
+from prism_policy.libero_suites import SimTask, single_tasks, task_named
 from prism_policy.memory import PeakMemory
 from prism_policy.policies import Policy
 from prism_policy.presets import encoder_name
@@ -33,6 +34,7 @@ from prism_policy.results import LAST_TEN, Stream, stages_of_failures, summarise
 from prism_policy.run_folder import kept_checkpoints, load_policy
 from prism_policy.saliency import draw_keypoints, draw_saliency
 from prism_policy.success import mean_and_std, wilson_interval
+from prism_policy.tasks import told
 
 MOST_VIDEOS = 20
 """Of a stream, unless told otherwise: every k-th episode, whatever its outcome."""
@@ -96,12 +98,18 @@ class Plan:
     preset: str
 
     @property
-    def streams(self) -> list[tuple[Stream, EvalConfig]]:
-        """Every checkpoint with every seed."""
+    def tasks(self) -> tuple[SimTask, ...]:
+        """What is simulated, one after the other."""
+        return single_tasks(self.config.task)
+
+    @property
+    def streams(self) -> list[tuple[Stream, EvalConfig, SimTask]]:
+        """Every checkpoint with every task and seed; seeds last, as another task's simulator takes seconds to make."""
         settings = self.config.evaluate
         return [
-            (Stream(self.folder, checkpoint, settings.split, seed), replace(settings, seed=seed))
+            (Stream.of(self.folder, checkpoint, settings.split, seed, task), replace(settings, seed=seed), task)
             for checkpoint in self.checkpoints
+            for task in self.tasks
             for seed in self.seeds
         ]
 
@@ -144,12 +152,12 @@ def measure(plans: Sequence[Plan], asked: Asked, workers: int | None = None) -> 
 
 def _roll_out(plan: Plan, simulators: Simulators, device: torch.device, title: str) -> None:
     loaded, policy = "", None
-    for stream, settings in plan.streams:
+    for stream, settings, task in plan.streams:
         if policy is None or loaded != stream.checkpoint:
             loaded, policy = stream.checkpoint, load_policy(plan.folder, stream.checkpoint).to(device)
         name = title if len(plan.streams) == 1 else f"{title} {stream.name}"
         with Bar(name, settings.n_episodes) as bar:
-            evaluate(stream.folder, plan.config, policy, settings, simulators, _show_episodes(bar))
+            evaluate(stream.folder, plan.config, policy, settings, simulators, _show_episodes(bar), task=task)
             found = stream.records()
             bar.update(len(found), f"{sum(r['success'] for r in found)} of {len(found)} succeeded")
 
@@ -159,11 +167,12 @@ def _present(plan: Plan, asked: Asked, memory: PeakMemory, device: torch.device)
     folder, config, first = plan.folder, plan.config, plan.checkpoints[0]
     ledger = Ledger(folder / "results" / "ledger.json")
     with ledger.stage("report", memory):
-        for stream, settings in plan.streams:
+        for stream, settings, task in plan.streams:
             if stream.checkpoint == first:
-                _film(stream, config, settings, asked)
+                _film(stream, task, settings, asked, math.ceil(MOST_VIDEOS / len(plan.tasks)))
             if asked.rerun:
-                _record(stream, config, load_policy(folder, stream.checkpoint).to(device), settings)
+                policy = load_policy(folder, stream.checkpoint).to(device)
+                _record(stream, task, policy, settings, math.ceil(MOST_RECORDINGS / len(plan.tasks)))
         _draw_figures(plan, load_policy(folder, first))
     summary = summarise_run(folder, config.evaluate.split, first, list(kept_checkpoints(folder)))
     summary |= {"policy": config.policy.kind, "encoder": encoder_name(config.policy.encoder), "preset": plan.preset}
@@ -217,42 +226,44 @@ def _every(n_episodes: int, most: int) -> int:
     return math.ceil(n_episodes / most)
 
 
-def _film(stream: Stream, config: RunConfig, settings: EvalConfig, asked: Asked) -> None:
+def _film(stream: Stream, task: SimTask, settings: EvalConfig, asked: Asked, most: int) -> None:
     """Videos of every k-th episode and the grid of them."""
-    every = _given(asked.video_every, _every(settings.n_episodes, MOST_VIDEOS))
+    every = _given(asked.video_every, _every(settings.n_episodes, most))
     if every < 1:
         return
     records = [r for r in stream.records() if r["episode"] < settings.n_episodes and r["episode"] % every == 0]
     with Bar("Videos", len(records)) as bar:
-        render_videos(config.task, records, lambda i: states_path(stream.folder, i), stream.videos, None, bar.count)
+        render_videos(task, records, lambda i: states_path(stream.folder, i), stream.videos, None, bar.count)
     grid_video(stream.videos, records)
 
 
-def _record(stream: Stream, config: RunConfig, policy: Policy, settings: EvalConfig) -> None:
+def _record(stream: Stream, task: SimTask, policy: Policy, settings: EvalConfig, most: int) -> None:
     """Rerun recordings of every k-th episode."""
-    every = _every(settings.n_episodes, MOST_RECORDINGS)
+    every = _every(settings.n_episodes, most)
     episodes = range(0, settings.n_episodes, every)
     with Bar("Recordings", len(episodes)) as bar:
         for done, episode in enumerate(episodes, start=1):
             path = stream.run / "recordings" / stream.name / f"episode_{episode:03d}.rrd"
             if not path.exists():
                 states = states_path(stream.folder, episode)
-                record(path, config.task, policy, states, stream.split, stream.seed, episode)
+                record(path, task, policy, states, stream.split, stream.seed, episode)
             bar.count(done, len(episodes))
 
 
 def _draw_figures(plan: Plan, policy: Policy) -> None:
     """Saliency and keypoints at a few moments of the first episode (whatever its outcome: no picking)."""
     folder, config, states = plan.folder, plan.config, states_path(plan.streams[0][0].folder, 0)
+    task = plan.tasks[0]
     pictures = {"saliency": folder / "figures" / "saliency.png", "keypoints": folder / "figures" / "keypoints.png"}
     has_keypoints = config.policy.encoder.pooling == "spatial_softmax"
     if all(path.exists() for name, path in pictures.items() if name == "saliency" or has_keypoints):
         return
-    found = observe_moments(config.task, states, count=5, n_obs_steps=config.policy.n_obs_steps)
+    found = observe_moments(task, states, count=5, n_obs_steps=config.policy.n_obs_steps)
     moments = {
         title: {
             "images": {c: torch.from_numpy(x)[None] for c, x in observation["images"].items()},
             "proprio": torch.from_numpy(observation["proprio"])[None],
+            **told(policy, task),
         }
         for title, observation in found.items()
     }
@@ -280,7 +291,8 @@ def print_summary(folder: Path, summary: dict[str, Any]) -> None:
     program = sys.argv[0] if Path(sys.argv[0]).name == "prism" and not shutil.which("prism") else "prism"
     other = "sspool" if summary["encoder"] == "prism" else "prism"
     task = "" if summary["task"] == "lift" else f" --task {summary['task']}"
-    console.print(f"Next:    {program} quickstart{task} --encoder {other}   (another encoder; --help for more)")
+    command = "train" if "tasks" in summary else "quickstart"
+    console.print(f"Next:    {program} {command}{task} --encoder {other}   (another encoder; --help for more)")
 
 
 def _print_table(summary: dict[str, Any]) -> None:
@@ -292,6 +304,15 @@ def _print_table(summary: dict[str, Any]) -> None:
             seeds = ", ".join(f"{seed}: {found['success_rate']:.0%}" for seed, found in row["seeds"].items())
             rate = f"{row['n_success']} of {row['n_episodes']} ({row['success_rate']:.1%})"
             table.add_row(name, rate, f"{low:.1%} to {high:.1%}", plus_minus(row), seeds)
+        console.print(table)
+    if by_task := summary.get("tasks"):
+        table = Table("task", "success", "95% interval", "median time")
+        for name, row in by_task.items():
+            low, high = row["wilson_95"]
+            seconds = row["median_seconds_to_success"]
+            rate = f"{row['n_success']} of {row['n_episodes']} ({row['success_rate']:.0%})"
+            time_to = "" if seconds is None else f"{seconds:.1f} s"
+            table.add_row(f"{name} {task_named(name).instruction}", rate, f"{low:.0%} to {high:.0%}", time_to)
         console.print(table)
     if ten := summary.get("mean_of_last_10"):
         console.print(f"Mean of the last 10 checkpoints: {ten['mean']:.1%}, standard deviation {ten['std']:.1%}")

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from prism_policy.config import TaskConfig
 from prism_policy.data.robomimic import cameras_of, open_demos
 from prism_policy.envs.pool import WorkerPool, environment
 from prism_policy.files import atomic
+from prism_policy.libero_suites import SimTask
 from prism_policy.video import FAILURE_COLOUR, SUCCESS_COLOUR
 
 COLUMNS, CELL, MARGIN = 8, 120, 4
@@ -37,7 +37,7 @@ class Replay:
 
 
 def replay_demos(
-    path: Path, names: Sequence[str], task: TaskConfig, progress: Callable[[int, int], None] | None = None
+    path: Path, names: Sequence[str], task: SimTask, progress: Callable[[int, int], None] | None = None
 ) -> list[Replay]:
     """Replay demonstrations of a file, each in a simulator process.
 
@@ -58,12 +58,12 @@ def replay_demos(
         return [future.result() for future in futures]
 
 
-def _replay(task: TaskConfig, path: Path, name: str) -> Replay:
+def _replay(task: SimTask, path: Path, name: str) -> Replay:
     env = environment(task, render_images=False)
     with open_demos(path) as file:
         demo = file["data"][name]
-        actions, states = demo["actions"][:], demo["states"][:]
-    env.check_states(states, f"{path}, {name}")
+        actions, model = demo["actions"][:], str(demo.attrs.get("model_file", ""))
+        states = env.whole_states(demo["states"][:], model, f"{path}, {name}")
 
     def hand(state: np.ndarray) -> np.ndarray:
         return np.asarray(env.observe(state)["proprio"][:3], np.float64)

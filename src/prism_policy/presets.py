@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from prism_policy.config import (
+    AnyTask,
     DemoConfig,
     EncoderConfig,
     EvalConfig,
     PolicyConfig,
     PolicyKind,
+    RenderConfig,
     RunConfig,
     TaskConfig,
-    TaskName,
     TrainConfig,
 )
 from prism_policy.errors import PrismError
+from prism_policy.libero_suites import MAX_STEPS
 
 _LAST = EncoderConfig(fusion="last", refine=False)
 _CONCAT = EncoderConfig(fusion="concat", refine=False)
@@ -78,21 +80,29 @@ def prism_designs() -> dict[str, EncoderConfig]:
     }
 
 
-def task_config(name: TaskName) -> TaskConfig:
-    """A task with the paper's cameras and limit on a rollout."""
+def task_config(name: AnyTask) -> TaskConfig:
+    """A task with the paper's cameras and limit on a rollout; a suite with LIBERO's, at its resolution."""
+    if name in MAX_STEPS:
+        render = RenderConfig(resolution=128)
+        return TaskConfig(name, cameras=("agentview", "robot0_eye_in_hand"), max_steps=MAX_STEPS[name], render=render)
     cameras = ("sideview" if name == "tool_hang" else "agentview", "robot0_eye_in_hand")
     return TaskConfig(name=name, cameras=cameras, max_steps=700 if name == "tool_hang" else 400)
 
 
+def _demos(task: AnyTask, seed: int, suite_demos: int) -> DemoConfig:
+    """LIBERO's experts, with things of many shapes at hand, take pushes half as strong."""
+    return DemoConfig(suite_demos, 0.25, seed) if task in MAX_STEPS else DemoConfig(seed=seed)
+
+
 def paper(
-    task: TaskName = "lift", policy: PolicyKind = "flow_matching", encoder_name: str = "prism", seed: int = 0
+    task: AnyTask = "lift", policy: PolicyKind = "flow_matching", encoder_name: str = "prism", seed: int = 0
 ) -> RunConfig:
     """The paper's run at full size (Tables 8 to 12): 50,000 updates of 512 windows. It needs a GPU."""
     # Table 12c gives MeanFlow a constant EMA decay; the others have diffusion policy's, as the paper gives none.
     train = TrainConfig(ema_power=None if policy == "meanflow" else 0.75, precision="bfloat16", compile=True)
     return RunConfig(
         task=task_config(task),
-        demos=DemoConfig(seed=seed),
+        demos=_demos(task, seed, suite_demos=50),
         policy=PolicyConfig(kind=policy, encoder=encoder(encoder_name)),
         train=train,
         evaluate=EvalConfig(n_episodes=50, seed=seed),
@@ -101,13 +111,14 @@ def paper(
 
 
 def nano(
-    task: TaskName = "lift", policy: PolicyKind = "flow_matching", encoder_name: str = "prism", seed: int = 0
+    task: AnyTask = "lift", policy: PolicyKind = "flow_matching", encoder_name: str = "prism", seed: int = 0
 ) -> RunConfig:
     """A run that two CPU cores finish in ten minutes on Lift: a trunk a quarter as wide, a U-Net a tenth as large."""
     base = encoder(encoder_name)
+    suite = task in MAX_STEPS
     return RunConfig(
-        task=task_config(task),
-        demos=DemoConfig(seed=seed),
+        task=replace(task_config(task), render=RenderConfig(resolution=84)),
+        demos=_demos(task, seed, suite_demos=20),
         policy=PolicyConfig(
             kind=policy,
             encoder=replace(
@@ -121,14 +132,14 @@ def nano(
             down_dims=(64, 128, 256),
             step_embed_dim=64,
         ),
-        train=TrainConfig(steps=1200, batch_size=64, lr=1e-3, warmup_steps=50, log_every=10),
-        evaluate=EvalConfig(seed=seed),
+        train=TrainConfig(steps=2400 if suite else 1200, batch_size=64, lr=1e-3, warmup_steps=50, log_every=10),
+        evaluate=EvalConfig(n_episodes=10 if suite else 20, seed=seed),
         seed=seed,
     )
 
 
 def small(
-    task: TaskName = "lift", policy: PolicyKind = "flow_matching", encoder_name: str = "prism", seed: int = 0
+    task: AnyTask = "lift", policy: PolicyKind = "flow_matching", encoder_name: str = "prism", seed: int = 0
 ) -> RunConfig:
     """The paper's networks on a tenth of its windows and half as many demonstrations; it needs a GPU.
 
@@ -139,7 +150,7 @@ def small(
     train = replace(
         base.train, steps=10_000, batch_size=256, keep_every=2_500, rollout_every=2_500, rollout_episodes=20
     )
-    return replace(base, demos=replace(base.demos, num_demos=100), train=train)
+    return replace(base, demos=replace(base.demos, num_demos=25 if task in MAX_STEPS else 100), train=train)
 
 
 def smoke(config: RunConfig) -> RunConfig:

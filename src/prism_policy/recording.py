@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from prism_policy.config import TaskConfig
 from prism_policy.data.actions import decode_absolute
 from prism_policy.errors import PrismError
 from prism_policy.evaluate import GPU_ROWS, episode_noise, sample_chunks
 from prism_policy.files import disk_errors
+from prism_policy.libero_suites import SimTask
 from prism_policy.policies import Policy
 from prism_policy.replay import observe_all
 from prism_policy.results import STEPS_A_SECOND
 from prism_policy.saliency import keypoint_pixels
+from prism_policy.tasks import told
 
 ACTION_NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper")
 
@@ -38,7 +39,7 @@ def check_rerun() -> None:
         raise PrismError("Rerun is not installed; run `pip install prism-policy[rerun]`") from error
 
 
-def record(path: Path, task: TaskConfig, policy: Policy, states: Path, split: str, seed: int, episode: int) -> None:
+def record(path: Path, task: SimTask, policy: Policy, states: Path, split: str, seed: int, episode: int) -> None:
     """Write the recording of an episode.
 
     Args:
@@ -74,7 +75,7 @@ def record(path: Path, task: TaskConfig, policy: Policy, states: Path, split: st
 def _log(
     rr: Any,
     recording: Any,
-    task: TaskConfig,
+    task: SimTask,
     policy: Policy,
     observations: list[dict[str, Any]],
     noise: torch.Generator,
@@ -100,7 +101,7 @@ def _log(
                 "images": {c: np.stack([o["images"][c] for o in history]) for c in observation["images"]},
                 "proprio": np.stack([o["proprio"] for o in history]),
             }
-            chunk = sample_chunks(policy, [seen], [noise], [episode], rows)[0]
+            chunk = sample_chunks(policy, [seen], [noise], [episode], rows, told(policy, task))[0]
             chunk = decode_absolute(chunk) if task.action_mode == "absolute" else chunk
             actions = chunk[n_obs - 1 : n_obs - 1 + n_act]
             recording.log("chunk", rr.Tensor(chunk, dim_names=("step", "action")))

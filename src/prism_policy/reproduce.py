@@ -15,11 +15,12 @@ from rich.table import Table
 
 from prism_policy.cells import SCALES, Cell, Scale, find_cells, run_cell
 from prism_policy.cluster import run_on_ray
-from prism_policy.config import Device, PolicyKind, TaskName
+from prism_policy.config import AnyTask, Device, PolicyKind
 from prism_policy.errors import PrismError
 from prism_policy.experiments import Experiment, Variant, select
 from prism_policy.figures import draw_bars, draw_saliency_grid
 from prism_policy.files import write_text
+from prism_policy.libero_suites import SUITES, single_tasks
 from prism_policy.paper_tables import experiment
 from prism_policy.progress import Bar, console
 from prism_policy.table_files import cells_csv, entries_csv, markdown, page
@@ -28,9 +29,23 @@ from prism_policy.tables import Results, results
 TRAIN_S: dict[Scale, float] = {"nano": 500, "small": 800, "paper": 12_000, "smoke": 20}
 """Guess at the training of flow matching and SSPool on two views of 84 px [s]: nano on two CPU cores, small and paper
 on a large GPU."""
-EPISODE_S: dict[TaskName, float] = {"lift": 2, "can": 6, "square": 7, "tool_hang": 15}
+EPISODE_S: dict[AnyTask, float] = {
+    "lift": 2,
+    "can": 6,
+    "square": 7,
+    "tool_hang": 15,
+    "libero_spatial": 8,
+    "libero_10": 15,
+}
 """Guess at an evaluated episode on two CPU cores [s]."""
-DEMOS_A_MINUTE: dict[TaskName, float] = {"lift": 200, "can": 50, "square": 50, "tool_hang": 18}
+DEMOS_A_MINUTE: dict[AnyTask, float] = {
+    "lift": 200,
+    "can": 50,
+    "square": 50,
+    "tool_hang": 18,
+    "libero_spatial": 20,
+    "libero_10": 12,
+}
 """Made and drawn on two cores, at 84 px."""
 
 
@@ -47,7 +62,7 @@ class Plan:
     """Read where they are there, never run."""
     train: bool
     """Whether to train what is not; otherwise only what is trained already gets measured."""
-    datasets: Mapping[TaskName, Sequence[Path]]
+    datasets: Mapping[AnyTask, Sequence[Path]]
 
     def measured(self, cell: Cell) -> bool:
         """Whether nothing is left to do."""
@@ -65,7 +80,7 @@ class Plan:
         scripted = [task for task in tasks if task not in self.datasets]
         parts = []
         if scripted:
-            each = " each" * (len(scripted) > 1)
+            each = " each" * (len(scripted) > 1) + " and task" * any(task in SUITES for task in scripted)
             number = self.cells[0].config.demos.num_demos
             parts.append(f"{number} scripted demonstrations of {', '.join(scripted)}{each}, others for each seed")
         for task in self.datasets:
@@ -77,20 +92,21 @@ class Plan:
 def make_plan(
     name: str,
     scale: Scale = "nano",
-    tasks: Sequence[TaskName] | None = None,
+    tasks: Sequence[AnyTask] | None = None,
     policies: Sequence[PolicyKind] | None = None,
     seeds: Sequence[int] | None = None,
     n_episodes: int = 50,
     cells_dir: Path = Path("runs/cells"),
-    datasets: Mapping[TaskName, Sequence[Path]] | None = None,
+    datasets: Mapping[AnyTask, Sequence[Path]] | None = None,
     train: bool = True,
+    numbers: Sequence[int] | None = None,
 ) -> Plan:
     """The cells of an experiment, seed by seed, and which of them are there already; writes nothing.
 
     Raises:
         PrismError: no such experiment; nothing asked for; see `select` and `find_cells`.
     """
-    chosen = select(experiment(name), tasks, policies)
+    chosen = select(experiment(name), tasks, policies, numbers)
     seeds = tuple(dict.fromkeys(chosen.seeds if seeds is None else seeds))
     if not seeds or min(seeds) < 0:
         raise PrismError(f"seeds: expected at least one, each 0 or more, got {', '.join(map(str, seeds)) or 'none'}")
@@ -106,8 +122,8 @@ def make_plan(
 
 
 def _fitting(
-    datasets: Mapping[TaskName, Sequence[Path]] | None, variants: set[Variant]
-) -> Mapping[TaskName, Sequence[Path]]:
+    datasets: Mapping[AnyTask, Sequence[Path]] | None, variants: set[Variant]
+) -> Mapping[AnyTask, Sequence[Path]]:
     return {task: files for task, files in (datasets or {}).items() if any(v.task == task for v in variants)}
 
 
@@ -164,8 +180,9 @@ def _guess(plan: Plan, cell: Cell) -> dict[str, float]:
     variant = cell.variant
     pixels = variant.views / 2 * (variant.resolution / 84) ** 2
     train = TRAIN_S[plan.scale] * (0.25 + 0.75 * pixels)
+    train *= cell.config.train.steps / 1200 if plan.scale == "nano" else 1
     train *= {"prism": 1.35}.get(variant.encoder, 1.0) * {"meanflow": 1.5}.get(variant.policy, 1.0)
-    episodes = plan.n_episodes * len(plan.experiment.checkpoints(variant))
+    episodes = plan.n_episodes * len(plan.experiment.checkpoints(variant)) * len(single_tasks(cell.config.task))
     if cell.config.train.rollout_every:
         train += EPISODE_S[variant.task] * (
             cell.config.train.steps // cell.config.train.rollout_every * cell.config.train.rollout_episodes
@@ -175,12 +192,14 @@ def _guess(plan: Plan, cell: Cell) -> dict[str, float]:
 
 def _demonstrations(plan: Plan, untrained: Sequence[Cell]) -> str:
     """What has to be there, and how long making it takes where it is not."""
-    needed = {(c.variant.task, c.config.demos) for c in untrained if not c.config.dataset}
+    needed = {
+        (c.config.task.name, single_tasks(c.config.task), c.config.demos) for c in untrained if not c.config.dataset
+    }
     if not needed:
         return "those of the given files"
-    counts: dict[TaskName, int] = {}
-    for task, demos in needed:
-        counts[task] = counts.get(task, 0) + demos.num_demos
+    counts: dict[AnyTask, int] = {}
+    for task, single, demos in needed:
+        counts[task] = counts.get(task, 0) + demos.num_demos * len(single)
     minutes = sum(count / DEMOS_A_MINUTE[task] for task, count in counts.items())
     what = ", ".join(f"{count} of {task}" for task, count in sorted(counts.items()))
     return f"{what}, by the scripted expert; up to {duration(60 * minutes)} where they are not in the cache"

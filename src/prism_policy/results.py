@@ -18,6 +18,7 @@ from typing import Any
 from prism_policy.envs.stages import STAGES
 from prism_policy.errors import PrismError
 from prism_policy.files import read_lines
+from prism_policy.libero_suites import LiberoTask, SimTask
 from prism_policy.success import mean_and_std, wilson_interval
 
 Records = Sequence[Mapping[str, Any]]
@@ -34,11 +35,18 @@ class Stream:
     checkpoint: str
     split: str
     seed: int
+    task: str = ""
+    """Of a suite, such as libero_spatial_3."""
+
+    @classmethod
+    def of(cls, run: Path, checkpoint: str, split: str, seed: int, task: SimTask) -> Stream:
+        """That of a task; only those of a suite are told apart."""
+        return cls(run, checkpoint, split, seed, task.name if isinstance(task, LiberoTask) else "")
 
     @property
     def name(self) -> str:
-        """Such as last/evaluate-s0."""
-        return f"{self.checkpoint}/{self.split}-s{self.seed}"
+        """Such as last/evaluate-s0, or last/evaluate-s0-libero_spatial_3."""
+        return f"{self.checkpoint}/{self.split}-s{self.seed}" + f"-{self.task}" * bool(self.task)
 
     @property
     def folder(self) -> Path:
@@ -54,8 +62,8 @@ class Stream:
         """Its finished episodes in order; the journal is in the order in which they ended."""
         return sorted(read_lines(self.folder / "episodes.jsonl"), key=lambda r: int(r["episode"]))
 
-    def task(self) -> dict[str, Any]:
-        """The task that was simulated.
+    def simulated(self) -> dict[str, Any]:
+        """The task that was simulated, with its settings.
 
         Raises:
             PrismError: its stream.json is missing or damaged.
@@ -69,18 +77,18 @@ class Stream:
 
 
 def streams(run: Path, checkpoint: str | None = None, split: str | None = None) -> list[Stream]:
-    """The streams that a run folder holds episodes of: `last`, `best`, then by number; seeds in order."""
+    """The streams that a run folder holds episodes of: `last`, `best`, then by number; seeds in order, then tasks."""
     found = []
     for journal in (run / "results").glob("*/*/episodes.jsonl"):
-        match = re.fullmatch(r"(\w+)-s(\d+)", journal.parent.name)
+        match = re.fullmatch(r"(\w+)-s(\d+)(?:-(\w+))?", journal.parent.name)
         if match:
-            found.append(Stream(run, journal.parent.parent.name, match[1], int(match[2])))
+            found.append(Stream(run, journal.parent.parent.name, match[1], int(match[2]), match[3] or ""))
     wanted = [s for s in found if checkpoint in (None, s.checkpoint) and split in (None, s.split)]
     order = {"last": -2, "best": -1}
 
-    def place(stream: Stream) -> tuple[int, str, str, int]:
+    def place(stream: Stream) -> tuple[int, str, str, int, int, str]:
         number = int(stream.checkpoint) if stream.checkpoint.isdigit() else order.get(stream.checkpoint, 0)
-        return number, stream.checkpoint, stream.split, stream.seed
+        return number, stream.checkpoint, stream.split, stream.seed, len(stream.task), stream.task
 
     return sorted(wanted, key=place)
 
@@ -119,9 +127,10 @@ def summarise_run(run: Path, split: str, checkpoint: str, kept: Sequence[str]) -
     Raises:
         PrismError: the checkpoint has no episodes there.
     """
-    names = list(dict.fromkeys(s.checkpoint for s in streams(run, split=split)))
-    found = {name: {s.seed: s.records() for s in streams(run, name, split)} for name in names}
-    found = {name: by_seed for name, by_seed in found.items() if any(by_seed.values())}
+    found: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for stream in streams(run, split=split):
+        if records := stream.records():
+            found.setdefault(stream.checkpoint, {}).setdefault(stream.seed, []).extend(records)
     if checkpoint not in found:
         raise PrismError(
             f"{run} has no episodes of checkpoint '{checkpoint}' on split '{split}'; it has "
@@ -129,6 +138,12 @@ def summarise_run(run: Path, split: str, checkpoint: str, kept: Sequence[str]) -
         )
     checkpoints = {name: summarise_seeds(by_seed) for name, by_seed in found.items()}
     summary = checkpoints[checkpoint] | {"checkpoint": checkpoint, "split": split, "checkpoints": checkpoints}
+    by_task: dict[str, list[dict[str, Any]]] = {}
+    for stream in streams(run, checkpoint, split):
+        if stream.task:
+            by_task.setdefault(stream.task, []).extend(stream.records())
+    if by_task:
+        summary["tasks"] = {task: summarise(records) for task, records in by_task.items() if records}
     ten = list(kept)[-LAST_TEN:]
     if len(ten) == LAST_TEN and all(name in checkpoints for name in ten):
         mean, deviation = mean_and_std([checkpoints[name]["success_rate"] for name in ten])

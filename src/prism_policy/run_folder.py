@@ -22,6 +22,7 @@ from prism_policy.config import ProbeConfig, RunConfig, TaskConfig, check
 from prism_policy.errors import PrismError
 from prism_policy.files import atomic, disk_errors, write_text
 from prism_policy.policies import Policy, build_policy
+from prism_policy.tasks import instructions_of
 
 
 def open_run(folder: Path, config: RunConfig) -> None:
@@ -66,9 +67,12 @@ def _differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> I
 
 
 def make_policy(config: RunConfig, proprio_dim: int, action_dim: int) -> Policy:
-    """A fresh policy for the run's task."""
-    size = config.task.render.resolution
-    return build_policy(config.policy, dict.fromkeys(config.task.cameras, (size, size)), proprio_dim, action_dim)
+    """A fresh policy for the run's task or tasks."""
+    size, instructions = config.task.render.resolution, instructions_of(config)
+    cameras = dict.fromkeys(config.task.cameras, (size, size))
+    policy = build_policy(config.policy, cameras, proprio_dim, action_dim, instructions.dim if instructions else 0)
+    policy.instructions = instructions
+    return policy
 
 
 def save_normalizer(folder: Path, policy: Policy) -> None:

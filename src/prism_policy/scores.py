@@ -70,9 +70,10 @@ def difference(
     outcomes: tuple[list[bool], list[bool]] = ([], [])
     for seed in shared:
         for ours, theirs in zip(a.variants, b.variants, strict=True):
-            streams = cells[ours, seed].stream(a.checkpoint), cells[theirs, seed].stream(b.checkpoint)
-            for all_of_one, new in zip(outcomes, paired_outcomes(*streams, n_episodes), strict=True):
-                all_of_one += new
+            streams = cells[ours, seed].streams(a.checkpoint), cells[theirs, seed].streams(b.checkpoint)
+            for pair_of_streams in zip(*streams, strict=True):
+                for all_of_one, new in zip(outcomes, paired_outcomes(*pair_of_streams, n_episodes), strict=True):
+                    all_of_one += new
     return pair(*outcomes) if shared else None
 
 

@@ -119,12 +119,13 @@ def train(
     windows = resident(windows, device)
     if ranks.first:
         save_normalizer(folder, policy)
+    groups = windows.groups(settings.balance)
     metrics: list[dict[str, Any]] = []
     started = saved = time.perf_counter()
 
     def host_part(step: int) -> dict[str, Any]:
         """What can be prepared while the device is busy: the same in every process, of which each keeps its rows."""
-        indices = batch_indices(step, settings.batch_size, len(windows), config.seed)
+        indices = batch_indices(step, settings.batch_size, groups, config.seed)
         draws = policy.draw(settings.batch_size, torch.Generator().manual_seed(_update_seed(config.seed, step)))
         part = {"indices": indices, "draws": {name: x[mine] for name, x in draws.items()}}
         if windows.device.type == device.type != "cpu":
@@ -228,9 +229,7 @@ def train(
                 }
                 if device.type == "cuda":
                     line["gpu_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
-                check_losses(
-                    folder, config, len(windows), done, mean_losses.tolist(), state.parameters.values(), metrics
-                )
+                check_losses(folder, config, groups, done, mean_losses.tolist(), state.parameters.values(), metrics)
                 if validates and valid is not None and ranks.first:
                     with state.averaged():
                         line |= validate(policy, valid, settings.batch_size)

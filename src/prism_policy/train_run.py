@@ -10,8 +10,10 @@ from pathlib import Path
 
 from prism_policy.config import Device, RunConfig, Tracker
 from prism_policy.dataset import training_windows
-from prism_policy.evaluate import evaluate
+from prism_policy.envs.workers import Simulators
+from prism_policy.evaluate import available_cores, evaluate
 from prism_policy.files import read_lines
+from prism_policy.libero_suites import single_tasks
 from prism_policy.policies import Policy
 from prism_policy.progress import Bar, console
 from prism_policy.ranks import join
@@ -59,13 +61,18 @@ def train_run(
 
 def _rollout(folder: Path, config: RunConfig) -> Rollout:
     """Episodes of the stream `validate`, in a folder of their own for each update that is measured."""
-    settings = replace(config.evaluate, n_episodes=config.train.rollout_episodes, split="validate")
+    tasks = single_tasks(config.task)
+    n_episodes = math.ceil(config.train.rollout_episodes / len(tasks))
+    settings = replace(config.evaluate, n_episodes=n_episodes, split="validate")
 
     def rollout(policy: Policy, done: int, heed_stop: Callable[[], None]) -> dict[str, float]:
         place = folder / "rollouts" / f"update_{done:06d}"
-        summary = summarise(
-            evaluate(place, config, policy, settings, None, lambda records: heed_stop(), other_weights="drop")
-        )
+        records = []
+        with Simulators(available_cores()) as simulators:
+            for task in tasks:
+                here = place / task.name if len(tasks) > 1 else place
+                records += evaluate(here, config, policy, settings, simulators, lambda _: heed_stop(), "drop", task)
+        summary = summarise(records)
         low, high = summary["wilson_95"]
         console.print(
             f"Update {done}: {summary['n_success']} of {summary['n_episodes']} validation episodes succeeded "

@@ -14,7 +14,7 @@ import mmap
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,9 @@ class Frames:
     ends: tuple[int, ...]
     """One past the last frame of each demonstration."""
     names: tuple[str, ...]
-    """Names of the demonstrations."""
+    """Names of the demonstrations; of several files, with the file's before it."""
+    tasks: tuple[str, ...] = ()
+    """The task of each demonstration, where there are several."""
     mapped: bool = False
     """Whether the arrays are mapped from the disk."""
 
@@ -91,7 +93,7 @@ class Frames:
         """The same frames in the memory of a device."""
         images = {camera: x.to(device) for camera, x in self.images.items()}
         proprio, actions, disturbed = (x.to(device) for x in (self.proprio, self.actions, self.disturbed))
-        return Frames(images, proprio, actions, disturbed, self.ends, self.names)
+        return Frames(images, proprio, actions, disturbed, self.ends, self.names, self.tasks)
 
     @classmethod
     def of(cls, episodes: Sequence[Episode]) -> Frames:
@@ -99,12 +101,16 @@ class Frames:
         arrays = [_arrays(episode) for episode in episodes]
         joined = {key: torch.from_numpy(np.concatenate([a[key] for a in arrays])) for key in arrays[0]}
         ends = np.cumsum([len(episode) for episode in episodes])
-        return cls._from(joined, ends.tolist(), [episode.name for episode in episodes])
+        names, tasks = [episode.name for episode in episodes], [episode.task for episode in episodes]
+        return cls._from(joined, ends.tolist(), names, tasks if any(tasks) else ())
 
     @classmethod
-    def _from(cls, arrays: dict[str, Tensor], ends: Iterable[int], names: Iterable[str]) -> Frames:
+    def _from(
+        cls, arrays: dict[str, Tensor], ends: Iterable[int], names: Iterable[str], tasks: Iterable[str]
+    ) -> Frames:
         images = {key.removeprefix("image."): x for key, x in arrays.items() if key.startswith("image.")}
-        return cls(images, arrays["proprio"], arrays["actions"], arrays["disturbed"], tuple(ends), tuple(names))
+        rest = (arrays["proprio"], arrays["actions"], arrays["disturbed"])
+        return cls(images, *rest, tuple(ends), tuple(names), tuple(tasks))
 
     def announce(self, steps: np.ndarray) -> None:
         """Tell the kernel that the images of `steps` (B, n), each row in order, are about to be read.
@@ -122,7 +128,7 @@ class Frames:
 
 
 def open_frames(
-    path: Path,
+    path: Path | Mapping[str, Path],
     cameras: Sequence[str],
     cache_dir: Path,
     action_mode: ActionMode = "delta",
@@ -134,7 +140,7 @@ def open_frames(
     the same one changed, never finds it. Unpacking takes the memory of one demonstration.
 
     Args:
-        path: the file.
+        path: the file, or one for each of several tasks, by the task's name.
         cameras: whose images.
         cache_dir: where unpacked arrays are kept; the raw bytes of all frames are needed there.
         action_mode: which of the actions; absolute ones are (N, 10).
@@ -143,15 +149,29 @@ def open_frames(
     Raises:
         PrismError: as `read_demos`; the disk is full.
     """
-    key = {"format": _FORMAT, "cameras": list(cameras), "actions": action_mode, "file": fingerprint(path)}
+    files = {"": path} if isinstance(path, Path) else path
+    prints = {task: fingerprint(file) for task, file in files.items()}
+    key = {
+        "format": _FORMAT,
+        "cameras": list(cameras),
+        "actions": action_mode,
+        "file": prints[""] if isinstance(path, Path) else prints,
+    }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir.expanduser() / f"frames-{digest}"
     if not _whole(folder):
         with disk_errors(folder):
-            _unpack(path, iter_demos(path, cameras, action_mode=action_mode), folder, key, progress)
+            _unpack(files, _episodes(files, cameras, action_mode), folder, key, progress)
     manifest = json.loads((folder / _MANIFEST).read_text())
     arrays = {name: torch.from_numpy(_map(folder, name, about)) for name, about in manifest["arrays"].items()}
-    return replace(Frames._from(arrays, manifest["ends"], manifest["names"]), mapped=True)
+    frames = Frames._from(arrays, manifest["ends"], manifest["names"], manifest.get("tasks", ()))
+    return replace(frames, mapped=True)
+
+
+def _episodes(files: Mapping[str, Path], cameras: Sequence[str], action_mode: ActionMode) -> Iterator[Episode]:
+    for task, file in files.items():
+        for episode in iter_demos(file, cameras, action_mode=action_mode):
+            yield replace(episode, name=f"{task}/{episode.name}", task=task) if task else episode
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
@@ -198,17 +218,24 @@ def _map(folder: Path, name: str, about: dict[str, Any]) -> np.ndarray:
 
 
 def _unpack(
-    path: Path, episodes: Iterable[Episode], folder: Path, key: dict[str, Any], progress: Progress | None
+    paths: Mapping[str, Path],
+    episodes: Iterable[Episode],
+    folder: Path,
+    key: dict[str, Any],
+    progress: Progress | None,
 ) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        with open_demos(path) as file:
-            total = len(demo_names(file))
+        total = 0
+        for path in paths.values():
+            with open_demos(path) as file:
+                total += len(demo_names(file))
         shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
         files: dict[str, Any] = {}
         names: list[str] = []
+        tasks: list[str] = []
         ends: list[int] = []
         try:
             for episode in episodes:
@@ -216,12 +243,14 @@ def _unpack(
                     about = (str(values.dtype), values.shape[1:])
                     if shapes.setdefault(name, about) != about:
                         raise PrismError(
-                            f"{path}, {episode.name}: expected {name} of {shapes[name]} as in {names[0]}, got {about}"
+                            f"{paths[episode.task]}, {episode.name}: expected {name} of {shapes[name]} as in "
+                            f"{names[0]}, got {about}"
                         )
                     if name not in files:
                         files[name] = (temporary / f"{name}.raw").open("wb")
                     files[name].write(np.ascontiguousarray(values).data)
                 names.append(episode.name)
+                tasks += [episode.task] * bool(episode.task)
                 ends.append((ends[-1] if ends else 0) + len(episode))
                 if progress:
                     progress(len(names), total)
@@ -231,7 +260,9 @@ def _unpack(
                 os.fsync(opened.fileno())
                 opened.close()
         arrays = {name: {"dtype": dtype, "shape": [ends[-1], *shape]} for name, (dtype, shape) in shapes.items()}
-        manifest = {"arrays": arrays, "names": names, "ends": ends, **key, "path": str(path)}
+        sources = {task: str(path) for task, path in paths.items()}
+        manifest = {"arrays": arrays, "names": names, "tasks": tasks, "ends": ends, **key}
+        manifest["path"] = sources.get("", sources)
         write_text(temporary / _MANIFEST, json.dumps(manifest))
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one
         try:

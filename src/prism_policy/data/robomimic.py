@@ -45,6 +45,8 @@ class Episode:
     """float64 (T, S) simulator states; (T, 0) where the file has none."""
     extras: dict[str, np.ndarray] = field(default_factory=dict)
     """`rewards`, `dones`, `stages`, where recorded; each (T,)."""
+    task: str = ""
+    """LIBERO's name of the task, "" elsewhere."""
 
     def __len__(self) -> int:
         return len(self.actions)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 import h5py
 import numpy as np
 
-from prism_policy.config import TASKS, ActionMode, ReferenceFrame, TaskConfig, TaskName
+from prism_policy.config import TASKS, ActionMode, AnyTask, ReferenceFrame
 from prism_policy.errors import PrismError
+from prism_policy.libero_suites import LiberoTask, SimTask, find_task
 from prism_policy.presets import task_config
 
 NEWEST_ROBOSUITE = (1, 5)
@@ -37,8 +39,10 @@ class RecordedEnv:
 
     env_name: str
     """robosuite's name, "" where not recorded."""
-    task: TaskName | None
-    """Our name of it; none where this library does not have it."""
+    task: AnyTask | None
+    """Our name of it, or of the suite that it is of; none where this library does not have it."""
+    libero: LiberoTask | None
+    """Which task of a suite."""
     robots: tuple[str, ...]
     """Such as ("Panda",)."""
     robosuite: str
@@ -58,8 +62,8 @@ class RecordedEnv:
     control_trouble: str
     """Why recorded actions cannot be executed here; "" where they can."""
 
-    def task_config(self, where: str, actions: bool = True) -> TaskConfig:
-        """The task as recorded, with the paper's cameras, for `RobosuiteEnv`.
+    def task_config(self, where: str, actions: bool = True) -> SimTask:
+        """The task as recorded, with the paper's cameras, for `make_env`.
 
         Args:
             where: names the file in errors.
@@ -71,8 +75,9 @@ class RecordedEnv:
         trouble = self.scene_trouble or (self.control_trouble if actions else "")
         if trouble or self.task is None:
             raise PrismError(f"{where}: {trouble}")
-        task = task_config(self.task)
-        return replace(task, action_mode=self.action_mode, reference_frame=self.reference_frame)
+        if self.libero is not None:
+            return self.libero
+        return replace(task_config(self.task), action_mode=self.action_mode, reference_frame=self.reference_frame)
 
 
 def read_env_args(file: h5py.File) -> dict[str, Any]:
@@ -116,7 +121,9 @@ def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEn
     """
     kwargs = env_args.get("env_kwargs") or {}
     env_name = str(env_args.get("env_name") or "")
-    task = next((name for name, other in TASKS.items() if other == env_name), None)
+    libero = _libero(env_args)
+    ours = next((name for name, other in TASKS.items() if other == env_name), None)
+    task: Any = ours if libero is None else libero.suite
     robots = kwargs.get("robots") or ()
     robots = (robots,) if isinstance(robots, str) else tuple(robots)
     version = str(env_args.get("env_version") or "")
@@ -131,6 +138,7 @@ def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEn
     return RecordedEnv(
         env_name=env_name,
         task=task,
+        libero=libero,
         robots=robots,
         robosuite=version,
         layout=layout,
@@ -141,6 +149,18 @@ def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEn
         scene_trouble=_scene_trouble(env_args, kwargs, env_name, task, robots, version),
         control_trouble=_control_trouble(kwargs, config, arm, mode == "absolute" and frame == "base"),
     )
+
+
+def _libero(env_args: dict[str, Any]) -> LiberoTask | None:
+    """The LIBERO task of these `env_args`, which name the file that defines it."""
+    kwargs = env_args.get("env_kwargs") or {}
+    bddl = PurePosixPath(str(kwargs.get("bddl_file_name") or env_args.get("bddl_file") or ""))
+    if bddl.suffix == ".bddl":
+        try:
+            return find_task(bddl.stem, bddl.parent.name)
+        except PrismError:
+            return None
+    return None
 
 
 def _arm(config: dict[str, Any]) -> dict[str, Any]:

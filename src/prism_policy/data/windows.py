@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from prism_policy.config import Balance
 from prism_policy.data.frames import Frames
 
 Batch = dict[str, dict[str, Tensor] | Tensor]
@@ -23,7 +24,8 @@ class Windows:
     s .. s + horizon - 1. Starts run from n_obs_steps - 1 before the episode to n_action_steps - 1 past its last whole
     window; what lies outside repeats the edge. An action that was forced on the demonstrator is not to be learned, nor
     is what followed it, of which nothing can be seen yet: the mask (the M of Eq. 7, arXiv:2606.15232) leaves both out,
-    and no window's newest frame is a pushed one.
+    and no window's newest frame is a pushed one. Where there are several tasks, `task` (B, E) is what the policy is
+    told of each window's.
 
     Usage::
 
@@ -39,12 +41,16 @@ class Windows:
         n_obs_steps: int,
         n_action_steps: int,
         episodes: Sequence[int] | None = None,
+        task_vectors: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """See the class; `episodes` are all unless told, `task_vectors` (E,) by the names in `frames.tasks`."""
         self.frames = frames
-        observed, predicted, masks = [], [], []
+        observed, predicted, masks, tasks = [], [], [], []
         bounds = list(itertools.pairwise((0, *frames.ends)))
         pushed = frames.disturbed.cpu().numpy()
-        for first, end in bounds if episodes is None else [bounds[i] for i in episodes]:
+        numbers = {task: i for i, task in enumerate(dict.fromkeys(frames.tasks))}
+        for episode in range(len(bounds)) if episodes is None else episodes:
+            first, end = bounds[episode]
             length, disturbed = end - first, pushed[first:end]
             starts = np.arange(-(n_obs_steps - 1), max(length - horizon + n_action_steps, 1))
             current = np.clip(starts + n_obs_steps - 1, 0, length - 1)  # the newest frame's step
@@ -55,10 +61,14 @@ class Windows:
             observed.append(first + np.clip(starts + np.arange(n_obs_steps), 0, length - 1))
             predicted.append(first + known)
             masks.append(known == steps)
+            tasks.append(np.full(len(steps), numbers[frames.tasks[episode]] if numbers else 0))
         device = frames.actions.device
         self.observed = torch.from_numpy(np.concatenate(observed)).to(device)  # (M, To), rows of the frames
         self.predicted = torch.from_numpy(np.concatenate(predicted)).to(device)  # (M, H)
         self.mask = torch.from_numpy(np.concatenate(masks)).to(device)  # (M, H)
+        self.task = np.concatenate(tasks)  # (M,), number of the task
+        vectors = [task_vectors[task] for task in numbers] if task_vectors else []
+        self.task_vectors = torch.stack([vectors[i] for i in self.task]).to(device) if vectors else None  # (M, E)
 
     def __len__(self) -> int:
         return len(self.observed)
@@ -73,6 +83,7 @@ class Windows:
         moved = copy.copy(self)
         moved.frames = self.frames.to(device)
         moved.observed, moved.predicted, moved.mask = (x.to(device) for x in (self.observed, self.predicted, self.mask))
+        moved.task_vectors = None if self.task_vectors is None else self.task_vectors.to(device)
         return moved
 
     def batch(self, indices: Tensor) -> Batch:
@@ -81,12 +92,21 @@ class Windows:
         observed = self.observed[indices]
         if frames.mapped:
             frames.announce(observed.numpy())
-        return {
+        found: Batch = {
             "images": {camera: rows(images, observed) for camera, images in frames.images.items()},
             "proprio": rows(frames.proprio, observed),
             "actions": rows(frames.actions, self.predicted[indices]),
             "mask": self.mask[indices],
         }
+        if self.task_vectors is not None:
+            found["task"] = self.task_vectors[indices]
+        return found
+
+    def groups(self, balance: Balance) -> list[np.ndarray]:
+        """Numbers of the windows that are drawn equally often: of each task, or all of them together."""
+        if balance == "frame":
+            return [np.arange(len(self))]
+        return [np.flatnonzero(self.task == task) for task in np.unique(self.task)]
 
 
 def rows(values: Tensor, indices: Tensor) -> Tensor:
@@ -108,18 +128,28 @@ def _undisturbed_stretches(disturbed: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return np.where(disturbed, steps, begin), np.where(disturbed, steps, end)
 
 
-def batch_indices(step: int, batch_size: int, n_windows: int, seed: int) -> Tensor:
+def batch_indices(step: int, batch_size: int, windows: int | Sequence[np.ndarray], seed: int) -> Tensor:
     """Indices (B,) of update `step`: every epoch is a fresh permutation, and epochs join without a short batch.
 
     A function of its arguments alone, so that a resumed run draws the same batches with no sampler state to save.
+
+    Args:
+        step: the update.
+        batch_size: B.
+        windows: how many there are; or groups of their indices, which take turns (`Windows.groups`).
+        seed: of the permutations.
     """
-    first, last = step * batch_size, (step + 1) * batch_size - 1
-    epochs = range(first // n_windows, last // n_windows + 1)
-    order = np.concatenate([_permutation(seed, epoch, n_windows) for epoch in epochs])
-    begin = first - epochs[0] * n_windows
-    return torch.from_numpy(order[begin : begin + batch_size])
+    groups = [np.arange(windows)] if isinstance(windows, int) else windows
+    turns = np.arange(step * batch_size, (step + 1) * batch_size)
+    indices = np.empty(batch_size, np.int64)
+    for number, group in enumerate(groups):
+        mine = turns % len(groups) == number
+        epochs, places = np.divmod(turns[mine] // len(groups), len(group))
+        orders = {epoch: _permutation(seed, epoch, number, len(group)) for epoch in np.unique(epochs).tolist()}
+        indices[mine] = group[[orders[epoch][i] for epoch, i in zip(epochs.tolist(), places, strict=True)]]
+    return torch.from_numpy(indices)
 
 
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, n_windows: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(n_windows)
+@lru_cache(maxsize=256)  # two epochs of every task of the largest suite
+def _permutation(seed: int, epoch: int, group: int, n_windows: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch, group)).permutation(n_windows)

@@ -46,15 +46,13 @@ ARM_NOISE = 0.02
 SHIFT = 0.08
 """Own placements in which things jump aside by more than this are drawn again [m]. LIBERO places some so that they
 touch; its published states are picked ones."""
-Poses = dict[str, np.ndarray]
-"""Body -> position and quaternion (w, x, y, z), (7,)."""
 
 
 class LiberoEnv(RobosuiteEnv):
     """One task: `{"images": {camera: uint8 (H, W, 3)}, "proprio": float32 (9,)}` in, actions (7,) out.
 
     Observations, actions and methods are those of `RobosuiteEnv`; actions are deltas, gripper -1 opens, +1 closes.
-    Where cabinet and stove stand is not in `states`: it is in `model_xml` of the episode, and `reset` takes both.
+    A state ends with where cabinet and stove stand, 7 numbers each: LIBERO's own leave that to the model's XML.
 
     ```
     env = LiberoEnv(libero_task("libero_spatial", 3))
@@ -94,8 +92,9 @@ class LiberoEnv(RobosuiteEnv):
             ) from error
         self.sim_env._observables.clear()  # they would be recomputed at each 2 ms substep; observations need no more
         self._fixtures = [thing.root_body for thing in self.sim_env.fixtures]
+        self._fixture_ids = [self.model.body(name).id for name in self._fixtures]
         # Where the model's own file has them. LIBERO's placements take for granted that they still stand there.
-        self._home = body_poses(self.sim_env.model.get_xml(), self._fixtures)
+        self._home = fixture_poses(self.sim_env.model.get_xml(), self._fixtures)
         self._lamps = _lamps(self.sim_env)
         self.init_states = read_init_states(ROOT / "init_files" / task.suite / f"{task.title}.pruned_init")
         self._renderer: Renderer | None = None
@@ -109,7 +108,7 @@ class LiberoEnv(RobosuiteEnv):
         self._gripper = hand.gripper["right"]
         self._arm = np.array(hand._ref_joint_pos_indexes)
         self._limit = np.ones(7)
-        self.check_states(self.init_states, task.title)
+        self.whole_states(self.init_states, "", task.title)
         self.states = [self.state]
 
         size = task.render.resolution
@@ -128,18 +127,41 @@ class LiberoEnv(RobosuiteEnv):
         xml: str = self.sim_env.sim.model.get_xml()
         return xml
 
-    def check_states(self, states: np.ndarray, where: str) -> None:
-        """Refuse recorded states (T, S) that are not this scene's; `where` names file and demonstration.
+    @property
+    def state(self) -> np.ndarray:
+        """(time, qpos, qvel, pose of each fixture as position and quaternion w x y z), float64 (S,)."""
+        ids = self._fixture_ids
+        return np.concatenate([super().state, np.hstack([self.model.body_pos[ids], self.model.body_quat[ids]]).ravel()])
+
+    def set_state(self, state: np.ndarray) -> None:
+        """Put the simulation into `state` (S,), which may lack the fixtures: they stay where they are then."""
+        plain = 1 + self.model.nq + self.model.nv
+        if len(state) == plain + 7 * len(self._fixtures):
+            self._arrange(self.model, state[plain:])
+            state = state[:plain]
+        super().set_state(state)
+
+    def _arrange(self, model: mujoco.MjModel, fixtures: np.ndarray) -> None:
+        poses = fixtures.reshape(-1, 7)
+        model.body_pos[self._fixture_ids], model.body_quat[self._fixture_ids] = poses[:, :3], poses[:, 3:]
+
+    def whole_states(self, states: np.ndarray, model_file: str, where: str) -> np.ndarray:
+        """Recorded states (T, ...) with the fixtures where the recording's XML has them, unless they are in there.
 
         Raises:
             PrismError: another size, or not finite.
         """
-        expected = 1 + self.model.nq + self.model.nv
-        if states.ndim != 2 or states.shape[1] != expected or not np.isfinite(states).all():
+        plain, fixtures = 1 + self.model.nq + self.model.nv, 7 * len(self._fixtures)
+        sizes = (plain, plain + fixtures)
+        if states.ndim != 2 or states.shape[1] not in sizes or not np.isfinite(states).all():
             raise PrismError(
-                f"{where}: expected finite states of {expected} numbers, those of task {self.task.number} of "
+                f"{where}: expected finite states of {plain} numbers, those of task {self.task.number} of "
                 f"{self.task.suite} ({self.task.instruction!r}), got shape {states.shape}; is it of another task?"
             )
+        if states.shape[1] == plain + fixtures:
+            return states
+        poses = fixture_poses(model_file, self._fixtures) if model_file else self._home
+        return np.hstack([states, np.broadcast_to(poses.ravel(), (len(states), fixtures))])
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -149,16 +171,14 @@ class LiberoEnv(RobosuiteEnv):
         Args:
             seed: seed of the run; None is 0.
             options: `split` ("evaluate" unless told), `episode` (0): initial state `episode` modulo their number, or a
-                placement of its own. Or `state` (S,) and `model_file`: start from this recorded state, with cabinet and
-                stove where that XML has them, as the replay of a demonstration does.
+                placement of its own. Or `state` (S,): start from this recorded state, as the replay of a demonstration
+                does.
         """
         options = options or {}
         split, episode = options.get("split", "evaluate"), options.get("episode", 0)
         rng = episode_rng(split, seed or 0, episode)
         if "state" in options:
             self._place(rng)
-            if "model_file" in options:
-                self._put(body_poses(options["model_file"], self._fixtures))
             self.set_state(np.asarray(options["state"], np.float64))
             # A new controller has been made, which would go on from where the arm stood after the placement.
             self.sim_env.robots[0].part_controllers["right"].update(force=True)
@@ -197,7 +217,7 @@ class LiberoEnv(RobosuiteEnv):
 
     def _place(self, rng: np.random.Generator) -> None:
         """Draw a placement of everything."""
-        self._put(self._home)
+        self._arrange(self.model, self._home)
         with _seeded(int(rng.integers(2**32))), patch("pdb.set_trace"):  # where LIBERO finds no room, it debugs
             for _ in range(20):
                 with contextlib.suppress(RandomizationError):
@@ -205,7 +225,8 @@ class LiberoEnv(RobosuiteEnv):
                     break
             else:
                 raise PrismError(f"found no placement of {self.task.name}'s objects without overlap")
-        self._put(body_poses(self.model_xml, self._fixtures))  # to the digits that a demonstration's XML keeps
+        # to the digits that a demonstration's XML keeps
+        self._arrange(self.model, fixture_poses(self.model_xml, self._fixtures))
         self.set_state(self.state)
 
     def _settle(self) -> float:
@@ -218,17 +239,12 @@ class LiberoEnv(RobosuiteEnv):
         moved = self.sim_env.sim.data._data.xpos[bodies, :2] - before
         return float(np.linalg.norm(moved, axis=1).max())
 
-    def _put(self, poses: Poses) -> None:
-        for name, pose in poses.items():
-            body = self.model.body(name)
-            body.pos[:], body.quat[:] = pose[:3], pose[3:]
-
     def _pose(self, state: np.ndarray | None) -> mujoco.MjData:
         if self.render_images or self._renderer is not None:
             self._renderer = self._renderer or Renderer(self.model, self.task.render)
-            model = self._renderer.model  # a copy, made in another episode perhaps
-            model.body_pos[:], model.body_quat[:] = self.model.body_pos, self.model.body_quat
-            qpos = (self.state if state is None else state)[1:]
+            model, state = self._renderer.model, self.state if state is None else state
+            self._arrange(model, state[1 + model.nq + model.nv :])  # a copy, made in another episode perhaps
+            qpos = state[1:]
             for site, address, threshold in self._lamps:
                 model.site_rgba[site, 3] = float(qpos[address] >= threshold)
         return super()._pose(state)
@@ -258,8 +274,8 @@ def _lamps(sim_env: Any) -> list[tuple[int, int, float]]:
     return lamps
 
 
-def body_poses(xml: str, names: list[str]) -> Poses:
-    """Where bodies stand in a model's XML, such as a demonstration's `model_file`.
+def fixture_poses(xml: str, names: list[str]) -> np.ndarray:
+    """Where bodies stand in a model's XML, such as a demonstration's `model_file`: (n, 7), quaternions w x y z.
 
     Raises:
         PrismError: one of them is not in it.
@@ -268,7 +284,7 @@ def body_poses(xml: str, names: list[str]) -> Poses:
     if absent := [name for name in names if name not in found]:
         raise PrismError(f"expected a model with {', '.join(names)}, this one lacks {', '.join(absent)}")
     values = {name: (found[name].get("pos", "0 0 0"), found[name].get("quat", "1 0 0 0")) for name in names}
-    return {name: np.array(" ".join(pose).split(), np.float64) for name, pose in values.items()}
+    return np.array([" ".join(values[name]).split() for name in names], np.float64).reshape(-1, 7)
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -12,24 +13,39 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from prism_policy.config import TaskConfig
 from prism_policy.envs.opengl import choose_opengl
 from prism_policy.envs.workers import worker_start
 from prism_policy.errors import PrismError
+from prism_policy.libero_suites import LiberoTask, SimTask
 
 _env: Any = None
 
 
-def environment(task: TaskConfig, render_images: bool) -> Any:
-    """This worker process's `RobosuiteEnv`, made at the first call and kept: that takes seconds, an episode less."""
+def environment(task: SimTask, render_images: bool) -> Any:
+    """This worker process's simulator, made at the first call and kept: that takes seconds, an episode less."""
     global _env
     if _env is None or (_env.task, _env.render_images) != (task, render_images):
-        from prism_policy.envs.robosuite import RobosuiteEnv
-
         if _env is not None:
             _env.close()
-        _env = RobosuiteEnv(task, render_images)
+            _env = None
+            gc.collect()  # before another one takes as much memory: LIBERO's scenes hold a gigabyte, and cycles
+        _env = make_env(task, render_images)
     return _env
+
+
+def make_env(task: SimTask, render_images: bool = True) -> Any:
+    """The task's environment: `RobosuiteEnv` or `LiberoEnv`.
+
+    Raises:
+        PrismError: its simulator is not installed; see each.
+    """
+    if isinstance(task, LiberoTask):
+        from prism_policy.envs.libero import LiberoEnv
+
+        return LiberoEnv(task, render_images)
+    from prism_policy.envs.robosuite import RobosuiteEnv
+
+    return RobosuiteEnv(task, render_images)
 
 
 class WorkerPool:

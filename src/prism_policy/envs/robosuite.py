@@ -129,8 +129,13 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         """The simulator's state as robomimic stores it: (time, qpos, qvel), float64 (S,)."""
         return np.asarray(self.sim_env.sim.get_state().flatten())
 
-    def check_states(self, states: np.ndarray, where: str) -> None:
-        """Refuse recorded states (T, S) that are not this model's; `where` names file and demonstration.
+    def whole_states(self, states: np.ndarray, model_file: str, where: str) -> np.ndarray:
+        """Recorded states (T, S), completed by what this environment's hold beyond them, which is nothing.
+
+        Args:
+            states: as a file holds them.
+            model_file: XML of the recording's model, for environments that need it.
+            where: names file and demonstration in errors.
 
         Raises:
             PrismError: another size, or not finite.
@@ -143,6 +148,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
             )
         if not np.isfinite(states).all():
             raise PrismError(f"{where}: expected finite states, got NaN or infinity; repair or remove this demo")
+        return states
 
     def set_state(self, state: np.ndarray) -> None:
         """Put the simulation into `state` (S,), with the solver's memory wiped so that nothing else matters.

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prism_policy.libero_suites import SUITES, LiberoTask
+
 if TYPE_CHECKING:
+    from prism_policy.envs.libero import LiberoEnv
     from prism_policy.envs.robosuite import RobosuiteEnv
 
 STAGES = {
@@ -14,22 +17,26 @@ STAGES = {
     "can": ("reached", "grasped", "lifted", "over the bin", "placed"),
     "square": ("reached", "grasped", "lifted", "aligned", "inserted"),
     "tool_hang": ("frame reached", "frame grasped", "aligned", "inserted", "tool grasped", "hung"),
+    **dict.fromkeys(SUITES, ("lifted", "one goal of several", "done")),
 }
-"""Names of each task's stages, in order. The last one is robosuite's success."""
+"""Names of the stages of each task, or of all tasks of a suite, in order. The last one is the simulator's success."""
 
 NEAR = 0.03  # [m] from the grip site to what shall be grasped
 HIGH = 0.03  # [m] above where it lay
 ASIDE, TURNED = 0.01, 0.15  # [m], [rad] from where it fits
 
 
-def furthest_stage(env: RobosuiteEnv, states: np.ndarray, success: bool) -> str:
+def furthest_stage(env: Any, states: np.ndarray, success: bool) -> str:
     """The furthest stage that held at any of the states (T, S) of an episode; "" where none did.
 
     The states are put into the simulation one after the other, which leaves it at the last one.
     """
-    names = STAGES[env.task.name]
+    suite = env.task.suite if isinstance(env.task, LiberoTask) else None
+    names = STAGES[suite or env.task.name]
     if success:
         return names[-1]
+    if suite:
+        return _furthest_of_libero(env, states)
     seen = [False] * (len(names) - 1)
     heights = [0.0]
     for i, state in enumerate(states):
@@ -38,6 +45,23 @@ def furthest_stage(env: RobosuiteEnv, states: np.ndarray, success: bool) -> str:
             heights = [_body(env, name)[0][2] for name in OBJECTS[env.task.name]]
         seen = [a or b for a, b in zip(seen, _CHECKS[env.task.name](env, heights), strict=True)]
     return next((name for name, held in reversed(list(zip(names, seen, strict=False))) if held), "")
+
+
+def _furthest_of_libero(env: LiberoEnv, states: np.ndarray) -> str:
+    """By what the task's own goals name: whether one of them held, or one of their things was lifted."""
+    sim, goals = env.sim_env, env.sim_env.parsed_problem["goal_state"]
+    things = {goal[1] for goal in goals} & sim.objects_dict.keys()
+    bodies = [sim.get_object(thing).root_body for thing in sorted(things)]
+    start: np.ndarray | None = None
+    lifted = False
+    for state in states:
+        env.set_state(state)
+        if len(goals) > 1 and any(sim._eval_predicate(goal) for goal in goals):
+            return "one goal of several"
+        heights = np.array([_body(env, body)[0][2] for body in bodies])
+        start = heights if start is None else start
+        lifted = lifted or bool((heights > start + HIGH).any())
+    return "lifted" if lifted else ""
 
 
 OBJECTS = {"lift": ("cube_main",), "can": ("Can_main",), "square": ("SquareNut_main",), "tool_hang": ()}

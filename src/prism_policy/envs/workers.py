@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from prism_policy.config import TaskConfig
 from prism_policy.envs.opengl import choose_opengl
 from prism_policy.envs.stages import furthest_stage
 from prism_policy.errors import PrismError
+from prism_policy.libero_suites import SimTask
 
 PATIENCE = 120.0
 """A worker that owes an answer for longer hangs [s]; a chunk takes it about 0.1 s."""
@@ -89,7 +89,7 @@ class Simulators:
 
     def rollouts(
         self,
-        task: TaskConfig,
+        task: SimTask,
         episodes: Sequence[int],
         act: Act,
         on_outcome: Callable[[Outcome], None],

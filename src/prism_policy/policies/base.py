@@ -14,9 +14,11 @@ from prism_policy.errors import PrismError
 from prism_policy.models.encoder import VisualEncoder
 from prism_policy.models.packed import packed
 from prism_policy.models.unet1d import ConditionalUNet1D, check_horizon
+from prism_policy.tasks import Instructions
 
 Observation = Mapping[str, Any]
-"""{"images": {camera: uint8 (B, To, H, W, 3)}, "proprio": float32 (B, To, P), "task": optional float32 (B, E)}"""
+"""{"images": {camera: uint8 (B, To, H, W, 3)}, "proprio": float32 (B, To, P), "task": optional float32 (B, E)}; to act,
+`task` may also be the instruction itself, or B of them."""
 
 
 Known = tuple[Tensor, Tensor]
@@ -92,10 +94,14 @@ class Policy(nn.Module):
         check_policy(config)
         self.config = config
         self.action_dim, self.proprio_dim, self.task_dim = action_dim, proprio_dim, task_dim
+        self.instructions: Instructions | None = None
+        """What turns an instruction into a `task`; set by `make_policy`."""
         self.encoder = VisualEncoder(config.encoder, cameras)
+        # Of a one-hot vector this makes a learned embedding.
+        self.task_encoder = nn.Linear(task_dim, config.task_embed_dim, bias=False) if task_dim else None
         self.net = ConditionalUNet1D(
             action_dim,
-            config.n_obs_steps * (self.encoder.out_dim + proprio_dim) + task_dim,
+            config.n_obs_steps * (self.encoder.out_dim + proprio_dim) + bool(task_dim) * config.task_embed_dim,
             config.down_dims,
             config.kernel_size,
             config.n_groups,
@@ -111,7 +117,7 @@ class Policy(nn.Module):
         return next(self.parameters()).device
 
     def condition(self, observation: Observation, draws: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Encode the observation to (B, To * (D_img + P) + E): frame by frame, oldest first, then the task."""
+        """Encode the observation to (B, To * (D_img + P) + E'): frame by frame, oldest first, then the task."""
         images: Mapping[str, Tensor] = observation["images"]
         proprio: Tensor = self.normalizer["proprio"](observation["proprio"])  # (B, To, P)
         batch, steps = proprio.shape[:2]
@@ -119,7 +125,7 @@ class Policy(nn.Module):
             draws = {name: draws[name].flatten(0, 1) for name in draws if name.startswith(("crop.", "order."))}
         features = self.encoder({c: x.flatten(0, 1) for c, x in images.items()}, draws)  # (B * To, D_img)
         cond = torch.cat([features.view(batch, steps, -1), proprio], dim=-1).flatten(1)
-        return torch.cat([cond, observation["task"]], dim=-1) if self.task_dim else cond
+        return cond if self.task_encoder is None else torch.cat([cond, self.task_encoder(observation["task"])], dim=-1)
 
     def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss of a batch of windows, and detached figures to log.
@@ -235,13 +241,24 @@ class Policy(nn.Module):
         checked: dict[str, Any] = {"images": images, "proprio": proprio}
         if self.task_dim:
             if "task" not in observation:
-                raise PrismError(f"task is missing; this policy expects an embedding (B, {self.task_dim})")
-            checked["task"] = torch.as_tensor(observation["task"], dtype=torch.float32, device=self.device)
+                raise PrismError(
+                    f"task is missing; this policy expects an instruction or its vector (B, {self.task_dim})"
+                )
+            task = self._task_vectors(observation["task"], len(proprio))
+            checked["task"] = torch.as_tensor(task, dtype=torch.float32, device=self.device)
             if checked["task"].shape != (len(proprio), self.task_dim):
                 raise PrismError(
                     f"task: expected ({len(proprio)}, {self.task_dim}), got {tuple(checked['task'].shape)}"
                 )
         return checked
+
+    def _task_vectors(self, task: Any, batch: int) -> Any:
+        """The vectors (B, E) of an instruction or of B of them; anything else as it is."""
+        if isinstance(task, str):
+            task = [task] * batch
+        if self.instructions is None or isinstance(task, Tensor) or not all(isinstance(x, str) for x in task):
+            return task
+        return torch.stack([self.instructions.vector(x) for x in task])
 
     def _checked_known(self, known: Known, batch: int) -> Known:
         values, where = (torch.as_tensor(x, device=self.device) for x in known)

@@ -14,6 +14,7 @@ from prism_policy.envs.experts.lift import Lift
 from prism_policy.envs.experts.square import Square
 from prism_policy.envs.experts.tool_hang import ToolHang
 from prism_policy.envs.robosuite import RobosuiteEnv
+from prism_policy.libero_suites import LiberoTask, SimTask
 
 EXPERTS: dict[str, type[Expert]] = {"lift": Lift, "can": Can, "square": Square, "tool_hang": ToolHang}
 """Task -> its expert, whose file has the task's name."""
@@ -74,19 +75,25 @@ class Demonstration:
     """The task was done, and stayed done to the last step."""
 
 
-def demonstrate(
-    env: RobosuiteEnv, demos: DemoConfig, episode: int, expert_type: type[Expert] | None = None
-) -> Demonstration:
+def expert_type(task: SimTask) -> type[Expert]:
+    """The expert of a task."""
+    if isinstance(task, LiberoTask):
+        from prism_policy.envs.experts.libero import LiberoExpert  # needs LIBERO
+
+        return LiberoExpert
+    return EXPERTS[task.name]
+
+
+def demonstrate(env: RobosuiteEnv, demos: DemoConfig, episode: int) -> Demonstration:
     """One episode of the task's expert, which goes on for a few steps when it is done: a policy should see that.
 
     Args:
         env: the task, without images.
         demos: strength of the disturbances and the seed.
         episode: number of the episode, >= 0; it and the seed decide everything.
-        expert_type: whose demonstration; none is the task's own in `EXPERTS`.
     """
     rng = episode_rng("collect", demos.seed, episode, stream=2)
-    expert = (expert_type or EXPERTS[env.task.name])(env, rng)
+    expert = expert_type(env.task)(env, rng)
     disturbance = Disturbance(demos.noise, rng)
     env.reset(seed=demos.seed, options={"split": "collect", "episode": episode})
     linger = int(rng.integers(5, 11))
