@@ -22,8 +22,8 @@ class Reproduce:
     """
 
     name: Annotated[str, tyro.conf.Positional]
-    """table1, table2, table3, table4, table5, table6 (LIBERO), fig2 (saliency), fig4 (components) or fig5 (multiscale
-    poolings)."""
+    """table1, table2, table3, table4, table5, table6 (LIBERO), fig2 (saliency), fig4 (components), fig5 (multiscale
+    poolings) or precision (Square, not a table of the paper)."""
     scale: Literal["nano", "small", "paper"] = "nano"
     """nano: two CPU cores, ten minutes a cell of Lift. small: the paper's networks, a GPU's quarter of an hour or so a
     cell. paper: the paper's training."""

@@ -115,7 +115,7 @@ def nano(
 ) -> RunConfig:
     """A run that two CPU cores finish in ten minutes on Lift: a trunk a quarter as wide, a U-Net a tenth as large."""
     base = encoder(encoder_name)
-    suite = task in MAX_STEPS
+    suite, steps = task in MAX_STEPS, 1200 if task == "lift" else 2000
     return RunConfig(
         task=replace(task_config(task), render=RenderConfig(resolution=84)),
         demos=_demos(task, seed, suite_demos=20),
@@ -132,7 +132,7 @@ def nano(
             down_dims=(64, 128, 256),
             step_embed_dim=64,
         ),
-        train=TrainConfig(steps=2400 if suite else 1200, batch_size=64, lr=1e-3, warmup_steps=50, log_every=10),
+        train=TrainConfig(steps=steps, batch_size=64, lr=1e-3, warmup_steps=50, log_every=10),
         evaluate=EvalConfig(n_episodes=10 if suite else 20, seed=seed),
         seed=seed,
     )

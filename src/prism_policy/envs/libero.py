@@ -90,6 +90,9 @@ class LiberoEnv(RobosuiteEnv):
             raise PrismError(
                 f"LIBERO's assets are incomplete ({error.filename} is missing); {INSTALL} again"
             ) from error
+        # As every reset does: else a scene that has met none yet, as in the drawing of demonstrations, shows the grip's
+        # marks, and a policy would learn from other images than it meets.
+        self.sim_env.visualize(vis_settings=dict.fromkeys(self.sim_env._visualizations, False))
         self.sim_env._observables.clear()  # they would be recomputed at each 2 ms substep; observations need no more
         self._fixtures = [thing.root_body for thing in self.sim_env.fixtures]
         self._fixture_ids = [self.model.body(name).id for name in self._fixtures]
