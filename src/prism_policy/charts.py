@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from html import escape
 
 
 def percent(share: float) -> str:
@@ -31,6 +32,27 @@ def interval(rate: float, low: float, high: float) -> str:
 <circle cx="{x(rate):.1f}" cy="30" r="7" fill="var(--accent)" stroke="var(--paper)" stroke-width="2"/>
 <text x="{middle:.1f}" y="14" text-anchor="middle">{label}</text>{ticks}
 </svg>"""
+
+
+def bars(rows: Sequence[tuple[str, str, float, float, float]]) -> str:
+    """A bar a row: its name above it, what it counts beside it, its rate with the interval from low to high."""
+    width, height, left = 900, 46, 8
+
+    def x(share: float) -> float:
+        return left + 720 * share
+
+    parts = []
+    for i, (name, count, rate, low, high) in enumerate(rows):
+        top = i * height
+        parts.append(
+            f'<text x="{left}" y="{top + 14}">{escape(name)}</text>'
+            f'<rect x="{x(0)}" y="{top + 20}" width="{x(1) - x(0)}" height="14" rx="3" fill="var(--track)"/>'
+            f'<rect x="{x(0)}" y="{top + 20}" width="{x(rate) - x(0):.1f}" height="14" rx="3" fill="var(--accent)"/>'
+            f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{top + 27}" y2="{top + 27}" stroke="var(--ink)" '
+            f'stroke-width="2"/><text x="{x(1) + 10}" y="{top + 32}">{escape(count)} ({percent(rate)})</text>'
+        )
+    label = "; ".join(f"{escape(name)}: {escape(count)}" for name, count, *_ in rows)
+    return f'<svg viewBox="0 0 {width} {height * len(rows)}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
 def _smoothed(values: Sequence[float]) -> Iterator[float]:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from prism_policy import presets
-from prism_policy.cli_data import Collect, Download, Info, Render
+from prism_policy.cli_data import Collect, Download, Import, Info, Render
 from prism_policy.cli_reproduce import Reproduce
 from prism_policy.config import ActionMode, AnyTask, Device, PolicyKind, Precision, ProbeConfig, TaskName, Tracker
 from prism_policy.errors import PrismError
@@ -264,6 +264,7 @@ Command = (
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Info, tyro.conf.subcommand("info")]
+    | Annotated[Import, tyro.conf.subcommand("import")]
     | Annotated[Download, tyro.conf.subcommand("download")]
 )
 

@@ -1,4 +1,4 @@
-"""The commands about demonstrations and encoders: collect, render, info, download."""
+"""The commands about demonstrations and encoders: collect, render, import, info, download."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from prism_policy.config import DemoConfig, RenderConfig, TaskConfig, TaskName, check_cameras
+from prism_policy.config import AnyTask, DemoConfig, RenderConfig, SuiteName, check_cameras
 from prism_policy.errors import PrismError
+from prism_policy.libero_suites import LiberoTask, single_tasks
+from prism_policy.presets import demo_config, task_config
 
 
 @dataclass(frozen=True)
@@ -20,18 +22,22 @@ class Collect:
     command goes on where it was. `prism render` then draws the images, at any cameras and resolution.
     """
 
-    task: TaskName = "lift"
-    """What the robot has to do."""
-    num_demos: int = DemoConfig.num_demos
-    """Successful demonstrations to keep."""
-    noise: float = DemoConfig.noise
-    """Strength of the disturbances the expert has to recover from, as a share of the full action range."""
+    task: AnyTask = "lift"
+    """What the robot has to do: a task, or a LIBERO suite (libero_spatial and libero_10 have experts)."""
+    numbers: tuple[int, ...] = ()
+    """Of a suite: some of its tasks, by their place in it; by default all."""
+    num_demos: int | None = None
+    """Successful demonstrations to keep, of each task; by default 200, of a suite's tasks 50."""
+    noise: float | None = None
+    """Strength of the disturbances the expert has to recover from, as a share of the full action range; by default 0.5,
+    with LIBERO 0.25."""
     seed: int = DemoConfig.seed
     """Seed of the demonstrations."""
     workers: int | None = None
     """Simulator processes; by default one for each core."""
     out: Path | None = None
-    """Where to copy the file; by default it stays in ~/.cache/prism-policy, or $PRISM_CACHE."""
+    """Where to copy the file, or of a suite the folder for a file of each task; by default they stay in
+    ~/.cache/prism-policy, or $PRISM_CACHE."""
 
     def run(self) -> None:
         """Do it."""
@@ -40,19 +46,31 @@ class Collect:
         from prism_policy.data.robomimic import read_attributes
         from prism_policy.progress import Bar
 
-        if self.num_demos < 1 or self.noise < 0 or self.seed < 0:
+        demos = demo_config(self.task, self.seed)
+        demos = replace(
+            demos,
+            num_demos=demos.num_demos if self.num_demos is None else self.num_demos,
+            noise=demos.noise if self.noise is None else self.noise,
+        )
+        if demos.num_demos < 1 or demos.noise < 0 or self.seed < 0:
             raise PrismError(
-                f"expected num_demos of 1 or more, noise and seed of 0 or more, got {self.num_demos}, {self.noise}, "
+                f"expected num_demos of 1 or more, noise and seed of 0 or more, got {demos.num_demos}, {demos.noise}, "
                 f"{self.seed}"
             )
         check_free(self.out)
-        task, demos = TaskConfig(self.task), DemoConfig(self.num_demos, self.noise, self.seed)
-        with Bar("Demonstrations", self.num_demos) as bar:
-            file = collect(task, demos, workers=self.workers, progress=bar.count)
-        about = read_attributes(file)
-        file = copy_out(file, self.out) if self.out else file
-        print(f"{self.num_demos} demonstrations, {about['total']} steps; {about['tried']} episodes were tried")
-        print(f"File: {file}\nNext: prism render {file}   (its images; prism info {file} says what it holds)")
+        for task in single_tasks(replace(task_config(self.task), numbers=self.numbers)):
+            suite = isinstance(task, LiberoTask)
+            with Bar(f"Demonstrations of {task.name}" if suite else "Demonstrations", demos.num_demos) as bar:
+                file = collect(task, demos, workers=self.workers, progress=bar.count)
+            about = read_attributes(file)
+            if self.out:
+                file = copy_out(
+                    file, self.out / f"{task.title}_demo.hdf5" if isinstance(task, LiberoTask) else self.out
+                )
+            print(f"{demos.num_demos} demonstrations, {about['total']} steps; {about['tried']} episodes were tried")
+            print(f"File: {file}")
+        rendered = self.out if self.out else file
+        print(f"Next: prism render {rendered}   (its images; prism info {file} says what it holds)")
 
 
 @dataclass(frozen=True)
@@ -64,7 +82,7 @@ class Render:
     """
 
     file: Annotated[Path, tyro.conf.Positional]
-    """An HDF5 file in robomimic's layout with `states`."""
+    """An HDF5 file in robomimic's layout with `states`, or a folder of such, as of a LIBERO suite."""
     cameras: tuple[str, ...] | None = None
     """Cameras; by default agentview (sideview for tool_hang) and robot0_eye_in_hand."""
     resolution: int = RenderConfig.resolution
@@ -78,27 +96,77 @@ class Render:
     workers: int | None = None
     """Simulator processes; by default one for each core."""
     out: Path | None = None
-    """Where to copy the file; by default it stays in ~/.cache/prism-policy, or $PRISM_CACHE."""
+    """Where to copy the file (of a folder: another folder); by default it stays in ~/.cache/prism-policy, or
+    $PRISM_CACHE."""
 
     def run(self) -> None:
         """Do it."""
-        from prism_policy.cache import check_free, copy_out
+        from prism_policy.cache import check_free
+
+        check_free(self.out)
+        if not self.file.is_dir():
+            file = self.draw(self.file, self.out)
+            print(f"File: {file}\nNext: prism info {file}   (frames on a contact sheet)")
+            return
+        if not (sources := sorted(self.file.glob("*.hdf5"))):
+            raise PrismError(f"{self.file}: expected HDF5 files with demonstrations in this folder, got none")
+        for source in sources:
+            print(f"File: {self.draw(source, self.out / source.name if self.out else None)}")
+        if self.out:
+            print(f"Next: prism train --task SUITE --dataset {self.out}")
+
+    def draw(self, source: Path, out: Path | None) -> Path:
+        """One file's images."""
+        from prism_policy.cache import copy_out
         from prism_policy.collect import render_demos
         from prism_policy.data.robomimic import open_demos
         from prism_policy.data.robomimic_env import read_env_args, recorded_env
         from prism_policy.progress import Bar
 
-        with open_demos(self.file) as demos:
-            task = recorded_env(read_env_args(demos)).task_config(str(self.file), actions=False)
+        with open_demos(source) as demos:
+            task = recorded_env(read_env_args(demos)).task_config(str(source), actions=False)
             total = len(demos["data"])
         render = RenderConfig(self.resolution, self.msaa, self.shadows, self.reflections)
         task = replace(task, cameras=self.cameras or task.cameras, render=render)
         check_cameras(task)
-        check_free(self.out)
         with Bar("Rendering", total) as bar:
-            file = render_demos(self.file, task, workers=self.workers, progress=bar.count)
-        file = copy_out(file, self.out) if self.out else file
-        print(f"File: {file}\nNext: prism info {file}   (frames on a contact sheet)")
+            file = render_demos(source, task, workers=self.workers, progress=bar.count)
+        return copy_out(file, out) if out else file
+
+
+@dataclass(frozen=True)
+class Import:
+    """Write LIBERO's own demonstration files in the layout that the rest of the library reads.
+
+    Each action beside what was seen before it, images upright, the instruction checked against the task's name.
+    """
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """LIBERO's HDF5, or a folder of them."""
+    out: Annotated[Path, tyro.conf.Positional]
+    """Where to: a file, or a folder for a folder."""
+    suite: SuiteName | None = None
+    """The suite that they must be of; by default any."""
+
+    def run(self) -> None:
+        """Do it."""
+        from prism_policy.cache import check_free
+        from prism_policy.data.libero import import_libero
+        from prism_policy.progress import Bar
+
+        check_free(self.out)
+        folder = self.source.is_dir()
+        sources = sorted(self.source.glob("*.hdf5")) if folder else [self.source]
+        if not sources:
+            raise PrismError(f"{self.source}: expected LIBERO's HDF5 files in this folder, got none")
+        with Bar("Importing", len(sources)) as bar:
+            for done, source in enumerate(sources, start=1):
+                target = self.out / source.name if folder else self.out
+                target.parent.mkdir(parents=True, exist_ok=True)
+                import_libero(source, target, self.suite)
+                bar.count(done, len(sources))
+        print(f"Files: {self.out}")
+        print(f"Next: prism render {self.out} --out ...   (images as they will be drawn when policies are evaluated)")
 
 
 @dataclass(frozen=True)

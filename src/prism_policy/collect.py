@@ -238,6 +238,7 @@ def _collect_part(task: SimTask, demos: DemoConfig, episode: int, path: Path) ->
         "stages": demo.stages,
     }
     attributes = {"model_file": env.model_xml, "episode": episode, "stage_names": list(expert_type(task).stages)}
+    attributes |= {"fixtures": list(env.fixtures)} if env.fixtures else {}
     _write_part(path, arrays, attributes, demo.success, env.metadata_json())
     return demo.success
 
@@ -274,6 +275,7 @@ def _render_part(task: SimTask, states: Path, name: str, path: Path, with_absolu
     recorded_absolute = is_absolute(arrays["actions"])
     model_file = str(attributes.get("model_file", ""))
     arrays["states"] = env.whole_states(arrays["states"], model_file, f"{states}, {name}")
+    attributes |= {"fixtures": list(env.fixtures)} if env.fixtures else {}
     observations, absolute = [], []
     for state, action in zip(arrays["states"], arrays["actions"], strict=True):
         observations.append(env.observe(state))

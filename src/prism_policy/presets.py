@@ -89,8 +89,8 @@ def task_config(name: AnyTask) -> TaskConfig:
     return TaskConfig(name=name, cameras=cameras, max_steps=700 if name == "tool_hang" else 400)
 
 
-def _demos(task: AnyTask, seed: int, suite_demos: int) -> DemoConfig:
-    """LIBERO's experts, with things of many shapes at hand, take pushes half as strong."""
+def demo_config(task: AnyTask, seed: int = 0, suite_demos: int = 50) -> DemoConfig:
+    """A task's scripted demonstrations; LIBERO's experts, with many things about, take pushes half as strong."""
     return DemoConfig(suite_demos, 0.25, seed) if task in MAX_STEPS else DemoConfig(seed=seed)
 
 
@@ -102,7 +102,7 @@ def paper(
     train = TrainConfig(ema_power=None if policy == "meanflow" else 0.75, precision="bfloat16", compile=True)
     return RunConfig(
         task=task_config(task),
-        demos=_demos(task, seed, suite_demos=50),
+        demos=demo_config(task, seed, suite_demos=50),
         policy=PolicyConfig(kind=policy, encoder=encoder(encoder_name)),
         train=train,
         evaluate=EvalConfig(n_episodes=50, seed=seed),
@@ -118,7 +118,7 @@ def nano(
     suite, steps = task in MAX_STEPS, 1200 if task == "lift" else 2000
     return RunConfig(
         task=replace(task_config(task), render=RenderConfig(resolution=84)),
-        demos=_demos(task, seed, suite_demos=20),
+        demos=demo_config(task, seed, suite_demos=20),
         policy=PolicyConfig(
             kind=policy,
             encoder=replace(

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from prism_policy import __version__, config_json
-from prism_policy.charts import interval, loss_curve, percent
+from prism_policy.charts import bars, interval, loss_curve, percent
 from prism_policy.config import RunConfig
 from prism_policy.errors import PrismError
 from prism_policy.files import read_lines, write_text
+from prism_policy.libero_suites import task_named
 from prism_policy.results import Stream, stages_of_failures, streams
 
 # The browser may load nothing and run no script: what the page shows is what it holds.
@@ -59,6 +60,7 @@ def write_report(run_dir: Path) -> Path:
             _headline(run, summary),
             _section("Episodes", _episodes(measured)),
             *_comparisons(summary),
+            *_tasks(summary),
             *_failures(run.task.name, summary),
             _section("What the policy looks at", _pictures(run_dir / "figures", run)),
             _section("Training", _training(metrics)),
@@ -166,9 +168,12 @@ def _episodes(measured: Sequence[Stream]) -> str:
             for e in episodes
         )
         if len(found) > 1:
-            parts.append(f'<p class="soft">Seed {stream.seed}</p>')
+            name = f", {task_named(stream.task).instruction}" if stream.task else ""
+            parts.append(f'<p class="soft">Seed {stream.seed}{escape(name)}</p>')
         parts.append(f'<ol class="strip" start="0">{strip}</ol>')
-    return "".join(parts) + _videos(*found[0])
+    filmed = {stream.task: (stream, episodes) for stream, episodes in reversed(found)}  # the first seed of each task
+    most = NUM_VIDEOS if len(filmed) == 1 else 1
+    return "".join(parts) + "".join(_videos(*one, most) for one in reversed(filmed.values()))
 
 
 def _comparisons(summary: dict[str, Any]) -> list[str]:
@@ -193,6 +198,24 @@ def _comparisons(summary: dict[str, Any]) -> list[str]:
             f"({escape(', '.join(ten['checkpoints']))}).</p>"
         )
     return [_section("Checkpoints and seeds", table)]
+
+
+def _tasks(summary: dict[str, Any]) -> list[str]:
+    """Success of each task of a suite, with intervals."""
+    found = summary.get("tasks", {})
+    if not found:
+        return []
+    rows = [
+        (
+            task_named(name).instruction,
+            f"{row['n_success']} of {row['n_episodes']}",
+            row["success_rate"],
+            *row["wilson_95"],
+        )
+        for name, row in found.items()
+    ]
+    intro = '<p class="soft">Bars: share of the episodes that succeeded; lines: 95% interval (Wilson).</p>'
+    return [_section("Task by task", intro + bars(rows))]
 
 
 def _failures(task: str, summary: dict[str, Any]) -> list[str]:
@@ -223,12 +246,12 @@ def choose_episodes(episodes: Sequence[dict[str, Any]], count: int = NUM_VIDEOS)
     return chosen
 
 
-def _videos(stream: Stream, episodes: Sequence[dict[str, Any]]) -> str:
+def _videos(stream: Stream, episodes: Sequence[dict[str, Any]], count: int = NUM_VIDEOS) -> str:
     folder = stream.videos
     filmed = {int(e["episode"]): folder / f"episode_{int(e['episode']):03d}.mp4" for e in episodes}
     filmed = {number: path for number, path in filmed.items() if path.is_file()}
     figures, size, large = [], 0, 0
-    for episode in choose_episodes([e for e in episodes if int(e["episode"]) in filmed]):
+    for episode in choose_episodes([e for e in episodes if int(e["episode"]) in filmed], count):
         path = filmed[int(episode["episode"])]
         if size + path.stat().st_size > MAX_VIDEO_BYTES:
             large += 1
@@ -242,7 +265,7 @@ def _videos(stream: Stream, episodes: Sequence[dict[str, Any]]) -> str:
     if not figures:
         return _missing(f"No videos in videos/{stream.name}/.")
     note = (
-        f"Shown: the first {NUM_VIDEOS} filmed episodes by number, whatever their outcome, and the first success and "
+        f"Shown: the first {count} filmed episodes by number, whatever their outcome, and the first success and "
         f"the first failure if they come later. {len(filmed)} of {len(episodes)} episodes, evenly spread by number, "
         f"are in {where}, and all of these side by side in <code>grid.mp4</code>."
     )

@@ -152,7 +152,8 @@ def import_libero(
                 if progress:
                     progress(i + 1, len(described.demos))
             data.attrs["total"] = total
-            data.attrs["env_args"] = described.env_args
+            bddl = f"{described.task.suite}/{described.task.title}.bddl"  # what tells the task from others of its kind
+            data.attrs["env_args"] = json.dumps(json.loads(described.env_args) | {"bddl_file": bddl})
             data.attrs["libero_task"] = described.task.title
             data.attrs["instruction"] = described.task.instruction
         write_masks(temporary)
@@ -182,7 +183,9 @@ def export_libero(source: Path, target: Path, task: LiberoTask) -> Path:
             if "states" not in demo or not cameras:
                 raise PrismError(f"{source}, {name}: expected states and images; run `prism render` on it first")
             group = data.create_group(name)
-            actions, states = demo["actions"][:], demo["states"][:]
+            # What ours hold beyond LIBERO's, where cabinet and stove stand, is in `model_file`, too.
+            actions, own = demo["actions"][:], 7 * len(demo.attrs.get("fixtures", ()))
+            states = demo["states"][:, : demo["states"].shape[1] - own]
             seen = {key: demo[f"obs/{camera}_image"][:][:, ::-1] for key, camera in cameras.items()}
             position, quaternion = demo["obs/robot0_eef_pos"][:], demo["obs/robot0_eef_quat"][:]
             orientation, fingers = to_axis_angle(quaternion), demo["obs/robot0_gripper_qpos"][:]

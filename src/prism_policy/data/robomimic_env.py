@@ -154,7 +154,7 @@ def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEn
 def _libero(env_args: dict[str, Any]) -> LiberoTask | None:
     """The LIBERO task of these `env_args`, which name the file that defines it."""
     kwargs = env_args.get("env_kwargs") or {}
-    bddl = PurePosixPath(str(kwargs.get("bddl_file_name") or env_args.get("bddl_file") or ""))
+    bddl = PurePosixPath(str(env_args.get("bddl_file") or kwargs.get("bddl_file_name") or ""))
     if bddl.suffix == ".bddl":
         try:
             return find_task(bddl.stem, bddl.parent.name)

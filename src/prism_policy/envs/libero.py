@@ -12,6 +12,7 @@ import io
 import json
 import pickle
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -94,10 +95,11 @@ class LiberoEnv(RobosuiteEnv):
         # marks, and a policy would learn from other images than it meets.
         self.sim_env.visualize(vis_settings=dict.fromkeys(self.sim_env._visualizations, False))
         self.sim_env._observables.clear()  # they would be recomputed at each 2 ms substep; observations need no more
-        self._fixtures = [thing.root_body for thing in self.sim_env.fixtures]
-        self._fixture_ids = [self.model.body(name).id for name in self._fixtures]
+        self.fixtures = [thing.root_body for thing in self.sim_env.fixtures]
+        self._fixture_ids = [self.model.body(name).id for name in self.fixtures]
         # Where the model's own file has them. LIBERO's placements take for granted that they still stand there.
-        self._home = fixture_poses(self.sim_env.model.get_xml(), self._fixtures)
+        self._home = fixture_poses(self.sim_env.model.get_xml(), self.fixtures)
+        self._xml: str = self.sim_env.sim.model.get_xml()  # later, MuJoCo would give that of the last model it compiled
         self._lamps = _lamps(self.sim_env)
         self.init_states = read_init_states(ROOT / "init_files" / task.suite / f"{task.title}.pruned_init")
         self._renderer: Renderer | None = None
@@ -126,9 +128,14 @@ class LiberoEnv(RobosuiteEnv):
 
     @property
     def model_xml(self) -> str:  # type: ignore[override]
-        """The model as it is now, with cabinet and stove where they stand in this episode."""
-        xml: str = self.sim_env.sim.model.get_xml()
-        return xml
+        """The model, with cabinet and stove where they stand in this episode."""
+        root = ElementTree.fromstring(self._xml)
+        bodies = {body.get("name"): body for body in root.iter("body")}
+        for name in self.fixtures:
+            body = self.model.body(name)
+            for key in ("pos", "quat"):
+                bodies[name].set(key, " ".join(map(repr, getattr(body, key).tolist())))
+        return ElementTree.tostring(root, encoding="unicode")
 
     @property
     def state(self) -> np.ndarray:
@@ -139,7 +146,7 @@ class LiberoEnv(RobosuiteEnv):
     def set_state(self, state: np.ndarray) -> None:
         """Put the simulation into `state` (S,), which may lack the fixtures: they stay where they are then."""
         plain = 1 + self.model.nq + self.model.nv
-        if len(state) == plain + 7 * len(self._fixtures):
+        if len(state) == plain + 7 * len(self.fixtures):
             self._arrange(self.model, state[plain:])
             state = state[:plain]
         super().set_state(state)
@@ -154,7 +161,7 @@ class LiberoEnv(RobosuiteEnv):
         Raises:
             PrismError: another size, or not finite.
         """
-        plain, fixtures = 1 + self.model.nq + self.model.nv, 7 * len(self._fixtures)
+        plain, fixtures = 1 + self.model.nq + self.model.nv, 7 * len(self.fixtures)
         sizes = (plain, plain + fixtures)
         if states.ndim != 2 or states.shape[1] not in sizes or not np.isfinite(states).all():
             raise PrismError(
@@ -163,7 +170,7 @@ class LiberoEnv(RobosuiteEnv):
             )
         if states.shape[1] == plain + fixtures:
             return states
-        poses = fixture_poses(model_file, self._fixtures) if model_file else self._home
+        poses = fixture_poses(model_file, self.fixtures) if model_file else self._home
         return np.hstack([states, np.broadcast_to(poses.ravel(), (len(states), fixtures))])
 
     def reset(
@@ -228,8 +235,6 @@ class LiberoEnv(RobosuiteEnv):
                     break
             else:
                 raise PrismError(f"found no placement of {self.task.name}'s objects without overlap")
-        # to the digits that a demonstration's XML keeps
-        self._arrange(self.model, fixture_poses(self.model_xml, self._fixtures))
         self.set_state(self.state)
 
     def _settle(self) -> float:
@@ -277,7 +282,7 @@ def _lamps(sim_env: Any) -> list[tuple[int, int, float]]:
     return lamps
 
 
-def fixture_poses(xml: str, names: list[str]) -> np.ndarray:
+def fixture_poses(xml: str, names: Sequence[str]) -> np.ndarray:
     """Where bodies stand in a model's XML, such as a demonstration's `model_file`: (n, 7), quaternions w x y z.
 
     Raises:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -61,6 +62,8 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         PrismError: unknown task or camera, or no OpenGL.
     """
 
+    fixtures: Sequence[str] = ()
+    """Bodies whose poses a state ends with, 7 numbers each."""
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (declared so by gymnasium)
 
     def __init__(self, task: TaskConfig, render_images: bool = True) -> None:
