@@ -28,6 +28,10 @@ class LiberoExpert(Expert):
 
     stages = (*PickAndPlace.stages, *Turn.stages[-2:-1], *Push.stages[1:2], "rest")
     max_steps: ClassVar[int] = 600
+    # What falls here seldom lies so that it can be taken again, and what is done may come undone.
+    tolerance: ClassVar[dict[str, float]] = {
+        "grasp": 0.5, "carry": 0.9, "lower": 0.4, "release": 0.4, "turn": 0.4, "push": 0.5, "rest": 0.0
+    }  # fmt: skip
 
     def __init__(self, env: LiberoEnv, rng: np.random.Generator) -> None:
         super().__init__(env, rng)
