@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
+from prism_policy import config_json, presets
 from prism_policy.config import DemoConfig
 from prism_policy.data.libero import export_libero, libero_episodes
 from prism_policy.data.robomimic import write_demo
@@ -27,6 +28,8 @@ except PackageNotFoundError:
 from prism_policy.envs import libero_install
 from prism_policy.envs.experts.demonstration import demonstrate
 from prism_policy.envs.libero import LiberoEnv, fixture_poses, read_init_states
+from prism_policy.measure import Asked, evaluate_runs
+from prism_policy.train_run import train_run
 
 Envs = Callable[[str, int], LiberoEnv]
 STOVE = ("libero_10", 2)  # a stove to be turned on and a pot
@@ -268,6 +271,31 @@ def test_no_question_is_asked_on_the_first_import(tmp_path: Path) -> None:
     assert (run.returncode, run.stdout) == (0, "")
     assert (tmp_path / "libero" / "config.yaml").is_file()
     assert not (tmp_path / "home" / ".libero").exists()
+
+
+@pytest.mark.slow
+def test_a_policy_of_two_tasks_is_trained_and_measured_alike_by_one_worker_and_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRISM_CACHE", str(tmp_path / "cache"))
+    config = config_json.override(
+        presets.nano("libero_spatial", encoder_name="sspool"),
+        ["task.numbers=[2,3]", "task.max_steps=24", "demos.num_demos=2", "train.steps=4", "train.rollout_every=2",
+         "train.rollout_episodes=2"],
+    )  # fmt: skip
+    for workers in (1, 2):
+        run = tmp_path / f"run{workers}"
+        train_run(run, config)
+        (summary,) = evaluate_runs([run], Asked(n_episodes=3, video_every=2), workers)
+        assert {name: row["n_episodes"] for name, row in summary["tasks"].items()} == {
+            "libero_spatial_2": 3,
+            "libero_spatial_3": 3,
+        }
+        assert "Task by task" in (run / "report.html").read_text()
+        assert len(list(run.glob("videos/last/*/episode_*.mp4"))) == 4
+    one, two = ({p.relative_to(r): p.read_bytes() for p in r.glob("results/**/*.npy")} for r in tmp_path.glob("run?"))
+    assert len(one) == 6
+    assert one == two
 
 
 @pytest.mark.slow

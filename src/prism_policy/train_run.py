@@ -13,7 +13,7 @@ from prism_policy.dataset import training_windows
 from prism_policy.envs.workers import Simulators
 from prism_policy.evaluate import available_cores, evaluate
 from prism_policy.files import read_lines
-from prism_policy.libero_suites import single_tasks
+from prism_policy.libero_suites import SUITES, single_tasks
 from prism_policy.policies import Policy
 from prism_policy.progress import Bar, console
 from prism_policy.ranks import join
@@ -43,9 +43,11 @@ def train_run(
         with ranks.first_alone():
             open_run(folder, config)
             windows, valid = training_windows(config)
-        rollout = _rollout(folder, config) if importlib.util.find_spec("robosuite") else None
+        suite = config.task.name in SUITES
+        rollout = _rollout(folder, config) if importlib.util.find_spec("libero" if suite else "robosuite") else None
         if rollout is None and 0 < config.train.rollout_every <= config.train.steps:
-            console.print("No rollouts while training: robosuite is not installed (pip install prism-policy[sim])")
+            missing, extra = ("LIBERO", "libero") if suite else ("robosuite", "sim")
+            console.print(f"No rollouts while training: {missing} is not installed (pip install prism-policy[{extra}])")
         with (
             trackers(track if ranks.first else (), folder, config) as others,
             Bar("Training", config.train.steps) as bar,
