@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
+from prism_policy.cli_data import Import
 from prism_policy.data.libero import (
     describe_libero,
     export_libero,
@@ -18,6 +19,7 @@ from prism_policy.data.libero import (
     to_axis_angle,
 )
 from prism_policy.data.robomimic import read_demos
+from prism_policy.dataset import libero_files
 from prism_policy.errors import PrismError
 from prism_policy.libero_suites import SUITES, find_task, instruction, libero_task, libero_tasks, wordings
 
@@ -100,6 +102,24 @@ def test_an_import_reads_as_this_librarys_demonstrations(recorded: Path, tmp_pat
     with h5py.File(target) as file:
         assert file["data"].attrs["libero_task"] == TITLE
         assert set(file["mask"]) == {"train", "valid"}
+
+
+def test_a_folder_of_liberos_files_becomes_a_dataset_of_their_suite(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = libero_tasks("libero_spatial")[3:5]
+    (tmp_path / "theirs").mkdir()
+    for task in tasks:
+        write_libero(tmp_path / "theirs" / f"{task.title}_demo.hdf5", task.title)
+    Import(tmp_path / "theirs", tmp_path / "ours", "libero_spatial").run()
+    assert f"Next: prism render {tmp_path / 'ours'}" in capsys.readouterr().out
+    assert [file.name for file in libero_files(tmp_path / "ours", tasks).values()] == [
+        f"{task.title}_demo.hdf5" for task in tasks
+    ]
+    with pytest.raises(PrismError, match="ours exists; choose another --out"):
+        Import(tmp_path / "theirs", tmp_path / "ours").run()
+    with pytest.raises(PrismError, match="expected LIBERO's HDF5 files in this folder, got none"):
+        Import(tmp_path, tmp_path / "other").run()
 
 
 def test_a_round_trip_keeps_every_step(recorded: Path, tmp_path: Path) -> None:

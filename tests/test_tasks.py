@@ -23,7 +23,7 @@ from prism_policy.data.robomimic_env import recorded_env
 from prism_policy.data.windows import Windows, batch_indices
 from prism_policy.dataset import fit_to_dataset, libero_files, training_windows
 from prism_policy.errors import PrismError
-from prism_policy.libero_suites import SUITES, LiberoTask, libero_task, single_tasks, task_named
+from prism_policy.libero_suites import LiberoTask, libero_task, single_tasks, task_named
 from prism_policy.report import write_report
 from prism_policy.results import Stream, streams, summarise_run
 from prism_policy.run_folder import make_policy
@@ -304,9 +304,3 @@ def test_runs_of_a_suite_are_compared_task_by_task(tmp_path: Path) -> None:
     result = json.loads(compare(a, b, ("last", "last"), "evaluate").read_text())
     counts = {key: result[key] for key in ("n_episodes", "both", "only_a", "only_b", "neither")}
     assert counts == {"n_episodes": 8, "both": 2, "only_a": 2, "only_b": 1, "neither": 3}
-
-
-def test_every_suite_has_its_tasks() -> None:
-    assert {suite: len(titles) for suite, titles in SUITES.items()} == {
-        "libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90,
-    }  # fmt: skip
