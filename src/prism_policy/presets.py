@@ -115,7 +115,8 @@ def nano(
 ) -> RunConfig:
     """A run that two CPU cores finish in ten minutes on Lift: a trunk a quarter as wide, a U-Net a tenth as large."""
     base = encoder(encoder_name)
-    suite, steps = task in MAX_STEPS, 1200 if task == "lift" else 2000
+    suite = task in MAX_STEPS
+    steps = 2000 if suite else 1200 if task == "lift" else 1500
     return RunConfig(
         task=replace(task_config(task), render=RenderConfig(resolution=84)),
         demos=demo_config(task, seed, suite_demos=20),
