@@ -23,9 +23,9 @@ from prism_policy.results import Stream
 Scale = Literal["nano", "small", "paper", "smoke"]
 SCALES: dict[Scale, str] = {
     "nano": "a trunk a quarter as wide, a U-Net a tenth as large, 1,200 updates of 64 windows on Lift, 1,500 on other "
-    "tasks, 2,000 on a suite: ten minutes of two CPU cores on Lift. It can show what makes a small policy learn an easy task faster or "
-    "fail at it; it cannot show what large policies reach that were trained to the end. On ToolHang it can hardly "
-    "succeed: look at how far the episodes came.",
+    "tasks, 2,000 on a suite: ten minutes of two CPU cores on Lift. It can show what makes a small policy learn an "
+    "easy task faster or fail at it; it cannot show what large policies reach that were trained to the end. On "
+    "ToolHang it can hardly succeed: look at how far the episodes came.",
     "small": "the paper's networks, 10,000 updates of 256 windows, 100 demonstrations: about 20 cells in an afternoon "
     "of one GPU (estimated; none was at hand). It can show differences that appear early in training; it cannot show "
     "those that need the paper's 50,000 updates of 512.",
