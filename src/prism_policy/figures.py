@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from prism_policy.attribution import input_gradient
 from prism_policy.files import atomic
 from prism_policy.replay import observe_moments
 from prism_policy.run_folder import load_policy
-from prism_policy.saliency import input_gradient, overlay
+from prism_policy.saliency import overlay
 from prism_policy.tables import Results, added_parameters
 
 GREY = "#666666"

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prism_policy.attribution import input_gradient
 from prism_policy.files import atomic
 from prism_policy.models.encoder import crop_size
 
@@ -27,27 +28,6 @@ STAGE_COLOURS = (
     "#d4433f",
 )  # shallow to deep, told apart on table, robot and by all eyes
 _INCHES_A_FRAME = 2.3
-
-
-def input_gradient(policy: Policy, observation: Observation, noise: Tensor) -> dict[str, NDArray[np.float32]]:
-    """How much each pixel moves the action chunk: |d <a, sg[a]> / d pixel|, summed over colours.
-
-    The chunk a is normalised and sampled from the given noise, so the result is deterministic; gradients flow through
-    the whole sampler. Pixels outside the centre crop have no saliency.
-
-    Args:
-        policy: a policy in evaluation mode.
-        observation: images uint8 (B, To, H, W, 3), proprio (B, To, P).
-        noise: from `policy.draw_noise`.
-
-    Returns:
-        float32 (B, To, H, W) a camera [squared normalised action per grey level of 255].
-    """
-    images = {c: x.detach().float().requires_grad_() for c, x in observation["images"].items()}
-    chunk = policy.sample({**observation, "images": images}, noise)  # (B, T, A)
-    target = (chunk * chunk.detach()).sum()
-    gradients = torch.autograd.grad(target, list(images.values()))
-    return {c: g.abs().sum(-1).cpu().numpy() for c, g in zip(images, gradients, strict=True)}
 
 
 def overlay(frame: NDArray[np.uint8], saliency: NDArray[np.float32], scale: float) -> NDArray[np.uint8]:

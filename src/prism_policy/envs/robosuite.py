@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -89,6 +90,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         for camera in task.cameras:
             camera_id(self.model, camera)
         self._renderer: Renderer | None = None
+        self._segmenter: Renderer | None = None
         self._data = mujoco.MjData(self.model)
         hand = self.sim_env.robots[0]
         self.eef_site = hand.eef_site_id["right"]
@@ -254,6 +256,17 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         self._pose(state)
         return self._draw(camera or self.task.cameras[0], resolution)
 
+    def segment(self, camera: str, state: np.ndarray | None = None) -> np.ndarray:
+        """Which geom of `model` each pixel of a camera's image shows, int32 (H, W), -1 for none; as `render` otherwise.
+
+        Drawn without anti-aliasing, so that a pixel shows one geom: the one in its middle.
+        """
+        camera_id(self.model, camera)
+        plain = replace(self.task.render, msaa=0)
+        self._segmenter = self._segmenter or Renderer(self.model, plain)
+        self._segmenter.pose((self.state if state is None else state)[1 : 1 + self.model.nq])
+        return self._segmenter.segment(camera)
+
     def metadata_json(self) -> str:
         """What makes this environment, as JSON: robomimic's `env_args`."""
         return json.dumps(
@@ -267,9 +280,10 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
 
     def close(self) -> None:
         """Free OpenGL and the simulation."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        for renderer in (self._renderer, self._segmenter):
+            if renderer is not None:
+                renderer.close()
+        self._renderer = self._segmenter = None
         self.sim_env.close()
 
     def _pose(self, state: np.ndarray | None) -> mujoco.MjData:

@@ -17,6 +17,14 @@ STAGES = {
 }
 """Names of each task's stages, in order. The last one is robosuite's success."""
 
+PHASES = {
+    "lift": ("approach", "grasp", "lift"),
+    "can": ("approach", "grasp", "lift", "carry", "place"),
+    "square": ("approach", "grasp", "lift", "align", "insert"),
+    "tool_hang": ("approach", "grasp", "align", "insert", "fetch the tool", "hang"),
+}
+"""What has to be done until each of `STAGES` is reached."""
+
 NEAR = 0.03  # [m] from the grip site to what shall be grasped
 HIGH = 0.03  # [m] above where it lay
 ASIDE, TURNED = 0.01, 0.15  # [m], [rad] from where it fits
@@ -28,16 +36,28 @@ def furthest_stage(env: RobosuiteEnv, states: np.ndarray, success: bool) -> str:
     The states are put into the simulation one after the other, which leaves it at the last one.
     """
     names = STAGES[env.task.name]
-    if success:
-        return names[-1]
-    seen = [False] * (len(names) - 1)
-    heights = [0.0]
+    return names[-1] if success else ("", *names)[_reached(env, states)[-1]]
+
+
+def phases(env: RobosuiteEnv, states: np.ndarray) -> list[str]:
+    """What there is to do at each of the states (T, S) of an episode, given how far it has come: one of `PHASES`.
+
+    A phase may be skipped, and does not come back: who drops the cube is still lifting it.
+    """
+    return [PHASES[env.task.name][reached] for reached in _reached(env, states)]
+
+
+def _reached(env: RobosuiteEnv, states: np.ndarray) -> list[int]:
+    """How many stages the furthest one is, up to each of the states; success is not looked for."""
+    seen = [False] * (len(STAGES[env.task.name]) - 1)
+    heights, reached = [0.0], []
     for i, state in enumerate(states):
         env.set_state(state)
         if i == 0:
             heights = [_body(env, name)[0][2] for name in OBJECTS[env.task.name]]
         seen = [a or b for a, b in zip(seen, _CHECKS[env.task.name](env, heights), strict=True)]
-    return next((name for name, held in reversed(list(zip(names, seen, strict=False))) if held), "")
+        reached.append(max((n for n, held in enumerate(seen, start=1) if held), default=0))
+    return reached
 
 
 OBJECTS = {"lift": ("cube_main",), "can": ("Can_main",), "square": ("SquareNut_main",), "tool_hang": ()}

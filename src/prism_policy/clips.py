@@ -1,0 +1,197 @@
+"""Frames of an episode as a policy meets them, with what the simulator knows of them: masks, and what is to be done.
+
+They come from an evaluated episode's states, from a file of demonstrations, or from the scripted expert.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prism_policy.config import DemoConfig, RunConfig, TaskConfig
+from prism_policy.data.robomimic import demo_names, iter_demos, open_demos
+from prism_policy.envs.pool import WorkerPool, environment
+from prism_policy.errors import PrismError
+from prism_policy.evaluate import states_path
+from prism_policy.results import Stream, streams
+
+_ALIKE = 2.0  # [grey levels]: mean difference between a file's frames and ours, above which masks are not for them
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an episode's frames come from."""
+
+    task: TaskConfig
+    n_obs_steps: int
+    episode: int
+    title: str
+    states: Path | None = None
+    """File of states of an evaluated episode."""
+    success: bool | None = None
+    dataset: Path | None = None
+    """File of demonstrations with images."""
+    demos: DemoConfig | None = None
+    """How the scripted expert's demonstration is made."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """F frames of one episode."""
+
+    title: str
+    episode: int
+    success: bool | None
+    length: int
+    """Steps of the whole episode."""
+    steps: np.ndarray
+    """Which of them these are, int (F,)."""
+    phases: list[str]
+    """What there is to do at each, F names; "" where the simulator cannot tell."""
+    observation: dict[str, Any]
+    """{"images": {camera: uint8 (F, To, H, W, 3)}, "proprio": float32 (F, To, P)}."""
+    masks: dict[str, np.ndarray]
+    """camera -> uint8 (F, H, W) labels of `envs.masks`; empty where the simulator cannot tell."""
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def sources(folder: Path, config: RunConfig, episodes: Sequence[int], n_obs_steps: int) -> list[Source]:
+    """Episodes of a run: evaluated ones, or else demonstrations of its file, or else of the scripted expert.
+
+    Raises:
+        PrismError: there is no such episode.
+    """
+    task = config.task
+    evaluated = next((s for s in streams(folder) if s.records()), None)
+    if evaluated is not None:
+        return [_evaluated(evaluated, task, n_obs_steps, episode) for episode in episodes]
+    if config.dataset:
+        path = Path(config.dataset)
+        if not path.is_file():
+            raise PrismError(
+                f"{folder} has no evaluated episode and its demonstrations {path} are not there: no frames to look at; "
+                f"run `prism evaluate {folder}`"
+            )
+        return [
+            Source(task, n_obs_steps, e, f"demonstration {e} of {path.name}", dataset=path, success=True)
+            for e in episodes
+        ]
+    if bad := [e for e in episodes if e < 0]:
+        raise PrismError(f"expected an episode from 0 on, got {bad[0]}")
+    return [
+        Source(task, n_obs_steps, e, f"the expert's demonstration {e}", demos=config.demos, success=True)
+        for e in episodes
+    ]
+
+
+def _evaluated(stream: Stream, task: TaskConfig, n_obs_steps: int, episode: int) -> Source:
+    records = {int(r["episode"]): r for r in stream.records()}
+    path = states_path(stream.folder, episode)
+    if episode not in records or not path.is_file():
+        raise PrismError(
+            f"{stream.run} has no evaluated episode {episode} ({stream.name}); it has 0 to {max(records)}"
+            if episode not in records
+            else f"{path} is missing: the frames of episode {episode} cannot be drawn; evaluate the run again"
+        )
+    success = bool(records[episode]["success"])
+    title = f"episode {episode} of {stream.run.resolve().name}, {'success' if success else 'failure'}"
+    return Source(task, n_obs_steps, episode, title, states=path, success=success)
+
+
+def draw_clips(wanted: Sequence[Source], frames: int, pairs: bool = False, workers: int | None = None) -> list[Clip]:
+    """Draw the frames of these episodes in worker processes.
+
+    Args:
+        frames: how many of each, spread evenly.
+        pairs: choose every second of them one step after the other, for consistency over time.
+    """
+    with WorkerPool(min(workers or 2, len(wanted))) as pool:
+        return [future.result() for future in [pool.submit(_draw, source, frames, pairs) for source in wanted]]
+
+
+def choose_steps(length: int, frames: int, pairs: bool) -> np.ndarray:
+    """Which of `length` steps are looked at: at most `frames` spread evenly, or half as many and their successors."""
+    if not pairs or length < 2:
+        return np.unique(np.linspace(0, length - 1, min(frames, length)).astype(int))
+    firsts = np.unique(np.linspace(0, length - 2, max(frames // 2, 1)).astype(int))
+    return np.unique(np.concatenate([firsts, firsts + 1]))
+
+
+def _draw(source: Source, frames: int, pairs: bool) -> Clip:
+    if source.dataset is not None:
+        return _from_file(source, frames, pairs)
+    env = environment(source.task, render_images=True)
+    if source.states is not None:
+        states = np.load(source.states, allow_pickle=False)
+    else:
+        from prism_policy.envs.experts import demonstrate
+
+        assert source.demos is not None
+        states = demonstrate(env, source.demos, source.episode).states
+    steps = choose_steps(len(states), frames, pairs)
+    wanted = np.unique(_history(steps, source.n_obs_steps))
+    drawn = {step: env.observe(states[step]) for step in wanted}
+    images = {c: np.stack([drawn[s]["images"][c] for s in wanted]) for c in source.task.cameras}
+    proprio = np.stack([drawn[s]["proprio"] for s in wanted])
+    return _clip(source, steps, len(states), wanted, images, proprio, *_labels(env, source.task, states, steps))
+
+
+def _labels(env: Any, task: TaskConfig, states: np.ndarray, steps: np.ndarray) -> tuple[list[str], dict[str, Any]]:
+    """Phases and masks, where the simulator knows this task's."""
+    from prism_policy.envs import masks, stages
+
+    known = task.name in masks.OBJECTS and task.name in stages.PHASES
+    if not known:
+        return [""] * len(steps), {}
+    labels = {c: np.stack([masks.task_mask(env, c, states[s]) for s in steps]) for c in task.cameras}
+    names = stages.phases(env, states)
+    return [names[s] for s in steps], labels
+
+
+def _from_file(source: Source, frames: int, pairs: bool) -> Clip:
+    assert source.dataset is not None
+    with open_demos(source.dataset) as file:
+        count = len(demo_names(file))
+    if not 0 <= source.episode < count:
+        raise PrismError(f"{source.dataset} has no demonstration {source.episode}; it has 0 to {count - 1}")
+    demo = next(itertools.islice(iter_demos(source.dataset, source.task.cameras), source.episode, None))
+    steps = choose_steps(len(demo), frames, pairs)
+    wanted = np.unique(_history(steps, source.n_obs_steps))
+    images = {c: x[wanted] for c, x in demo.images.items()}
+    phases, labels = [""] * len(steps), {}
+    try:
+        env = environment(source.task, render_images=True)
+        env.check_states(demo.states, str(source.dataset))
+        shown = env.observe(demo.states[wanted[0]])["images"]
+        if all(np.abs(shown[c].astype(float) - images[c][0]).mean() < _ALIKE for c in source.task.cameras):
+            phases, labels = _labels(env, source.task, demo.states, steps)
+    except PrismError:
+        pass  # no simulator here, or not the one that recorded this: its frames are still worth a look
+    return _clip(source, steps, len(demo), wanted, images, demo.proprio[wanted], phases, labels)
+
+
+def _history(steps: np.ndarray, n_obs_steps: int) -> np.ndarray:
+    """The steps that a policy sees at each of `steps`, oldest first, (F, To); before the start it is the start."""
+    return np.maximum(steps[:, None] + np.arange(1 - n_obs_steps, 1), 0)
+
+
+def _clip(
+    source: Source,
+    steps: np.ndarray,
+    length: int,
+    drawn: np.ndarray,
+    images: dict[str, np.ndarray],
+    proprio: np.ndarray,
+    phases: list[str],
+    masks: dict[str, np.ndarray],
+) -> Clip:
+    places = np.searchsorted(drawn, _history(steps, source.n_obs_steps))  # (F, To)
+    observation = {"images": {c: x[places] for c, x in images.items()}, "proprio": proprio[places]}
+    return Clip(source.title, source.episode, source.success, length, steps, phases, observation, masks)
