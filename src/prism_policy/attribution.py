@@ -193,7 +193,7 @@ def layer_cam(f: Objective, stage: int | None = None) -> Images:
     stage = stage or encoder.config.stages_read[-1]
     maps: list[Tensor] = []  # in the order in which the encoder takes the cameras, one trunk for all or not
     trunks = {id(e.trunk): e.trunk for e in encoder.encoders.values()}
-    layers = [trunk.get_submodule(f"layer{stage}") for trunk in trunks.values()]  # type: ignore[union-attr, operator]
+    layers = [trunk.get_submodule(f"layer{stage}") for trunk in trunks.values()]  # type: ignore[union-attr]
     hooks = [layer.register_forward_hook(lambda _, __, output: maps.append(output)) for layer in layers]
     try:
         total = f(_leaves(f.images)).sum()
@@ -238,7 +238,8 @@ def occlusion(f: Objective, patch: int, rows_at_once: int = 64) -> Images:
         batch, _, height, width, _ = frames.shape
         corners = [(y, x) for y in _starts(height, patch) for x in _starts(width, patch)]
         jobs = [(row, *corner) for corner in corners for row in range(batch)]
-        total, count = frames.new_zeros(batch, height, width, dtype=torch.float32), np.zeros((height, width), np.float32)
+        total = frames.new_zeros(batch, height, width, dtype=torch.float32)
+        count = torch.zeros(height, width)
         for y, x in corners:
             count[y : y + patch, x : x + patch] += 1
         for first in range(0, len(jobs), rows_at_once):
@@ -251,7 +252,7 @@ def occlusion(f: Objective, patch: int, rows_at_once: int = 64) -> Images:
             change = (f(images, rows) - before[rows]).abs().float()
             for (row, y, x), value in zip(some, change, strict=True):
                 total[row, y : y + patch, x : x + patch] += value
-        found[camera] = (total / torch.from_numpy(count).to(total.device))[:, None].expand(frames.shape[:-1])
+        found[camera] = (total / count.to(total.device))[:, None].expand(frames.shape[:-1])
     return found
 
 

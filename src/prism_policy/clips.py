@@ -9,16 +9,20 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from prism_policy.config import DemoConfig, RunConfig, TaskConfig
-from prism_policy.data.robomimic import demo_names, iter_demos, open_demos
+from prism_policy.data.robomimic import Episode, demo_names, iter_demos, open_demos
 from prism_policy.envs.pool import WorkerPool, environment
 from prism_policy.errors import PrismError
 from prism_policy.evaluate import states_path
 from prism_policy.results import Stream, streams
+
+Pick = Literal["even", "pairs", "phases"]
+"""Which frames of an episode: spread evenly; half as many, each with its successor, for consistency over time; or the
+middle one of each phase of the task."""
 
 _ALIKE = 2.0  # [grey levels]: mean difference between a file's frames and ours, above which masks are not for them
 
@@ -105,28 +109,31 @@ def _evaluated(stream: Stream, task: TaskConfig, n_obs_steps: int, episode: int)
     return Source(task, n_obs_steps, episode, title, states=path, success=success)
 
 
-def draw_clips(wanted: Sequence[Source], frames: int, pairs: bool = False, workers: int | None = None) -> list[Clip]:
+def draw_clips(wanted: Sequence[Source], frames: int, pick: Pick = "even", workers: int | None = None) -> list[Clip]:
     """Draw the frames of these episodes in worker processes.
 
     Args:
-        frames: how many of each, spread evenly.
-        pairs: choose every second of them one step after the other, for consistency over time.
+        frames: at most how many of each.
+        pick: which.
     """
     with WorkerPool(min(workers or 2, len(wanted))) as pool:
-        return [future.result() for future in [pool.submit(_draw, source, frames, pairs) for source in wanted]]
+        return [future.result() for future in [pool.submit(_draw, source, frames, pick) for source in wanted]]
 
 
-def choose_steps(length: int, frames: int, pairs: bool) -> np.ndarray:
-    """Which of `length` steps are looked at: at most `frames` spread evenly, or half as many and their successors."""
-    if not pairs or length < 2:
-        return np.unique(np.linspace(0, length - 1, min(frames, length)).astype(int))
-    firsts = np.unique(np.linspace(0, length - 2, max(frames // 2, 1)).astype(int))
-    return np.unique(np.concatenate([firsts, firsts + 1]))
+def choose_steps(length: int, frames: int, pick: Pick, phases: Sequence[str] = ()) -> np.ndarray:
+    """Which of `length` steps are looked at, in order, given the phase of each where it is known."""
+    if pick == "phases" and any(phases):
+        held = [np.flatnonzero(np.array(phases) == name) for name in dict.fromkeys(phases)]
+        return np.array([places[len(places) // 2] for places in held])
+    if pick == "pairs" and length > 1:
+        firsts = np.unique(np.linspace(0, length - 2, max(frames // 2, 1)).astype(int))
+        return np.unique(np.concatenate([firsts, firsts + 1]))
+    return np.unique(np.linspace(0, length - 1, min(frames, length)).astype(int))
 
 
-def _draw(source: Source, frames: int, pairs: bool) -> Clip:
+def _draw(source: Source, frames: int, pick: Pick) -> Clip:
     if source.dataset is not None:
-        return _from_file(source, frames, pairs)
+        return _from_file(source, frames, pick)
     env = environment(source.task, render_images=True)
     if source.states is not None:
         states = np.load(source.states, allow_pickle=False)
@@ -135,46 +142,60 @@ def _draw(source: Source, frames: int, pairs: bool) -> Clip:
 
         assert source.demos is not None
         states = demonstrate(env, source.demos, source.episode).states
-    steps = choose_steps(len(states), frames, pairs)
+    phases = _phases(env, source.task, states)
+    steps = choose_steps(len(states), frames, pick, phases)
     wanted = np.unique(_history(steps, source.n_obs_steps))
     drawn = {step: env.observe(states[step]) for step in wanted}
     images = {c: np.stack([drawn[s]["images"][c] for s in wanted]) for c in source.task.cameras}
     proprio = np.stack([drawn[s]["proprio"] for s in wanted])
-    return _clip(source, steps, len(states), wanted, images, proprio, *_labels(env, source.task, states, steps))
+    return _clip(source, steps, phases, wanted, images, proprio, _masks(env, source.task, states[steps]))
 
 
-def _labels(env: Any, task: TaskConfig, states: np.ndarray, steps: np.ndarray) -> tuple[list[str], dict[str, Any]]:
-    """Phases and masks, where the simulator knows this task's."""
-    from prism_policy.envs import masks, stages
+def _phases(env: Any, task: TaskConfig, states: np.ndarray) -> list[str]:
+    """What there is to do at each of the states, where the stages of the task are known."""
+    from prism_policy.envs import stages
 
-    known = task.name in masks.OBJECTS and task.name in stages.PHASES
-    if not known:
-        return [""] * len(steps), {}
-    labels = {c: np.stack([masks.task_mask(env, c, states[s]) for s in steps]) for c in task.cameras}
-    names = stages.phases(env, states)
-    return [names[s] for s in steps], labels
+    return stages.phases(env, states) if task.name in stages.PHASES else [""] * len(states)
 
 
-def _from_file(source: Source, frames: int, pairs: bool) -> Clip:
+def _masks(env: Any, task: TaskConfig, states: np.ndarray) -> dict[str, np.ndarray]:
+    """Masks of the states, where the objects of the task are known."""
+    from prism_policy.envs import masks
+
+    if task.name not in masks.OBJECTS:
+        return {}
+    return {c: np.stack([masks.task_mask(env, c, state) for state in states]) for c in task.cameras}
+
+
+def _from_file(source: Source, frames: int, pick: Pick) -> Clip:
     assert source.dataset is not None
     with open_demos(source.dataset) as file:
         count = len(demo_names(file))
     if not 0 <= source.episode < count:
         raise PrismError(f"{source.dataset} has no demonstration {source.episode}; it has 0 to {count - 1}")
     demo = next(itertools.islice(iter_demos(source.dataset, source.task.cameras), source.episode, None))
-    steps = choose_steps(len(demo), frames, pairs)
+    env, phases, masks = _its_simulator(source, demo), [""] * len(demo), {}
+    if env is not None:
+        phases = _phases(env, source.task, demo.states)
+    steps = choose_steps(len(demo), frames, pick, phases)
+    if env is not None:
+        masks = _masks(env, source.task, demo.states[steps])
     wanted = np.unique(_history(steps, source.n_obs_steps))
-    images = {c: x[wanted] for c, x in demo.images.items()}
-    phases, labels = [""] * len(steps), {}
+    return _clip(
+        source, steps, phases, wanted, {c: x[wanted] for c, x in demo.images.items()}, demo.proprio[wanted], masks
+    )
+
+
+def _its_simulator(source: Source, demo: Episode) -> Any:
+    """The simulator, if it is here and draws what the file shows: only then are masks and stages about its frames."""
     try:
         env = environment(source.task, render_images=True)
         env.check_states(demo.states, str(source.dataset))
-        shown = env.observe(demo.states[wanted[0]])["images"]
-        if all(np.abs(shown[c].astype(float) - images[c][0]).mean() < _ALIKE for c in source.task.cameras):
-            phases, labels = _labels(env, source.task, demo.states, steps)
+        shown = env.observe(demo.states[0])["images"]
     except PrismError:
-        pass  # no simulator here, or not the one that recorded this: its frames are still worth a look
-    return _clip(source, steps, len(demo), wanted, images, demo.proprio[wanted], phases, labels)
+        return None
+    alike = all(np.abs(shown[c].astype(float) - demo.images[c][0]).mean() < _ALIKE for c in source.task.cameras)
+    return env if alike else None
 
 
 def _history(steps: np.ndarray, n_obs_steps: int) -> np.ndarray:
@@ -185,13 +206,13 @@ def _history(steps: np.ndarray, n_obs_steps: int) -> np.ndarray:
 def _clip(
     source: Source,
     steps: np.ndarray,
-    length: int,
+    phases: Sequence[str],
     drawn: np.ndarray,
     images: dict[str, np.ndarray],
     proprio: np.ndarray,
-    phases: list[str],
     masks: dict[str, np.ndarray],
 ) -> Clip:
     places = np.searchsorted(drawn, _history(steps, source.n_obs_steps))  # (F, To)
     observation = {"images": {c: x[places] for c, x in images.items()}, "proprio": proprio[places]}
-    return Clip(source.title, source.episode, source.success, length, steps, phases, observation, masks)
+    names = [phases[s] for s in steps]
+    return Clip(source.title, source.episode, source.success, len(phases), steps, names, observation, masks)
