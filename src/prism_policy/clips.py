@@ -6,7 +6,7 @@ They come from an evaluated episode's states, from a file of demonstrations, or 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -109,15 +109,27 @@ def _evaluated(stream: Stream, task: TaskConfig, n_obs_steps: int, episode: int)
     return Source(task, n_obs_steps, episode, title, states=path, success=success)
 
 
-def draw_clips(wanted: Sequence[Source], frames: int, pick: Pick = "even", workers: int | None = None) -> list[Clip]:
-    """Draw the frames of these episodes in worker processes.
+def draw_clips(
+    wanted: Sequence[tuple[Source, int, Pick]],
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Clip]:
+    """Draw frames of episodes in worker processes, in this order.
 
     Args:
-        frames: at most how many of each.
-        pick: which.
+        wanted: of each episode at most so many frames, and which.
+        progress: called with (done, total).
+
+    Raises:
+        PrismError: the simulator is missing, or a file does not hold the episode.
     """
+    clips = []
     with WorkerPool(min(workers or 2, len(wanted))) as pool:
-        return [future.result() for future in [pool.submit(_draw, source, frames, pick) for source in wanted]]
+        for future in [pool.submit(_draw, *one) for one in wanted]:
+            clips.append(future.result())
+            if progress:
+                progress(len(clips), len(wanted))
+    return clips
 
 
 def choose_steps(length: int, frames: int, pick: Pick, phases: Sequence[str] = ()) -> np.ndarray:
