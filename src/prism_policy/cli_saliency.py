@@ -39,8 +39,8 @@ class Saliency:
     noise_level: float | None = None
     """By default the gradient goes through the whole sampler; with a number in (0, 1], through one call of the network
     at this level of noise."""
-    samples: int = 16
-    """Noisy copies of smoothgrad, steps of integrated_gradients."""
+    samples: int | None = None
+    """Noisy copies of smoothgrad (by default 16), steps of integrated_gradients (64)."""
     camera: tuple[str, ...] = ()
     """Some of the cameras; by default all."""
     video: bool = True

@@ -75,7 +75,7 @@ def sources(folder: Path, config: RunConfig, episodes: Sequence[int], n_obs_step
     task = config.task
     evaluated = next((s for s in streams(folder) if s.records()), None)
     if evaluated is not None:
-        return [_evaluated(evaluated, task, n_obs_steps, episode) for episode in episodes]
+        return [evaluated_source(evaluated, task, n_obs_steps, episode) for episode in episodes]
     if config.dataset:
         path = Path(config.dataset)
         if not path.is_file():
@@ -95,7 +95,12 @@ def sources(folder: Path, config: RunConfig, episodes: Sequence[int], n_obs_step
     ]
 
 
-def _evaluated(stream: Stream, task: TaskConfig, n_obs_steps: int, episode: int) -> Source:
+def evaluated_source(stream: Stream, task: TaskConfig, n_obs_steps: int, episode: int) -> Source:
+    """An episode of a stream.
+
+    Raises:
+        PrismError: there is no such episode, or its states are missing.
+    """
     records = {int(r["episode"]): r for r in stream.records()}
     path = states_path(stream.folder, episode)
     if episode not in records or not path.is_file():

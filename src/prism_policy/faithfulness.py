@@ -57,22 +57,23 @@ def curves(f: Objective, maps: dict[str, NDArray[np.float32]], controls: int = 2
     blank, before = mean_colour(f.images), f.chunk(f.images)
     whole = _distance(f.chunk(blank), before).clamp_min(1e-12)
     rng = np.random.default_rng(seed)
-    found = np.zeros((2, 1 + controls, len(before), len(SHARES)))  # deletion and insertion, the map's and moved masks
-    found[0, ..., -1] = found[1, ..., 0] = 1.0
+    kinds, size = 2 * (1 + controls), len(before)
+    found = np.zeros((kinds, size, len(SHARES)))  # deletion by the map's and by moved masks, then insertion
+    found[: 1 + controls, :, -1] = found[1 + controls :, :, 0] = 1.0
+    rows = torch.arange(size, device=before.device).repeat(kinds)
     for s, share in list(enumerate(SHARES))[1:-1]:
-        for control in range(1 + controls):
-            kept_out = {}
-            for camera, rank in ranks.items():
-                chosen = rank < share  # (B, h, w) of the crop
-                if control:
-                    move = [int(rng.integers(n)) for n in chosen.shape[1:]]
-                    chosen = chosen.roll(move, dims=(1, 2))
-                kept_out[camera] = _in_whole(chosen, f.images[camera].shape[2:4])[:, None, ..., None].to(before.device)
-            deleted = {c: torch.where(m, blank[c], f.images[c]) for c, m in kept_out.items()}
-            inserted = {c: torch.where(m, f.images[c], blank[c]) for c, m in kept_out.items()}
-            for kind, images in enumerate((deleted, inserted)):
-                found[kind, control, :, s] = (_distance(f.chunk(images), before) / whole).cpu().numpy()
-    return Curves(found[0, 0], found[1, 0], found[0, 1:].mean(0), found[1, 1:].mean(0))
+        masked = {}
+        for camera, rank in ranks.items():
+            chosen = [rank < share] * (1 + controls)  # (B, h, w) of the crop each
+            for control in range(1, 1 + controls):
+                chosen[control] = chosen[0].roll([int(rng.integers(n)) for n in rank.shape[1:]], dims=(1, 2))
+            masks = _in_whole(torch.cat(chosen), f.images[camera].shape[2:4])[:, None, ..., None].to(before.device)
+            images, empty = (x[camera].repeat(1 + controls, 1, 1, 1, 1) for x in (f.images, blank))
+            masked[camera] = torch.cat([torch.where(masks, empty, images), torch.where(masks, images, empty)])
+        distances = _distance(f.chunk(masked, rows), before[rows]) / whole[rows]
+        found[:, :, s] = distances.view(kinds, size).cpu().numpy()
+    deletion, insertion = found[: 1 + controls], found[1 + controls :]
+    return Curves(deletion[0], insertion[0], deletion[1:].mean(0), insertion[1:].mean(0))
 
 
 def _ranks(saliency: Tensor, crop: tuple[int, int]) -> Tensor:

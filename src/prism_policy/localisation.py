@@ -37,8 +37,8 @@ def lift_on(maps: np.ndarray, mask: np.ndarray) -> Floats:
 
     1 is a map that knows nothing of the mask. A share alone would praise a large mask.
     """
-    area = mask.mean((-2, -1))
-    found: Floats = np.divide(share_on(maps, mask), area, out=np.full(area.shape, np.nan), where=area > 0)
+    share, area = np.broadcast_arrays(share_on(maps, mask), mask.mean((-2, -1)))
+    found: Floats = np.divide(share, area, out=np.full(area.shape, np.nan), where=area > 0)
     return found
 
 

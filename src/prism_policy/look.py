@@ -9,13 +9,19 @@ from pathlib import Path
 import numpy as np
 
 from prism_policy.attribution import Attribution
-from prism_policy.clips import Clip, Pick, Source, draw_clips, sources
+from prism_policy.clips import Clip, Pick, Source, draw_clips, evaluated_source, sources
+from prism_policy.config import RunConfig
 from prism_policy.errors import PrismError
+from prism_policy.policies import Policy
 from prism_policy.progress import Bar, console
-from prism_policy.results import streams
+from prism_policy.results import Stream, streams
 from prism_policy.saliency_figures import draw_grid, draw_numbers, draw_stages, film
 from prism_policy.saliency_study import Study, Subject, load_subjects, look, sides, study
 from prism_policy.saliency_tables import contrasts, in_words, markdown, write_tables
+
+REPORT_FRAMES = 40
+MOST_CALLS = 16
+"""Of the network a sample, through which a report takes the gradient."""
 
 
 @dataclass(frozen=True)
@@ -115,3 +121,26 @@ def _print(found: Study, asked: Asked) -> None:
     if asked.compare:
         for one in contrasts(found):
             console.print(in_words(one, found), markup=False)
+
+
+def film_failure(config: RunConfig, policy: Policy, stream: Stream) -> Path | None:
+    """A video of a stream's first failed episode with the saliency beside it; None where none failed.
+
+    A sampler of many steps is too slow for a report: there it is the saliency of one call of the network.
+    """
+    episode = next((int(r["episode"]) for r in stream.records() if not r["success"]), None)
+    if episode is None:
+        return None
+    path = failure_film(stream, episode)
+    if not path.exists():
+        calls = getattr(config.policy, config.policy.kind).num_inference_steps
+        how = Attribution(noise_level=None if calls <= MOST_CALLS else 0.5)
+        source = evaluated_source(stream, config.task, config.policy.n_obs_steps, episode)
+        clip = draw_clips([(source, REPORT_FRAMES, "even")])[0]
+        film([Subject(stream.run, config, policy)], clip, [look(policy, clip, how)], path)
+    return path
+
+
+def failure_film(stream: Stream, episode: int) -> Path:
+    """Where `film_failure` puts its video."""
+    return stream.videos / f"episode_{episode:03d}_saliency.mp4"

@@ -184,7 +184,7 @@ def study(
                     told["randomised_lift"] = _mean(lift_on(without[camera], mask[few]))
                 for name, value in told.items():
                     wide[name][r, e, c] = value
-            gains, drawn = _curves(subject.policy, clip_of(clip, few), how)
+            gains, drawn = _curves(subject.policy, clip_of(clip, few), how, e)
             for name, value in gains.items():
                 narrow[name][r, e, 0] = value
             for name in _LINES:
@@ -237,8 +237,8 @@ def clip_of(clip: Clip, places: np.ndarray) -> Clip:
     )
 
 
-def _curves(policy: Policy, clip: Clip, how: Attribution) -> tuple[dict[str, float], dict[str, Floats]]:
-    """Gains and curves averaged over the frames of a clip."""
+def _curves(policy: Policy, clip: Clip, how: Attribution, seed: int) -> tuple[dict[str, float], dict[str, Floats]]:
+    """Gains and curves averaged over the frames of a clip; each clip has chances of its own, the same for all runs."""
     observation = observation_for(policy, clip)
     noise = policy.draw_noise(1, torch.Generator().manual_seed(how.seed))
     found = []
@@ -246,7 +246,7 @@ def _curves(policy: Policy, clip: Clip, how: Attribution) -> tuple[dict[str, flo
     for first in range(0, len(clip), batch):
         part = part_of(policy, observation, slice(first, first + batch))
         f = Objective(policy, part, noise.expand(len(part["proprio"]), *noise.shape[1:]), how.target, how.noise_level)
-        found.append(curves(f, saliency(policy, part, how), seed=how.seed))
+        found.append(curves(f, saliency(policy, part, how), seed=seed))
     gains = {
         "deletion": _mean(np.concatenate([f.deletion_gain for f in found])),
         "insertion": _mean(np.concatenate([f.insertion_gain for f in found])),

@@ -53,15 +53,16 @@ def _signed(estimate: Estimate) -> str:
 def markdown(found: Study, how: Attribution) -> str:
     """The table of all sides, what its columns mean, and the tested sentences."""
     told, places = summary(found), sides(found.subjects)
-    frames = sum(len(clip) for clip in found.clips)
+    frames, several = sum(len(clip) for clip in found.clips), len(found.clips) > 1
     lines = [
         f"# What the policy looks at: {found.subjects[0].config.task.name}",
         "",
         f"Method `{how.method}`, target `{how.target}`, "
         + ("through the sampler" if how.noise_level is None else f"of the network at noise level {how.noise_level:g}")
-        + f"; {frames} frames of {len(found.clips)} episode{'s' * (len(found.clips) > 1)}, the same for all runs; mean of "
-        f"{', '.join(found.cameras)}"
-        + (" (95% interval over episodes: Student's t over their means, for these networks)." * (len(found.clips) > 1)),
+        + f"; {frames} frames of {len(found.clips)} episode{'s' * several}, the same for all runs; mean of "
+        + ", ".join(found.cameras)
+        + " (95% interval over episodes: Student's t over their means, for these networks)" * several
+        + ".",
         "",
         f"| side | runs | {' | '.join(_COLUMNS)} |",
         "|---" * (len(_COLUMNS) + 2) + "|",
