@@ -23,7 +23,7 @@ class Saliency:
     """Run folders of one task. Frames are of the first one's evaluated episode, else of its demonstrations."""
     compare: bool = False
     """Test "the first run is more localised than the others", on episodes of all runs in turn. Runs that differ in
-    nothing but their seed are one side."""
+    nothing but their seed are one side; pictures and film show the first run of each."""
     episode: int = 0
     """The (first) episode."""
     episodes: int | None = None
@@ -45,6 +45,8 @@ class Saliency:
     """Some of the cameras; by default all."""
     video: bool = True
     """--no-video leaves out the film."""
+    checks: bool = True
+    """--no-checks leaves out deletion, insertion and randomised weights, which take most of the time."""
     format: str = "png"
     """Of the pictures: png or pdf."""
     out: Path | None = None
@@ -58,7 +60,9 @@ class Saliency:
         how = Attribution(self.method, self.target, self.stage, self.noise_level, self.samples)
         episodes = self.episodes if self.episodes is not None else 12 if self.compare else 1
         frames = self.frames if self.frames is not None else 40 if episodes == 1 else 8
-        asked = Asked(how, self.episode, episodes, frames, self.camera, self.compare, self.video, self.format)
+        asked = Asked(
+            how, self.episode, episodes, frames, self.camera, self.compare, self.video, self.checks, self.format
+        )
         out = self.out or (self.folders[0] if self.folders else Path()) / "saliency"
         show(self.folders, asked, out)
         print(f"Result: {out} (pictures, {'film.mp4, ' if self.video else ''}table.md, numbers.json)")

@@ -40,6 +40,8 @@ class Asked:
     compare: bool = False
     """Test whether the first side is more localised than the others."""
     video: bool = True
+    checks: bool = True
+    """Measure deletion and insertion curves and the maps of randomised weights."""
     format: str = "png"
 
 
@@ -61,14 +63,15 @@ def show(folders: Sequence[Path], asked: Asked, out: Path) -> Study:
         wanted.append((first, 40, "even"))
     with Bar("Frames", len(wanted)) as bar:
         moments, *clips = draw_clips(wanted, progress=bar.count)
-    _draw(subjects, asked, cameras, moments, out)
+    shown = [subjects[places[0]] for places in sides(subjects).values()] if asked.compare else subjects
+    _draw(shown, asked, cameras, moments, out)
     if asked.video:
         whole = clips.pop() if asked.episodes > 1 else clips[0]
-        with Bar("Film", len(subjects)) as bar:
-            film(subjects, whole, [look(s.policy, whole, asked.how) for s in subjects], out / "film.mp4")
-            bar.count(len(subjects), len(subjects))
+        with Bar("Film", len(shown)) as bar:
+            film(shown, whole, [look(s.policy, whole, asked.how) for s in shown], out / "film.mp4")
+            bar.count(len(shown), len(shown))
     with Bar("Numbers", len(subjects) * len(clips)) as bar:
-        found = study(subjects, clips, asked.how, cameras, bar.count)
+        found = study(subjects, clips, asked.how, cameras, bar.count, 3 if asked.checks else 0)
     write_tables(found, asked.how, out)
     if len(clips) > 1:
         draw_numbers(found, out / f"numbers.{asked.format}")

@@ -225,6 +225,7 @@ def _large(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
 
 
+_SIDE_COLOURS = (*STAGE_COLOURS, "#8a5bb5", "#555555")
 _PANELS = {
     "lift": "on objects and gripper\n[times chance] more is better",
     "entropy": "entropy of the map\nless is more concentrated",
@@ -240,7 +241,7 @@ def draw_numbers(found: Study, path: Path) -> None:
     """A panel a number: each side's mean with its 95% interval over episodes, each of its runs as a dot."""
     told, places = summary(found), sides(found.subjects)
     names = list(told)
-    colours = {side: STAGE_COLOURS[i % len(STAGE_COLOURS)] for i, side in enumerate(names)}
+    colours = {side: _SIDE_COLOURS[i % len(_SIDE_COLOURS)] for i, side in enumerate(names)}
     figure = Figure(figsize=(11.5, 1.9 + 0.42 * len(names) * 2), layout="constrained")
     axes: NDArray[Any] = figure.subplots(2, 4)
     for axis, (number, title) in zip(axes.flat, _PANELS.items(), strict=False):
@@ -262,24 +263,31 @@ def draw_numbers(found: Study, path: Path) -> None:
         axis.grid(axis="x", alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].axvline(1, color="#777777", linewidth=0.8, linestyle=":")
-    curve = axes[1, 3]
-    for side in names:
-        mean = found.curves["deletion"][places[side]].mean((0, 1))
-        curve.plot(SHARES, mean, color=colours[side], label=side, linewidth=1.3)
-    chance_mean = found.curves["deletion_chance"].mean((0, 1))
-    curve.plot(SHARES, chance_mean, color="#777777", linestyle="--", label="moved masks", linewidth=1.2)
-    curve.set_title("deletion: share of pixels painted over,\nmost salient first, and change of the action", fontsize=8)
-    curve.legend(fontsize=6.5, frameon=False)
-    curve.tick_params(labelsize=8)
-    curve.spines[["top", "right"]].set_visible(False)
+    if found.curves:
+        _deletion(axes[1, 3], found, colours)
+    else:
+        axes[1, 3].set_axis_off()
     frames = sum(len(c) for c in found.clips)
     figure.suptitle(
-        f"{found.subjects[0].config.task.name}: {frames} frames of {len(found.clips)} episodes, the same for all runs. "
-        "Large dot and line: mean and 95% interval over episodes; small dots: runs (training seeds);\n"
+        f"Task {found.subjects[0].config.task.name}: {frames} frames of {len(found.clips)} episodes, the same for all "
+        "runs. Large dot and line: mean and 95% interval over episodes; small dots: runs (training seeds);\n"
         "cross: the same network with random weights; dotted: a map that knows nothing of the task",
         fontsize=8,
     )
     _save(figure, path)
+
+
+def _deletion(axis: Any, found: Study, colours: dict[str, str]) -> None:
+    for side, places in sides(found.subjects).items():
+        axis.plot(SHARES, found.curves["deletion"][places].mean((0, 1)), color=colours[side], label=side, linewidth=1.3)
+    chance = found.curves["deletion_chance"].mean((0, 1))
+    axis.plot(SHARES, chance, color="#777777", linestyle="--", label="masks moved at random", linewidth=1.2)
+    axis.set_title(
+        "deletion: change of the action over the share\nof pixels painted over, most salient first", fontsize=8
+    )
+    axis.legend(fontsize=6.5, frameon=False)
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def _save(figure: Figure, path: Path) -> None:

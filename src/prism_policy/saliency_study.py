@@ -139,7 +139,7 @@ class Study:
     seeds: dict[str, Floats]
     """Side -> agreement of its runs, (E, C); empty for one that has a single run."""
     curves: dict[str, Floats]
-    """Deletion, insertion and their chance, (R, E, S) over `faithfulness.SHARES`."""
+    """Deletion, insertion and their chance, (R, E, S) over `faithfulness.SHARES`; empty where not measured."""
 
 
 def study(
@@ -155,7 +155,8 @@ def study(
     Args:
         cameras: whose numbers count.
         progress: called with (done, total) after each episode of each run.
-        checked: frames of an episode for the deletion and insertion curves and the randomised weights.
+        checked: frames of an episode for the deletion and insertion curves and the randomised weights; 0 leaves these
+            out.
 
     Raises:
         PrismError: see `Attribution.check`.
@@ -168,31 +169,33 @@ def study(
     maps: list[list[Maps]] = []
     for r, subject in enumerate(subjects):
         maps.append([])
-        fresh = randomised(subject.policy, how.seed)
+        fresh = randomised(subject.policy, how.seed) if checked else None
         for name in _LINES:
             lines[name].append([])
         for e, clip in enumerate(clips):
             found = look(subject.policy, clip, how)
             maps[-1].append(found)
             few = _some(clip, checked)
-            without = look(fresh, clip_of(clip, few), how)
+            without = look(fresh, clip_of(clip, few), how) if fresh else {}
             for c, camera in enumerate(cameras):
                 mask = _task(clip, camera, subject)
                 told = _numbers(found[camera], mask, clip.steps)
-                told["randomised"] = _mean(rank_correlation(found[camera][few], without[camera]))
-                if mask is not None:
+                if without:
+                    told["randomised"] = _mean(rank_correlation(found[camera][few], without[camera]))
+                if without and mask is not None:
                     told["randomised_lift"] = _mean(lift_on(without[camera], mask[few]))
                 for name, value in told.items():
                     wide[name][r, e, c] = value
-            gains, drawn = _curves(subject.policy, clip_of(clip, few), how, e)
-            for name, value in gains.items():
-                narrow[name][r, e, 0] = value
-            for name in _LINES:
-                lines[name][-1].append(drawn[name])
+            if checked:
+                gains, drawn = _curves(subject.policy, clip_of(clip, few), how, e)
+                for name, value in gains.items():
+                    narrow[name][r, e, 0] = value
+                for name in _LINES:
+                    lines[name][-1].append(drawn[name])
             if progress:
                 progress(r * len(clips) + e + 1, len(subjects) * len(clips))
     seeds = {side: _agreement([maps[p] for p in places], cameras) for side, places in sides(subjects).items()}
-    stacked = {name: np.array(value) for name, value in lines.items()}
+    stacked = {name: np.array(value) for name, value in lines.items()} if checked else {}
     return Study(subjects, clips, list(cameras), wide | narrow, seeds, stacked)
 
 
@@ -304,8 +307,9 @@ class Contrast:
 
     @property
     def trained_alike(self) -> str:
-        """The same of networks from other seeds."""
-        return verdict(self.seeds["lift"], self.seeds["entropy"])
+        """The same of networks from other seeds: what holds over episodes has to hold over trainings, too."""
+        alike = verdict(self.seeds["lift"], self.seeds["entropy"])
+        return alike if alike == self.these else "undecided"
 
 
 def contrast(found: Study, a: str, b: str) -> Contrast:
