@@ -161,7 +161,7 @@ def draw_stages(subject: Subject, clip: Clip, camera: str, path: Path) -> None:
     if weights and encoder.config.tokens == "keypoint":
         note += "\nlarger dot: more attention from the deepest stage's keypoints"
     figure.suptitle(f"keypoints of {subject.title}\n{camera}, {clip.title}\n{note}", fontsize=8)
-    _save(figure, path)
+    _save(figure, path, dpi=85)  # many ellipses compress badly
 
 
 def _moments(heat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -290,6 +290,6 @@ def _deletion(axis: Any, found: Study, colours: dict[str, str]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, dpi: int = 110) -> None:
     with atomic(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:] or "png", dpi=110)
+        figure.savefig(temporary, format=path.suffix[1:] or "png", dpi=dpi)
