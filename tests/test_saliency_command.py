@@ -212,3 +212,29 @@ def test_the_experts_frames_are_its_states(tmp_path: Path) -> None:
                 assert (clip.observation["images"][camera][place, 1 - back] == shown["images"][camera]).all()
             assert (clip.observation["proprio"][place, 1 - back] == shown["proprio"]).all()
     env.close()
+
+
+def test_the_first_failed_episode_is_filmed_once(tmp_path: Path) -> None:
+    pytest.importorskip("robosuite", reason="needs prism-policy[sim]")
+    from prism_policy.envs.robosuite import RobosuiteEnv
+    from prism_policy.look import film_failure
+    from prism_policy.results import Stream
+
+    subject = untrained("prism")
+    stream = Stream(tmp_path, "last", "evaluate", 0)
+    (stream.folder / "states").mkdir(parents=True)
+    outcomes = [True, False, False]
+    lines = [{"episode": i, "success": success, "steps": 2} for i, success in enumerate(outcomes)]
+    (stream.folder / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:1]))
+    assert film_failure(subject.config, subject.policy, stream) is None
+    (stream.folder / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    env = RobosuiteEnv(subject.config.task, render_images=False)
+    np.save(stream.folder / "states" / "episode_001.npy", np.stack([env.state] * 3))
+    env.close()
+    path = film_failure(subject.config, subject.policy, stream)
+    assert path is not None
+    assert path.name == "episode_001_saliency.mp4"
+    assert len(list(read_video(path))) == 3
+    written = path.stat().st_mtime_ns
+    film_failure(subject.config, subject.policy, stream)
+    assert path.stat().st_mtime_ns == written
