@@ -19,7 +19,7 @@ from prism_policy.config_json import override
 from prism_policy.run_folder import make_policy, save_normalizer, save_weights
 from prism_policy.saliency_figures import draw_grid, draw_numbers, draw_stages, film
 from prism_policy.saliency_study import Subject, contrast, load_subjects, look, sides, study, summary
-from prism_policy.saliency_tables import as_json, in_words, markdown
+from prism_policy.saliency_tables import as_json, in_words, markdown, randomised_in_words
 from prism_policy.video import read_video
 from small_run import small_config, write_demos
 
@@ -170,6 +170,9 @@ def test_a_study_says_which_side_is_more_localised(tmp_path: Path) -> None:
     assert words.startswith(f'"sspool is more localised than avgpool": {one.these} for these networks.')
     assert "2 + 2 trainings" in words
     assert words in markdown(found, Attribution())
+    checked = randomised_in_words(found)
+    assert [line.partition(":")[0] for line in checked] == ["sspool", "avgpool"]
+    assert all("not passed" in line for line in checked)  # they were never trained
     draw_numbers(found, tmp_path / "numbers.png")
 
 

@@ -78,6 +78,11 @@ class Estimate:
     high: float | None
     n: int
 
+    def below(self, other: float | Estimate) -> bool:
+        """Whether the whole interval lies below a number, or below all of another interval; without one it does not."""
+        limit = other.low if isinstance(other, Estimate) else other
+        return self.high is not None and limit is not None and self.high < limit
+
     def __str__(self) -> str:
         if self.low is None or self.high is None:
             return f"{self.mean:.3g}"

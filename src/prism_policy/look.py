@@ -17,7 +17,7 @@ from prism_policy.progress import Bar, console
 from prism_policy.results import Stream, streams
 from prism_policy.saliency_figures import draw_grid, draw_numbers, draw_stages, film
 from prism_policy.saliency_study import Study, Subject, load_subjects, look, sides, study
-from prism_policy.saliency_tables import contrasts, in_words, markdown, write_tables
+from prism_policy.saliency_tables import contrasts, in_words, markdown, randomised_in_words, write_tables
 
 REPORT_FRAMES = 40
 MOST_CALLS = 16
@@ -119,11 +119,10 @@ def _draw(subjects: Sequence[Subject], asked: Asked, cameras: Sequence[str], mom
 
 
 def _print(found: Study, asked: Asked) -> None:
-    table = markdown(found, asked.how).split("\n- ")[0]
-    console.print(table, markup=False)
-    if asked.compare:
-        for one in contrasts(found):
-            console.print(in_words(one, found), markup=False)
+    console.print(markdown(found, asked.how).partition("\n- ")[0], markup=False)
+    said = [in_words(one, found) for one in contrasts(found)] if asked.compare else []
+    for sentence in (*said, *randomised_in_words(found)):
+        console.print(sentence, markup=False)
 
 
 def film_failure(config: RunConfig, policy: Policy, stream: Stream) -> Path | None:

@@ -14,6 +14,8 @@ from prism_policy.files import write_text
 from prism_policy.localisation import Estimate, over_episodes
 from prism_policy.saliency_study import NUMBERS, Contrast, Study, contrast, per_episode, per_run, sides, summary
 
+MOST_ALIKE = 0.5
+"""Rank correlation with the map of random weights that is taken for a likeness: half-way to the same map."""
 _COLUMNS = ("share", "lift", "entropy", "time", "seeds", "deletion", "insertion", "randomised", "randomised_lift")
 
 
@@ -42,6 +44,20 @@ def in_words(one: Contrast, found: Study) -> str:
         f"{text} For networks trained alike from other seeds: {one.trained_alike} ({_signed(trained)}; entropy "
         f"{_signed(wide)}; Student's interval over {runs[0]} + {runs[1]} trainings)."
     )
+
+
+def randomised_in_words(found: Study) -> list[str]:
+    """Of each side, whether its maps fail to resemble those of random weights, as maps of what was learned must."""
+    lines = []
+    for side, told in summary(found).items():
+        alike, lift, chance = told["randomised"], told["lift"], told["randomised_lift"]
+        if alike.low is not None and lift.low is not None:
+            passed = alike.below(MOST_ALIKE) and chance.below(lift)
+            lines.append(
+                f"{side}: with random weights the map's rank correlation with the trained one's is {alike} and its lift "
+                f"{chance}, against {lift}: " + ("passed." if passed else "not passed, the map may be of the image.")
+            )
+    return lines
 
 
 def _signed(estimate: Estimate) -> str:
@@ -80,8 +96,8 @@ def markdown(found: Study, how: Attribution) -> str:
             cells = [str(over_episodes(per_episode(found, "lift", places[side], c))) for c in found.cameras]
             lines.append(f"| {side} | {' | '.join(cells)} |")
         lines.append("")
-    lines += ["## Tested", ""] if len(told) > 1 else []
-    lines += [f"- {in_words(one, found)}" for one in contrasts(found)]
+    tested = [*(in_words(one, found) for one in contrasts(found)), *randomised_in_words(found)]
+    lines += ["## Tested", "", *(f"- {sentence}" for sentence in tested)] if tested else []
     return "\n".join(lines).rstrip() + "\n"
 
 
