@@ -54,8 +54,9 @@ def randomised_in_words(found: Study) -> list[str]:
         if alike.low is not None and lift.low is not None:
             passed = alike.below(MOST_ALIKE) and chance.below(lift)
             lines.append(
-                f"{side}: with random weights the map's rank correlation with the trained one's is {alike} and its lift "
-                f"{chance}, against {lift}: " + ("passed." if passed else "not passed, the map may be of the image.")
+                f"{side}: with random weights the map's rank correlation with the trained one's is {alike} and its "
+                f"lift {chance}, against {lift}: "
+                + ("passed." if passed else "not passed, the map may be of the image.")
             )
     return lines
 
