@@ -682,3 +682,39 @@ def test_float_images_are_taken_where_they_require_a_gradient() -> None:
     torch.testing.assert_close(out, encoder(images))
     out.sum().backward()
     assert all(x.grad is not None and x.grad.abs().sum() > 0 for x in floats.values())
+
+
+# What saliency asks
+
+
+def test_keypoints_are_the_means_of_their_heat_maps() -> None:
+    encoder = VisualEncoder(narrow(), TWO).eval()
+    images = random_images(TWO)
+    for camera, stages in encoder.heatmaps(images).items():
+        for heat, keypoints in zip(stages, encoder.keypoints(images)[camera], strict=True):
+            height, width = heat.shape[2:]
+            torch.testing.assert_close(heat.sum((2, 3)), torch.ones(heat.shape[:2]))
+            x = (heat.sum(2) * torch.linspace(-1, 1, width)).sum(-1)
+            y = (heat.sum(3) * torch.linspace(-1, 1, height)).sum(-1)
+            torch.testing.assert_close(torch.stack([x, y], dim=-1), keypoints)
+
+
+@pytest.mark.parametrize("tokens", ["stage", "keypoint"])
+def test_attention_is_what_the_fusion_takes(tokens: Tokens) -> None:
+    encoder = VisualEncoder(narrow(tokens=tokens), ONE).eval()
+    images = random_images(ONE)
+    weights, keypoints = encoder.attention(images)["agentview"], encoder.keypoints(images)["agentview"]
+    fuse = camera_encoder(encoder, "agentview").fuse
+    assert fuse is not None
+    assert [w.shape[2] for w in weights] == ([1] * 3 if tokens == "stage" else [48] * 3)
+    joined = torch.cat(weights, dim=2)
+    torch.testing.assert_close(joined.sum(-1), torch.ones(joined.shape[:2]))
+    values = fuse.value(torch.cat(fuse.embedded(keypoints)[:-1], dim=1))
+    torch.testing.assert_close(fuse.project((joined @ values).flatten(1)), encoder(images))
+
+
+def test_an_encoder_without_attention_or_heat_maps_says_so() -> None:
+    with pytest.raises(PrismError, match="fusion 'last' has no attention; expected 'tdca'"):
+        VisualEncoder(narrow("sspool"), ONE).attention(random_images(ONE))
+    with pytest.raises(PrismError, match="pooling 'avg' has no keypoints"):
+        VisualEncoder(narrow("avgpool"), ONE).heatmaps(random_images(ONE))

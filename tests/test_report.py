@@ -168,3 +168,13 @@ def test_checkpoints_seeds_and_failures_are_shown(tmp_path: Path) -> None:
     for expected in ("17 of 20", "85% ± 7.1%", "0: 80%, 1: 90%", "62.5% ± 4.2%", "<td>best</td>"):
         assert expected in page
     assert page.index("<td>grasped</td><td>2</td>") < page.index("<td>nothing</td><td>1</td>")
+
+
+def test_a_failed_episode_is_shown_with_its_saliency(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    assert "saliency beside it" not in write_report(folder).read_text()
+    videos = folder / "videos" / "last" / "evaluate-s0"
+    shutil.copy(videos / "episode_007.mp4", videos / "episode_007_saliency.mp4")
+    page = write_report(folder).read_text()
+    assert "File: videos/last/evaluate-s0/episode_007_saliency.mp4." in page
+    assert page.count('src="data:video/mp4') == 8  # six by number, the first failure, and its saliency

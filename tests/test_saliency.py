@@ -78,12 +78,14 @@ def test_saliency_is_zero_outside_the_crop() -> None:
         assert values.sum() > 0
 
 
-def test_corner_keypoints_are_the_corner_pixels_of_the_crop() -> None:
+def test_corner_keypoints_are_the_centres_of_the_corner_cells() -> None:
     corners = np.array([[-1, -1], [1, 1], [0, 0], [1, -1]], np.float32)
-    pixels = saliency.keypoint_pixels(corners, height=84, width=84, crop=0.9)  # 76 px, 4 on every side
-    assert pixels == pytest.approx(np.array([[4, 4], [79, 79], [41.5, 41.5], [79, 4]]))
-    wide = saliency.keypoint_pixels(corners, height=100, width=200, crop=0.9)
-    assert wide == pytest.approx(np.array([[10, 5], [189, 94], [99.5, 49.5], [189, 5]]))
+    pixels = saliency.keypoint_pixels(corners, height=84, width=84, crop=0.9, stage=1)  # 76 px, 4 on every side
+    assert pixels == pytest.approx(np.array([[4, 4], [76, 76], [40, 40], [76, 4]]))  # 19 cells, 4 px apart
+    deep = saliency.keypoint_pixels(corners, height=84, width=84, crop=0.9, stage=4)
+    assert deep == pytest.approx(np.array([[4, 4], [68, 68], [36, 36], [68, 4]]))  # 3 cells, 32 px apart
+    wide = saliency.keypoint_pixels(corners, height=100, width=200, crop=0.9, stage=2)  # 180 x 90: 23 x 12 cells
+    assert wide == pytest.approx(np.array([[10, 5], [186, 93], [98, 49], [186, 5]]))
 
 
 def test_overlay_is_dim_at_zero_and_bright_from_the_scale_on() -> None:

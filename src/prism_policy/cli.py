@@ -14,6 +14,7 @@ import tyro
 from prism_policy import presets
 from prism_policy.cli_data import Collect, Download, Import, Info, Render
 from prism_policy.cli_reproduce import Reproduce
+from prism_policy.cli_saliency import Saliency
 from prism_policy.config import ActionMode, AnyTask, Device, PolicyKind, Precision, ProbeConfig, TaskName, Tracker
 from prism_policy.errors import PrismError
 
@@ -261,6 +262,7 @@ Command = (
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Collect, tyro.conf.subcommand("collect")]
     | Annotated[Render, tyro.conf.subcommand("render")]
+    | Annotated[Saliency, tyro.conf.subcommand("saliency")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Info, tyro.conf.subcommand("info")]

@@ -14,10 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from prism_policy.attribution import Attribution, saliency
 from prism_policy.files import atomic
+from prism_policy.localisation import density
 from prism_policy.replay import observe_moments
 from prism_policy.run_folder import load_policy
-from prism_policy.saliency import input_gradient, overlay
+from prism_policy.saliency import paint
+from prism_policy.saliency_figures import strength
+from prism_policy.saliency_study import seen
 from prism_policy.tables import Results, added_parameters
 
 GREY = "#666666"
@@ -124,7 +128,8 @@ def draw_saliency_grid(told: Results, path: Path) -> bool:
     """Tasks down, encoders across: one frame a task with each policy's input gradient; False where nothing is there.
 
     All policies of a task see the same frame, from the middle of the first episode of the first one that was measured,
-    whatever its outcome. Each picture has a scale of its own: the gradients of different policies have no common one.
+    whatever its outcome. Brightness is relative to the mean of each picture, as in `prism saliency`: the gradients of
+    different policies have no other common unit.
     """
     entries = told.experiment.entries
     rows, columns = (list(dict.fromkeys(names)) for names in zip(*((e.column, e.row) for e in entries), strict=True))
@@ -161,15 +166,15 @@ def draw_saliency_grid(told: Results, path: Path) -> bool:
 
 
 def _looks_at(folder: Path, observation: Mapping[str, Any], camera: str) -> np.ndarray:
-    """The newest frame of a camera, painted with the input gradient of the folder's policy: uint8 (H, W, 3)."""
+    """The crop that the folder's policy sees of a camera, painted with its input gradient: uint8 (h, w, 3)."""
     policy = load_policy(folder)
     batch: Any = {
         "images": {c: torch.from_numpy(x)[None] for c, x in observation["images"].items()},
         "proprio": torch.from_numpy(observation["proprio"])[None],
     }
-    noise = policy.draw_noise(1, torch.Generator().manual_seed(0))
-    saliency = input_gradient(policy, batch, noise)[camera][0, -1]  # (H, W)
-    return overlay(observation["images"][camera][-1], saliency, max(float(np.percentile(saliency, 99.5)), 1e-12))
+    share = policy.encoder.config.crop
+    found = seen(saliency(policy, batch, Attribution())[camera][:, -1], share)  # (1, h, w)
+    return paint(seen(observation["images"][camera][-1:], share)[0], strength(np.nan_to_num(density(found)))[0])
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -23,6 +23,7 @@ from prism_policy.errors import PrismError
 from prism_policy.evaluate import available_cores, evaluate, states_path
 from prism_policy.files import write_text
 from prism_policy.libero_suites import SimTask, single_tasks, task_named
+from prism_policy.look import film_failure
 from prism_policy.memory import PeakMemory
 from prism_policy.policies import Policy
 from prism_policy.presets import encoder_name
@@ -173,7 +174,9 @@ def _present(plan: Plan, asked: Asked, memory: PeakMemory, device: torch.device)
             if asked.rerun:
                 policy = load_policy(folder, stream.checkpoint).to(device)
                 _record(stream, task, policy, settings, math.ceil(MOST_RECORDINGS / len(plan.tasks)))
-        _draw_figures(plan, load_policy(folder, first))
+        policy = load_policy(folder, first)
+        _draw_figures(plan, policy)
+        film_failure(config, policy.to(device), plan.streams[0][0], plan.tasks[0])
     summary = summarise_run(folder, config.evaluate.split, first, list(kept_checkpoints(folder)))
     summary |= {"policy": config.policy.kind, "encoder": encoder_name(config.policy.encoder), "preset": plan.preset}
     summary |= {"task": config.task.name, "seed": config.seed, "wall_s": ledger.wall_s}

@@ -121,6 +121,6 @@ def _log_keypoints(rr: Any, recording: Any, policy: Policy, observation: dict[st
     for camera, stages in found.items():
         height, width = policy.encoder.cameras[camera]
         for stage, points in zip(settings.stages_read, stages, strict=True):
-            pixels = keypoint_pixels(points[0].cpu().numpy(), height, width, settings.crop)
+            pixels = keypoint_pixels(points[0].cpu().numpy(), height, width, settings.crop, stage)
             entity = f"cameras/{camera}/keypoints/stage_{stage}"
             recording.log(entity, rr.Points2D(pixels + 0.5, radii=1.0))  # Rerun counts from the corner

@@ -36,6 +36,11 @@ _SALIENCY_CAPTION = (
     "itself, absolute value summed over colours, fixed noise). Bright means: a small change here would change what the "
     "robot does next. One colour scale a row."
 )
+_FAILURE_CAPTION = (
+    "The first failed episode, with its saliency beside it (at most 40 moments, evenly spread). Brightness is relative "
+    "to the mean of each image: 10 times as much is brightest. Saliency says what the policy reacts to, not why it "
+    "failed."
+)
 _KEYPOINTS_CAPTION = (
     "Keypoints: the image positions that the spatial softmax hands to the policy, coloured by the stage of the network "
     "that they come from. The dashed frame is the part of the image that the network sees. A keypoint near the middle "
@@ -62,7 +67,7 @@ def write_report(run_dir: Path) -> Path:
             *_comparisons(summary),
             *_tasks(summary),
             *_failures(run.task.name, summary),
-            _section("What the policy looks at", _pictures(run_dir / "figures", run)),
+            _section("What the policy looks at", _pictures(run_dir / "figures", run) + _failure(measured)),
             _section("Training", _training(metrics)),
             _section("Time and memory", _times(summary)),
             _section("Configuration", _configuration(run)),
@@ -292,6 +297,16 @@ def _pictures(folder: Path, run: RunConfig) -> str:
         else:
             parts.append(_missing(f"figures/{name}.png is not there: no {name} to show."))
     return "\n".join(parts)
+
+
+def _failure(measured: Sequence[Stream]) -> str:
+    """The first failed episode with its saliency beside it, where it was filmed."""
+    for stream in measured[:1]:
+        for path in sorted(stream.videos.glob("episode_*_saliency.mp4"))[:1]:
+            caption = f"{_FAILURE_CAPTION} File: videos/{stream.name}/{path.name}."
+            video = f'<video controls muted loop playsinline src="{_data_url(path, "video/mp4")}"></video>'
+            return f'<figure class="picture">{video}<figcaption>{escape(caption)}</figcaption></figure>'
+    return ""
 
 
 def _training(metrics: list[dict[str, Any]]) -> str:

@@ -14,12 +14,14 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prism_policy.attribution import input_gradient
 from prism_policy.files import atomic
 from prism_policy.models.encoder import crop_size
 
 if TYPE_CHECKING:
     from prism_policy.policies.base import Observation, Policy
 
+HEAT = mpl.colors.LinearSegmentedColormap.from_list("heat", mpl.colormaps["inferno"](np.linspace(0.25, 1, 256)))
 STAGE_COLOURS = (
     "#3b78c2",
     "#14a085",
@@ -29,45 +31,32 @@ STAGE_COLOURS = (
 _INCHES_A_FRAME = 2.3
 
 
-def input_gradient(policy: Policy, observation: Observation, noise: Tensor) -> dict[str, NDArray[np.float32]]:
-    """How much each pixel moves the action chunk: |d <a, sg[a]> / d pixel|, summed over colours.
-
-    The chunk a is normalised and sampled from the given noise, so the result is deterministic; gradients flow through
-    the whole sampler. Pixels outside the centre crop have no saliency.
-
-    Args:
-        policy: a policy in evaluation mode.
-        observation: images uint8 (B, To, H, W, 3), proprio (B, To, P).
-        noise: from `policy.draw_noise`.
-
-    Returns:
-        float32 (B, To, H, W) a camera [squared normalised action per grey level of 255].
-    """
-    images = {c: x.detach().float().requires_grad_() for c, x in observation["images"].items()}
-    chunk = policy.sample({**observation, "images": images}, noise)  # (B, T, A)
-    target = (chunk * chunk.detach()).sum()
-    gradients = torch.autograd.grad(target, list(images.values()))
-    return {c: g.abs().sum(-1).cpu().numpy() for c, g in zip(images, gradients, strict=True)}
-
-
 def overlay(frame: NDArray[np.uint8], saliency: NDArray[np.float32], scale: float) -> NDArray[np.uint8]:
     """Paint saliency (H, W) over a frame (H, W, 3): a dim frame where it is 0, bright yellow from `scale` on."""
-    strength = np.clip(saliency / scale, 0, 1)[..., None]  # (H, W, 1)
+    return paint(frame, np.clip(saliency / scale, 0, 1))
+
+
+def paint(frame: NDArray[np.uint8], strength: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Colour a frame (H, W, 3) by strengths (H, W) in [0, 1], from the dimmed frame itself to bright yellow."""
     grey = frame.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
     backdrop = 0.6 * (0.5 * grey + 0.5 * frame)
-    heat = 255 * mpl.colormaps["inferno"](0.25 + 0.75 * strength[..., 0])[..., :3]
-    painted: NDArray[np.uint8] = ((1 - strength) * backdrop + strength * heat).round().astype(np.uint8)
+    heat, cover = 255 * HEAT(strength)[..., :3], strength[..., None]
+    painted: NDArray[np.uint8] = ((1 - cover) * backdrop + cover * heat).round().astype(np.uint8)
     return painted
 
 
-def keypoint_pixels(keypoints: NDArray[np.float32], height: int, width: int, crop: float) -> NDArray[np.float32]:
-    """Pixel coordinates (column, row) in the whole image of keypoints (..., 2) in [-1, 1] of its centre crop.
+def keypoint_pixels(
+    keypoints: NDArray[np.floating], height: int, width: int, crop: float, stage: int
+) -> NDArray[np.float32]:
+    """Pixel coordinates (column, row) in the whole image of keypoints (..., 2) of a stage of the trunk, in [-1, 1].
 
-    -1 is the centre of the crop's first pixel and +1 of its last, as in the grid of `SpatialSoftmax`.
+    -1 is the first cell of the stage's feature map and +1 the last, as in the grid of `SpatialSoftmax`. The trunk's
+    paddings centre cell i on pixel i * 2**(stage + 1) of the centre crop, so that the last cell lies before its edge.
     """
-    size = np.array([crop_size(width, crop), crop_size(height, crop)])
+    size, stride = np.array([crop_size(width, crop), crop_size(height, crop)]), 2 ** (stage + 1)
     first = (np.array([width, height]) - size) // 2
-    pixels: NDArray[np.float32] = (first + (keypoints + 1) / 2 * (size - 1)).astype(np.float32)
+    cells = -(-size // stride)
+    pixels: NDArray[np.float32] = (first + (keypoints + 1) / 2 * (cells - 1) * stride).astype(np.float32)
     return pixels
 
 
@@ -115,7 +104,7 @@ def draw_keypoints(policy: Policy, moments: Mapping[str, Observation], path: Pat
             axis.imshow(_newest_frame(observation, camera), interpolation="nearest")
             axis.add_patch(Rectangle(corner, *size, fill=False, linestyle=(0, (4, 4)), linewidth=0.7, edgecolor="grey"))
             for stage, points in zip(stages, keypoints[camera], strict=True):
-                x, y = keypoint_pixels(points[0].cpu().numpy(), height, width, share).T
+                x, y = keypoint_pixels(points[0].cpu().numpy(), height, width, share, stage).T
                 axis.scatter(
                     x,
                     y,

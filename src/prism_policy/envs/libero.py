@@ -247,15 +247,12 @@ class LiberoEnv(RobosuiteEnv):
         moved = self.sim_env.sim.data._data.xpos[bodies, :2] - before
         return float(np.linalg.norm(moved, axis=1).max())
 
-    def _pose(self, state: np.ndarray | None) -> mujoco.MjData:
-        if self.render_images or self._renderer is not None:
-            self._renderer = self._renderer or Renderer(self.model, self.task.render)
-            model, state = self._renderer.model, self.state if state is None else state
-            self._arrange(model, state[1 + model.nq + model.nv :])  # a copy, made in another episode perhaps
-            qpos = state[1:]
-            for site, address, threshold in self._lamps:
-                model.site_rgba[site, 3] = float(qpos[address] >= threshold)
-        return super()._pose(state)
+    def _pose_in(self, renderer: Renderer, state: np.ndarray) -> mujoco.MjData:
+        model = renderer.model  # a copy, made in another episode perhaps
+        self._arrange(model, state[1 + model.nq + model.nv :])
+        for site, address, threshold in self._lamps:
+            model.site_rgba[site, 3] = float(state[1 + address] >= threshold)
+        return super()._pose_in(renderer, state)
 
 
 @contextlib.contextmanager

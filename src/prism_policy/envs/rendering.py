@@ -79,7 +79,37 @@ class Renderer:
         Raises:
             PrismError: unknown camera.
         """
-        size = resolution or self.settings.resolution
+        return self._render(camera, resolution or self.settings.resolution)
+
+    def segment(self, camera: str) -> np.ndarray:
+        """Which geom each pixel of `draw` shows, for the pose last set.
+
+        Returns:
+            int32 (H, W), row 0 at the top: index of the geom, -1 where there is none.
+
+        Raises:
+            PrismError: unknown camera.
+            ValueError: frames are anti-aliased, so that a pixel on an edge shows several.
+        """
+        if self.settings.msaa:
+            raise ValueError("expected a renderer without anti-aliasing, whose pixels show one geom each")
+        flags, sites = self._scene.flags, self._option.sitegroup.copy()
+        try:
+            flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = True
+            self._option.sitegroup[:] = 0  # robosuite's sites are invisible marks, which would have a number, too
+            colours = self._render(camera, self.settings.resolution).astype(np.int32)
+        finally:
+            flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = False
+            self._option.sitegroup[:] = sites
+        numbers = colours @ np.array([1, 2**8, 2**16])  # (H, W): 1 + place in the scene, 0 for none
+        shown = np.full(self._scene.ngeom + 1, -1, np.int32)
+        for geom in self._scene.geoms[: self._scene.ngeom]:
+            if geom.segid >= 0 and geom.objtype == mujoco.mjtObj.mjOBJ_GEOM:
+                shown[geom.segid + 1] = geom.objid
+        return shown[numbers]
+
+    def _render(self, camera: str, size: int) -> np.ndarray:
+        """Colours uint8 (size, size, 3), row 0 at the top."""
         cam = mujoco.MjvCamera()
         cam.type, cam.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, camera_id(self.model, camera)
         self._gl.make_current()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -92,6 +93,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         for camera in task.cameras:
             camera_id(self.model, camera)
         self._renderer: Renderer | None = None
+        self._segmenter: Renderer | None = None
         self._data = mujoco.MjData(self.model)
         hand = self.sim_env.robots[0]
         self.eef_site = hand.eef_site_id["right"]
@@ -263,6 +265,17 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         self._pose(state)
         return self._draw(camera or self.task.cameras[0], resolution)
 
+    def segment(self, camera: str, state: np.ndarray | None = None) -> np.ndarray:
+        """Which geom of `model` each pixel of a camera's image shows, int32 (H, W), -1 for none; as `render` otherwise.
+
+        Drawn without anti-aliasing, so that a pixel shows one geom: the one in its middle.
+        """
+        camera_id(self.model, camera)
+        plain = replace(self.task.render, msaa=0)
+        self._segmenter = self._segmenter or Renderer(self.model, plain)
+        self._pose_in(self._segmenter, self.state if state is None else state)
+        return self._segmenter.segment(camera)
+
     def metadata_json(self) -> str:
         """What makes this environment, as JSON: robomimic's `env_args`."""
         return json.dumps(
@@ -276,20 +289,25 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
 
     def close(self) -> None:
         """Free OpenGL and the simulation."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        for renderer in (self._renderer, self._segmenter):
+            if renderer is not None:
+                renderer.close()
+        self._renderer = self._segmenter = None
         self.sim_env.close()
 
     def _pose(self, state: np.ndarray | None) -> mujoco.MjData:
         """Poses of `state` in data of their own: the simulation stays untouched."""
-        qpos = (self.state if state is None else state)[1 : 1 + self.model.nq]
+        state = self.state if state is None else state
         if self.render_images or self._renderer is not None:
             self._renderer = self._renderer or Renderer(self.model, self.task.render)
-            return self._renderer.pose(qpos)
-        self._data.qpos[:] = qpos
+            return self._pose_in(self._renderer, state)
+        self._data.qpos[:] = state[1 : 1 + self.model.nq]
         mujoco.mj_kinematics(self.model, self._data)
         return self._data
+
+    def _pose_in(self, renderer: Renderer, state: np.ndarray) -> mujoco.MjData:
+        """Have a renderer show `state`."""
+        return renderer.pose(state[1 : 1 + self.model.nq])
 
     def _draw(self, camera: str, resolution: int | None = None) -> np.ndarray:
         assert self._renderer is not None

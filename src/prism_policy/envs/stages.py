@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prism_policy.libero_suites import SUITES, LiberoTask
+from prism_policy.libero_suites import SUITES, LiberoTask, SimTask
 
 if TYPE_CHECKING:
     from prism_policy.envs.libero import LiberoEnv
@@ -21,6 +21,15 @@ STAGES = {
 }
 """Names of the stages of each task, or of all tasks of a suite, in order. The last one is the simulator's success."""
 
+PHASES = {
+    "lift": ("approach", "grasp", "lift"),
+    "can": ("approach", "grasp", "lift", "carry", "place"),
+    "square": ("approach", "grasp", "lift", "align", "insert"),
+    "tool_hang": ("approach", "grasp", "align", "insert", "fetch the tool", "hang"),
+    **dict.fromkeys(SUITES, ("take", "bring", "finish")),
+}
+"""What has to be done until each of `STAGES` is reached."""
+
 NEAR = 0.03  # [m] from the grip site to what shall be grasped
 HIGH = 0.03  # [m] above where it lay
 ASIDE, TURNED = 0.01, 0.15  # [m], [rad] from where it fits
@@ -31,37 +40,58 @@ def furthest_stage(env: Any, states: np.ndarray, success: bool) -> str:
 
     The states are put into the simulation one after the other, which leaves it at the last one.
     """
-    suite = env.task.suite if isinstance(env.task, LiberoTask) else None
-    names = STAGES[suite or env.task.name]
-    if success:
-        return names[-1]
-    if suite:
-        return _furthest_of_libero(env, states)
-    seen = [False] * (len(names) - 1)
-    heights = [0.0]
+    names = STAGES[_family(env.task)]
+    return names[-1] if success else ("", *names)[_reached(env, states)[-1]]
+
+
+def phases(env: Any, states: np.ndarray) -> list[str]:
+    """What there is to do at each of the states (T, S) of an episode, given how far it has come: one of `PHASES`.
+
+    A phase may be skipped, and does not come back: who drops the cube is still lifting it.
+    """
+    return [PHASES[_family(env.task)][reached] for reached in _reached(env, states)]
+
+
+def _family(task: SimTask) -> str:
+    """Whose stages a task has: its own, or its suite's."""
+    return task.suite if isinstance(task, LiberoTask) else task.name
+
+
+def _reached(env: Any, states: np.ndarray) -> list[int]:
+    """How many stages the furthest one is, up to each of the states; success is not looked for."""
+    suite = isinstance(env.task, LiberoTask)
+    check, things = (_libero, goal_bodies(env, 1)) if suite else (_CHECKS[env.task.name], OBJECTS[env.task.name])
+    seen = [False] * (len(STAGES[_family(env.task)]) - 1)
+    heights: list[float] = [0.0]
+    reached = []
     for i, state in enumerate(states):
         env.set_state(state)
         if i == 0:
-            heights = [_body(env, name)[0][2] for name in OBJECTS[env.task.name]]
-        seen = [a or b for a, b in zip(seen, _CHECKS[env.task.name](env, heights), strict=True)]
-    return next((name for name, held in reversed(list(zip(names, seen, strict=False))) if held), "")
+            heights = [_body(env, name)[0][2] for name in things]
+        seen = [a or b for a, b in zip(seen, check(env, heights), strict=True)]
+        reached.append(max((n for n, held in enumerate(seen, start=1) if held), default=0))
+    return reached
 
 
-def _furthest_of_libero(env: LiberoEnv, states: np.ndarray) -> str:
-    """By what the task's own goals name: whether one of them held, or one of their things was lifted."""
+def goal_bodies(env: LiberoEnv, last: int = 2) -> list[str]:
+    """Bodies that the goals of a LIBERO task name: what is to be moved, and (`last` is 2) where to.
+
+    A place on the table is no body.
+    """
+    sim = env.sim_env
+    names = [name for goal in sim.parsed_problem["goal_state"] for name in goal[1 : 1 + last]]
+    known = {**sim.objects_dict, **(sim.fixtures_dict if last > 1 else {})}
+    found = (thing for name in names for thing in known if name == thing or name.startswith(f"{thing}_"))
+    return [known[thing].root_body for thing in dict.fromkeys(found)]
+
+
+def _libero(env: LiberoEnv, heights: list[float]) -> tuple[bool, ...]:
+    """Whether one of what is to be moved was lifted, and whether one goal of several holds."""
     sim, goals = env.sim_env, env.sim_env.parsed_problem["goal_state"]
-    things = {goal[1] for goal in goals} & sim.objects_dict.keys()
-    bodies = [sim.get_object(thing).root_body for thing in sorted(things)]
-    start: np.ndarray | None = None
-    lifted = False
-    for state in states:
-        env.set_state(state)
-        if len(goals) > 1 and any(sim._eval_predicate(goal) for goal in goals):
-            return "one goal of several"
-        heights = np.array([_body(env, body)[0][2] for body in bodies])
-        start = heights if start is None else start
-        lifted = lifted or bool((heights > start + HIGH).any())
-    return "lifted" if lifted else ""
+    lifted = any(
+        _body(env, name)[0][2] > before + HIGH for name, before in zip(goal_bodies(env, 1), heights, strict=True)
+    )
+    return lifted, len(goals) > 1 and any(sim._eval_predicate(goal) for goal in goals)
 
 
 OBJECTS = {"lift": ("cube_main",), "can": ("Can_main",), "square": ("SquareNut_main",), "tool_hang": ()}
@@ -107,7 +137,7 @@ def _tool_hang(env: RobosuiteEnv, heights: list[float]) -> tuple[bool, ...]:
 _CHECKS = {"lift": _lift, "can": _can, "square": _square, "tool_hang": _tool_hang}
 
 
-def _body(env: RobosuiteEnv, name: str, offset: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+def _body(env: Any, name: str, offset: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Position (3,) [m] of a body, or of a point in its frame, and its rotation (3, 3)."""
     data, index = env.sim_env.sim.data, env.sim_env.sim.model.body_name2id(name)
     rotation = data.body_xmat[index].reshape(3, 3)

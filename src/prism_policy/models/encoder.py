@@ -96,11 +96,15 @@ class CameraEncoder(nn.Module):
 
     def pooled(self, x: Tensor) -> list[Tensor]:
         """(B, 3, h, w) to a list over the stages read: keypoints (B, K, 2), or values (B, C, 1, 1) or (B, C, H, W)."""
+        return [pool(m) for pool, m in zip(self.pool, self.feature_maps(x), strict=True)]
+
+    def feature_maps(self, x: Tensor) -> list[Tensor]:
+        """(B, 3, h, w) to what is pooled: refined maps (B, C, H, W) of the stages read."""
         # Float32 says nothing: an autocast around the encoder stays as it is.
         with torch.autocast(x.device.type, torch.bfloat16) if self.half_precision else contextlib.nullcontext():
             maps = self.trunk(x)
             refined = [refine(maps[s - 1]) for s, refine in zip(self.stages, self.refine, strict=True)]
-        return [pool(m.float() if self.half_precision else m) for pool, m in zip(self.pool, refined, strict=True)]
+        return [m.float() if self.half_precision else m for m in refined]
 
     def forward(self, x: Tensor, order: Tensor | None = None) -> Tensor:
         """(B, 3, h, w) to (B, out_dim); `order`, random numbers (B, K of all stages), is what shuffles keypoints."""
@@ -265,8 +269,37 @@ class VisualEncoder(nn.Module):
         """
         return torch.cat([self.encoders[c](*x) for c, x in self._inputs(images, draws).items()], dim=-1)
 
-    def keypoints(self, images: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
-        """Keypoints of every camera and stage, (B, K, 2) in [-1, 1] of the cropped image; spatial softmax only."""
+    def _expect_keypoints(self) -> None:
         if self.config.pooling != "spatial_softmax":
             raise PrismError(f"pooling '{self.config.pooling}' has no keypoints; expected 'spatial_softmax'")
+
+    def keypoints(self, images: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+        """Keypoints of every camera and stage, (B, K, 2) in [-1, 1] of the cropped image; spatial softmax only."""
+        self._expect_keypoints()
         return {c: self.encoders[c].pooled(x) for c, (x, _) in self._inputs(images, None).items()}  # type: ignore[operator]
+
+    def heatmaps(self, images: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+        """Where every camera's and stage's keypoints respond, (B, K, h, w), each summing to 1; spatial softmax only."""
+        self._expect_keypoints()
+        found: dict[str, list[Tensor]] = {}
+        for camera, (x, _) in self._inputs(images, None).items():
+            encoder = cast(CameraEncoder, self.encoders[camera])
+            pools = [cast(SpatialSoftmax, pool) for pool in encoder.pool]
+            maps = encoder.feature_maps(x)
+            found[camera] = [p.weights(m).view(len(m), -1, *m.shape[2:]) for p, m in zip(pools, maps, strict=True)]
+        return found
+
+    def attention(self, images: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+        """What the deepest stage's keypoints take from each earlier stage's tokens: (B, N_L, N_l) a stage; tdca only.
+
+        Over all earlier stages together each row sums to 1.
+        """
+        if self.config.fusion != "tdca":
+            raise PrismError(f"fusion '{self.config.fusion}' has no attention; expected 'tdca'")
+        found: dict[str, list[Tensor]] = {}
+        for camera, keypoints in self.keypoints(images).items():
+            fuse = cast(CameraEncoder, self.encoders[camera]).fuse
+            assert fuse is not None
+            counts = [1 if self.config.tokens == "stage" else k.shape[1] for k in keypoints[:-1]]
+            found[camera] = list(torch.split(fuse.attention(keypoints), counts, dim=2))
+        return found

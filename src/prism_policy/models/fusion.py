@@ -108,3 +108,9 @@ class TopDownCrossAttention(nn.Module):
         if self.residual_query:
             z = z + deepest
         return self.project(z.flatten(1))
+
+    def attention(self, keypoints: Sequence[Tensor]) -> Tensor:
+        """How much each of the deepest stage's tokens takes from each earlier one, (B, N_L, sum of the others' N_l)."""
+        *shallow, deepest = self.embedded(keypoints)
+        scores = self.query(deepest) @ self.key(torch.cat(shallow, dim=1)).transpose(1, 2)
+        return (scores / scores.new_tensor(self.query.out_features).sqrt()).softmax(dim=-1)

@@ -51,6 +51,16 @@ class SpatialSoftmax(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, H, W) to keypoints (B, K, 2) as (x, y), float32 or, for float64 features, float64."""
         height, width = features.shape[-2:]
+        with torch.autocast(features.device.type, enabled=False):
+            weights = self.weights(features)  # (B, K, H*W)
+            xs = torch.linspace(-1, 1, width, device=weights.device, dtype=weights.dtype)
+            ys = torch.linspace(-1, 1, height, device=weights.device, dtype=weights.dtype)
+            grid = torch.stack([xs.repeat(height), ys.repeat_interleave(width)], dim=1)  # (H*W, 2)
+            keypoints: Tensor = weights @ grid  # (B, K, 2)
+        return keypoints
+
+    def weights(self, features: Tensor) -> Tensor:
+        """The softmax p_c itself, (B, C, H, W) to (B, K, H*W): its spread says how sure a keypoint is of its place."""
         # All of it in float32 at least: in half precision the convolution overflows on large activations, and a sharp
         # map loses the last bits of its coordinate.
         dtype = torch.promote_types(features.dtype, torch.float32)
@@ -60,9 +70,4 @@ class SpatialSoftmax(nn.Module):
                 bias = self.project.bias
                 assert bias is not None
                 x = F.conv2d(x, self.project.weight.to(dtype), bias.to(dtype))  # (B, K, H, W)
-            xs = torch.linspace(-1, 1, width, device=x.device, dtype=dtype)
-            ys = torch.linspace(-1, 1, height, device=x.device, dtype=dtype)
-            grid = torch.stack([xs.repeat(height), ys.repeat_interleave(width)], dim=1)  # (H*W, 2)
-            weights = (x.flatten(2) / self.temperature).softmax(dim=-1)  # (B, K, H*W)
-            keypoints: Tensor = weights @ grid  # (B, K, 2)
-        return keypoints
+            return (x.flatten(2) / self.temperature).softmax(dim=-1)

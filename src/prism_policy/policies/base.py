@@ -289,6 +289,15 @@ class Policy(nn.Module):
         """The diffusion steps or flow times of a batch's loss, (B,) or (B, 2)."""
         raise NotImplementedError
 
+    def denoise(self, level: float, actions: Tensor, noise: Tensor, cond: Tensor) -> Tensor:
+        """The clean chunk that one call of the network sees behind a mixture of actions and noise, (B, T, A) each.
+
+        Args:
+            level: how far the mixture is from the actions (0, excluded) to the noise (1).
+            cond: (B, D).
+        """
+        raise NotImplementedError
+
     def chunk_loss(
         self,
         actions: Tensor,

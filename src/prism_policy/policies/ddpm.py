@@ -63,6 +63,12 @@ class DDPMPolicy(Policy):
         alpha_bar = self.alpha_bar[k]
         return alpha_bar.sqrt() * actions + (1 - alpha_bar).sqrt() * noise
 
+    def denoise(self, level: float, actions: Tensor, noise: Tensor, cond: Tensor) -> Tensor:  # noqa: D102 (inherited)
+        k = round(level * (len(self.alpha_bar) - 1))
+        noisy, alpha_bar = self.at(k, actions, noise), self.alpha_bar[k]
+        eps = self.predict(noisy, torch.full((len(noise),), k, device=noise.device), cond)
+        return (noisy - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
+
     @property
     def steps(self) -> list[int]:
         """Diffusion steps that sampling visits, the noisiest first, spaced as diffusers' `leading`."""

@@ -32,6 +32,10 @@ class FlowMatchingPolicy(Policy):
         x_t = torch.lerp(noise, actions, times[:, None, None])
         return masked_mean((self.predict(x_t, times, cond) - (actions - noise)).square(), mask, share)
 
+    def denoise(self, level: float, actions: Tensor, noise: Tensor, cond: Tensor) -> Tensor:  # noqa: D102 (inherited)
+        x_t = torch.lerp(actions, noise, level)
+        return x_t + level * self.predict(x_t, noise.new_full((len(noise),), 1 - level), cond)
+
     def sample_chunk(self, noise: Tensor, cond: Tensor, known: Known | None = None) -> Tensor:
         """Integrate from noise at t = 0 to actions at t = 1 in uniform steps."""
         config = self.config.flow_matching

@@ -56,6 +56,10 @@ class MeanFlowPolicy(Policy):
         error = ((predicted - target).square() * per_entry(mask, actions)).sum(dim=(1, 2))  # (B,)
         return (error / (error.detach() + config.norm_eps) ** config.norm_power).mean()
 
+    def denoise(self, level: float, actions: Tensor, noise: Tensor, cond: Tensor) -> Tensor:  # noqa: D102 (inherited)
+        z = torch.lerp(actions, noise, level)
+        return z - level * self.predict(z, noise.new_full((len(noise), 2), level), cond)  # t and h, as r = 0
+
     def sample_chunk(self, noise: Tensor, cond: Tensor, known: Known | None = None) -> Tensor:
         """From noise at t = 1 to actions at t = 0: z_r = z_t - (t - r) u, in one step or several."""
         n = self.config.meanflow.num_inference_steps
