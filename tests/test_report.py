@@ -174,7 +174,8 @@ def test_a_failed_episode_is_shown_with_its_saliency(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     assert "saliency beside it" not in write_report(folder).read_text()
     videos = folder / "videos" / "last" / "evaluate-s0"
-    shutil.copy(videos / "episode_007.mp4", videos / "episode_007_saliency.mp4")
+    (folder / "figures" / "last" / "evaluate-s0").mkdir(parents=True)
+    shutil.copy(videos / "episode_007.mp4", folder / "figures" / "last" / "evaluate-s0" / "episode_007_saliency.mp4")
     page = write_report(folder).read_text()
-    assert "File: videos/last/evaluate-s0/episode_007_saliency.mp4." in page
+    assert "File: figures/last/evaluate-s0/episode_007_saliency.mp4." in page
     assert page.count('src="data:video/mp4') == 8  # six by number, the first failure, and its saliency

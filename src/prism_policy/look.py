@@ -146,4 +146,4 @@ def film_failure(config: RunConfig, policy: Policy, stream: Stream, task: SimTas
 
 def failure_film(stream: Stream, episode: int) -> Path:
     """Where `film_failure` puts its video."""
-    return stream.videos / f"episode_{episode:03d}_saliency.mp4"
+    return stream.run / "figures" / stream.name / f"episode_{episode:03d}_saliency.mp4"

@@ -302,8 +302,8 @@ def _pictures(folder: Path, run: RunConfig) -> str:
 def _failure(measured: Sequence[Stream]) -> str:
     """The first failed episode with its saliency beside it, where it was filmed."""
     for stream in measured[:1]:
-        for path in sorted(stream.videos.glob("episode_*_saliency.mp4"))[:1]:
-            caption = f"{_FAILURE_CAPTION} File: videos/{stream.name}/{path.name}."
+        for path in sorted((stream.run / "figures" / stream.name).glob("episode_*_saliency.mp4"))[:1]:
+            caption = f"{_FAILURE_CAPTION} File: figures/{stream.name}/{path.name}."
             video = f'<video controls muted loop playsinline src="{_data_url(path, "video/mp4")}"></video>'
             return f'<figure class="picture">{video}<figcaption>{escape(caption)}</figcaption></figure>'
     return ""
