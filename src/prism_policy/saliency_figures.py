@@ -40,6 +40,7 @@ BRIGHTEST = 10.0
 networks have no other common unit."""
 _OUTLINES = {2: "#00e5ff", 1: "#8cff00"}  # objects, gripper: seen on white, on dark and on what is painted
 _INCHES = 1.75  # an image
+_TITLE_INCHES = 5.5  # what the title needs
 
 
 def strength(density: np.ndarray) -> NDArray[np.float64]:
@@ -60,7 +61,8 @@ def draw_grid(subjects: Sequence[Subject], clip: Clip, maps: Sequence[Maps], cam
         path: its ending decides the format, .png or .pdf.
     """
     rows, columns = 1 + len(subjects), len(clip)
-    figure = Figure(figsize=(_INCHES * columns + 1.5, (_INCHES + 0.17) * rows + 1.35), layout="constrained")
+    width = max(_INCHES * columns + 1.5, _TITLE_INCHES)
+    figure = Figure(figsize=(width, (_INCHES + 0.17) * rows + 1.35), layout="constrained")
     axes: NDArray[Any] = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_xticks([])
@@ -126,7 +128,7 @@ def draw_stages(subject: Subject, clip: Clip, camera: str, path: Path) -> None:
     height, width = encoder.cameras[camera]
     rows = len(stages) + bool(weights)
     ratios = [*[1.0] * len(stages), *[0.45] * bool(weights)]
-    size = (_INCHES * columns + 0.8, _INCHES * sum(ratios) + 1.2)
+    size = (max(_INCHES * columns + 0.8, _TITLE_INCHES), _INCHES * sum(ratios) + 1.2)
     figure = Figure(figsize=size, layout="constrained")
     axes: NDArray[Any] = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios)
     frames = clip.observation["images"][camera][:, -1]

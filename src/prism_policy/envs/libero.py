@@ -102,7 +102,6 @@ class LiberoEnv(RobosuiteEnv):
         self._xml: str = self.sim_env.sim.model.get_xml()  # later, MuJoCo would give that of the last model it compiled
         self._lamps = _lamps(self.sim_env)
         self.init_states = read_init_states(ROOT / "init_files" / task.suite / f"{task.title}.pruned_init")
-        self._renderer: Renderer | None = None
         self._data = mujoco.MjData(self.model)
         for camera in task.cameras:
             camera_id(self.model, camera)

@@ -65,6 +65,8 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
 
     fixtures: Sequence[str] = ()
     """Bodies whose poses a state ends with, 7 numbers each."""
+    _renderer: Renderer | None = None
+    _segmenter: Renderer | None = None
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (declared so by gymnasium)
 
     def __init__(self, task: TaskConfig, render_images: bool = True) -> None:
@@ -92,8 +94,6 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         self.model_xml: str = self.sim_env.sim.model.get_xml()
         for camera in task.cameras:
             camera_id(self.model, camera)
-        self._renderer: Renderer | None = None
-        self._segmenter: Renderer | None = None
         self._data = mujoco.MjData(self.model)
         hand = self.sim_env.robots[0]
         self.eef_site = hand.eef_site_id["right"]
