@@ -138,6 +138,26 @@ def test_ctrl_c_ends_quickly_without_a_trace(cache: Path, tmp_path: Path) -> Non
     assert "Traceback" not in errors
 
 
+def test_ctrl_c_that_meets_a_destructor_is_not_lost() -> None:
+    code = """
+import sys, time
+from prism_policy.cli import heed_lost_interrupt
+
+class Dying:
+    def __del__(self):
+        raise KeyboardInterrupt  # as the signal's handler does, wherever the program is
+
+sys.unraisablehook = heed_lost_interrupt
+try:
+    Dying()
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert (done.stdout, done.stderr) == ("stopped\n", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

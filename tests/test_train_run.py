@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_is_told_and_costs_one_checkpoint(
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (("train.stepz=3",), "unknown field 'train.stepz'; TrainConfig has batch_size, betas"),
+        (("train.stepz=3",), "unknown field 'train.stepz'; TrainConfig has balance, batch_size"),
         (('task.cameras=["sideview"]',), "lacks camera 'sideview'; it has agentview"),
         (("train.lr=0.5",), "holds another run: train.lr is 0.001 there and 0.5 now"),
     ],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -278,8 +280,17 @@ def _arguments(arguments: list[str]) -> list[str]:
     return arguments
 
 
+def heed_lost_interrupt(lost: sys.UnraisableHookArgs) -> None:
+    """Python drops an exception that is raised while an object is destroyed, Ctrl-C's too: have that come again."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(lost)
+
+
 def main() -> None:
     """Entry point: exit code 0 on success, 2 on bad input, 130 on Ctrl-C."""
+    sys.unraisablehook = heed_lost_interrupt
     command = tyro.cli(
         Command,
         args=_arguments(sys.argv[1:]),
