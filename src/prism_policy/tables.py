@@ -174,7 +174,7 @@ def _differences(told: Results) -> Grid:
         header,
         rows,
         "Ours: the same starts for both, over all seeds; Tango's interval of the paired difference, exact McNemar "
-        f"test, without correction for the {len(rows)} comparisons. " + told.note,
+        f"test, without correction for the number of comparisons ({len(rows)}). " + told.note,
         frozenset({6}),
     )
 
