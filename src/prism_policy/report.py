@@ -269,8 +269,9 @@ def _videos(stream: Stream, episodes: Sequence[dict[str, Any]], count: int = NUM
     where = f"<code>videos/{escape(stream.name)}/</code>"
     if not figures:
         return _missing(f"No videos in videos/{stream.name}/.")
+    first = "filmed episode" if count == 1 else f"{count} filmed episodes"
     note = (
-        f"Shown: the first {count} filmed episodes by number, whatever their outcome, and the first success and "
+        f"Shown: the first {first} by number, whatever their outcome, and the first success and "
         f"the first failure if they come later. {len(filmed)} of {len(episodes)} episodes, evenly spread by number, "
         f"are in {where}, and all of these side by side in <code>grid.mp4</code>."
     )
