@@ -127,6 +127,22 @@ def test_killed_with_its_workers_it_goes_on_where_it_stopped(run: Path, tmp_path
     assert streams(run)[0].records() == streams(whole)[0].records()
 
 
+def test_two_evaluations_do_not_write_into_one_run(run: Path) -> None:
+    arguments = ["--workers", "1", "--video-every", "0"]
+    command = [sys.executable, "-m", "prism_policy.cli", "evaluate", str(run), "--n-episodes", "40", *arguments]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        journal = run / "results" / "last" / "evaluate-s0" / "episodes.jsonl"
+        while not read_lines(journal) and process.poll() is None:
+            time.sleep(0.01)
+        done = prism("evaluate", run, "--seeds", "1", *arguments)
+        assert (done.returncode, process.poll()) == (2, None)
+        assert f"another process is writing {run / 'results'}; wait for it" in done.stderr
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (run / "results" / "last" / "evaluate-s1").exists()
+    (summary,) = evaluate_runs([run, run / ".." / run.name], Asked(n_episodes=2, video_every=0), 1)  # one run, not two
+    assert summary["n_episodes"] >= 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

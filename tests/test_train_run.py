@@ -89,6 +89,20 @@ def test_killed_in_the_middle_it_ends_with_the_weights_of_a_run_that_was_not(
     assert_same_end(tmp_path / "run", whole[0])
 
 
+def test_a_run_is_trained_by_one_process_at_a_time(data: Path, whole: tuple[Path, str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start(data, folder)
+    while not read_lines(folder / "metrics.jsonl"):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGSTOP)
+    told = prism_train(data, "--out", folder, settings=UPDATES, code=2)
+    assert f"another process is training {folder}; wait for it" in told
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(60) == 0
+    assert_same_end(folder, whole[0])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_again_and_again_it_ends_with_the_weights_of_a_run_that_was_not(

@@ -6,20 +6,18 @@ which may be killed at any moment, and checked against its own checksum when it 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from prism_policy.data.robomimic import merge_demos
 from prism_policy.envs.pool import WorkerPool
 from prism_policy.errors import PrismError
-from prism_policy.files import atomic, disk_errors, write_text
+from prism_policy.files import atomic, claim, disk_errors, write_text
 from prism_policy.progress import console
 
 DATA_FILE, MANIFEST = "demos.hdf5", "manifest.json"
@@ -61,7 +59,7 @@ def cached(
     pool = WorkerPool(workers)
     with disk_errors(folder):
         parts.mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
+        with claim(folder / "lock", f"another process is making {folder}: waiting for it"):
             if manifest.exists():
                 if _intact(data, manifest):
                     shutil.rmtree(parts, ignore_errors=True)
@@ -85,18 +83,6 @@ def _intact(data: Path, manifest: Path) -> bool:
         return bool(json.loads(manifest.read_text())["sha256"] == sha256(data))
     except (OSError, ValueError, KeyError):
         return False
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One process at a time builds in `folder`; the kernel frees the lock of a process that dies."""
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            console.print(f"another process is making {folder}: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def check_free(target: Path | None) -> None:

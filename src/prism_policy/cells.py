@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +14,7 @@ from prism_policy.config import AnyTask, Device, EvalConfig, RunConfig
 from prism_policy.dataset import fit_to_dataset
 from prism_policy.errors import PrismError
 from prism_policy.experiments import Variant
-from prism_policy.files import disk_errors, read_lines
+from prism_policy.files import claim, read_lines
 from prism_policy.libero_suites import SUITES, single_tasks
 from prism_policy.results import Stream
 
@@ -184,7 +182,7 @@ def run_cell(
     from prism_policy.measure import Asked, evaluate_runs
     from prism_policy.train_run import train_run
 
-    with _claimed(cell.folder) as mine:
+    with claim(cell.folder.parent / f".{cell.folder.name}.lock") as mine:
         if not mine:
             return False
         if not cell.trained:
@@ -193,18 +191,3 @@ def run_cell(
         asked = Asked(n_episodes, tuple(checkpoints), (cell.seed,), "evaluate", every)
         evaluate_runs([cell.folder], asked, workers)
     return True
-
-
-@contextmanager
-def _claimed(folder: Path) -> Iterator[bool]:
-    """Whether the cell is this process's; the kernel frees the claim of one that dies."""
-    with disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        file = (folder.parent / f".{folder.name}.lock").open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True

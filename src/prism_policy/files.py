@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_policy.errors import PrismError
+from prism_policy.progress import console
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)  # reading it means setting it
@@ -56,6 +58,42 @@ def atomic(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def claim(lock: Path, waiting: str = "") -> Iterator[bool]:
+    """Whether `lock`, an empty file, is this process's alone for the block; the kernel frees it of one that dies.
+
+    Args:
+        lock: made where it is not there.
+        waiting: what to say before waiting for another process that has it; by default False comes back at once.
+    """
+    with disk_errors(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waiting:
+                yield False
+                return
+            console.print(waiting)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield True
+
+
+@contextmanager
+def alone_in(folder: Path, doing: str) -> Iterator[None]:
+    """Nobody else writes into `folder` during the block.
+
+    Raises:
+        PrismError: another process is at it.
+    """
+    with claim(folder / ".lock") as mine:
+        if not mine:
+            raise PrismError(f"another process is {doing} {folder}; wait for it, or stop it and run this again")
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

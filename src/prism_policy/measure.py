@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from prism_policy.config import EvalConfig, RunConfig, check
 from prism_policy.envs.workers import Simulators
 from prism_policy.errors import PrismError
 from prism_policy.evaluate import available_cores, evaluate, states_path
-from prism_policy.files import write_text
+from prism_policy.files import alone_in, write_text
 from prism_policy.libero_suites import SimTask, single_tasks, task_named
 from prism_policy.look import film_failure
 from prism_policy.memory import PeakMemory
@@ -124,13 +124,15 @@ def evaluate_runs(folders: Sequence[Path], asked: Asked, workers: int | None = N
         workers: simulator processes, kept from one run to the next; None is one for each core.
 
     Raises:
-        PrismError: no run folder, or no weights in it; an unknown checkpoint; see `evaluate`.
+        PrismError: no run folder, or no weights in it; an unknown checkpoint; another process measures one of them;
+            see `evaluate`.
     """
     if not folders:
         raise PrismError("expected at least one run folder, got none; see `prism evaluate --help`")
     if asked.video_every is not None and asked.video_every < 0:
         raise PrismError(f"video_every: expected 0 or more, got {asked.video_every}")
-    plans = [_plan(folder, asked) for folder in folders]  # bad input comes before the work
+    once = {folder.resolve(): folder for folder in folders}.values()
+    plans = [_plan(folder, asked) for folder in once]  # bad input comes before the work
     if asked.rerun:
         check_rerun()
     return measure(plans, asked, workers)
@@ -139,8 +141,11 @@ def evaluate_runs(folders: Sequence[Path], asked: Asked, workers: int | None = N
 def measure(plans: Sequence[Plan], asked: Asked, workers: int | None = None) -> list[dict[str, Any]]:
     """Rollouts of all runs, then videos, figures, summary and report of each; returns the summaries."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with PeakMemory() as memory:
-        with Simulators(available_cores() if workers is None else workers) as simulators:
+    simulators = Simulators(available_cores() if workers is None else workers)
+    with PeakMemory() as memory, ExitStack() as claims:
+        for plan in plans:
+            claims.enter_context(alone_in(plan.folder / "results", "writing"))
+        with simulators:
             for plan in plans:
                 ledger = Ledger(plan.folder / "results" / "ledger.json")
                 with ledger.stage("evaluate", memory):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from prism_policy.config import Device, RunConfig, Tracker
 from prism_policy.dataset import training_windows
 from prism_policy.envs.workers import Simulators
 from prism_policy.evaluate import available_cores, evaluate
-from prism_policy.files import read_lines
+from prism_policy.files import alone_in, read_lines
 from prism_policy.libero_suites import SUITES, single_tasks
 from prism_policy.policies import Policy
 from prism_policy.progress import Bar, console
@@ -34,14 +35,16 @@ def train_run(
     """Train, or go on training, the run in `folder`, and say how it went.
 
     Raises:
-        PrismError: bad input, see each stage; `max_s` is over.
+        PrismError: bad input, see each stage; another process trains this run; `max_s` is over.
     """
     check_trackers(track)
-    with join() as ranks:
+    with join() as ranks, ExitStack() as claims:
         where = ranks.device(device)
         ranks.check(config)  # what cannot work is found before anything is made
         with ranks.first_alone():
             open_run(folder, config)
+            if ranks.first:
+                claims.enter_context(alone_in(folder, "training"))
             windows, valid = training_windows(config)
         suite = config.task.name in SUITES
         rollout = _rollout(folder, config) if importlib.util.find_spec("libero" if suite else "robosuite") else None
