@@ -6,6 +6,8 @@ SHELL := bash
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+# A file's tests stay together, as what they share is made once; `make test ARGS="-n 0 tests/test_envs.py"` runs in one process.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 # What `make demo` and `make test` hand on, e.g. make demo ARGS="--seed 1".
 ARGS ?=
 
@@ -31,11 +33,11 @@ demo: system ## Demonstrations, training, evaluation, report: ten minutes on two
 
 .PHONY: test
 test: system ## The tests that run in a few minutes.
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
 
 .PHONY: test-all
 test-all: system ## All tests.
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 .PHONY: check
 check: $(STAMP) ## Format, lint, types.
