@@ -243,6 +243,35 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class Serve:
+    """Let robots ask a trained policy over the network, in the protocol of openpi's policy servers.
+
+    A robot's control loop uses prism_policy.client, which needs neither torch nor a simulator, or openpi's own client.
+    With PRISM_API_KEY set, only who sends it is admitted. docs/serving.md has the messages.
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+    checkpoint: str = "last"
+    """Which weights: last, best, or the number of updates of kept ones."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 lets other machines ask."""
+    port: int = 8000
+    """0 is any that is free."""
+    device: Device = "auto"
+    """Where to compute; auto takes a GPU where there is one."""
+    seed: int = 0
+    """Seed of the policy's noise."""
+
+    def run(self) -> None:
+        """Do it."""
+        from prism_policy.serve import serve
+
+        key = os.environ.get("PRISM_API_KEY")
+        serve(self.folder, self.checkpoint, self.host, self.port, self.device, self.seed, key)
+
+
+@dataclass(frozen=True)
 class Report:
     """Write report.html of a run folder anew."""
 
@@ -265,6 +294,7 @@ Command = (
     | Annotated[Collect, tyro.conf.subcommand("collect")]
     | Annotated[Render, tyro.conf.subcommand("render")]
     | Annotated[Saliency, tyro.conf.subcommand("saliency")]
+    | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Info, tyro.conf.subcommand("info")]

@@ -1,0 +1,76 @@
+"""What a policy server adds to the policy: the same chunks asked for in the process and through a socket, in turn.
+
+python benchmarks/serving.py [--rounds 100]
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median, quantiles
+
+import numpy as np
+import torch
+
+from prism_policy import presets
+from prism_policy.client import PolicyClient
+from prism_policy.config import RunConfig
+from prism_policy.run_folder import load_policy, make_policy, open_run, save_normalizer, save_weights
+
+
+def main() -> None:
+    """Print a row a policy: medians and 95% quantiles [ms], and the median of what the way there and back adds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=100)
+    rounds = parser.parse_args().rounds
+    print(f"| policy | act, median (95%) | through the server | added, median of pairs |\n|{'---|' * 4}")
+    for name, config in (("nano", presets.nano()), ("paper", presets.paper("lift", "flow_matching", "prism"))):
+        with tempfile.TemporaryDirectory() as folder:
+            row(name, config, Path(folder) / "run", rounds)
+
+
+def row(name: str, config: RunConfig, folder: Path, rounds: int) -> None:
+    """Measure one policy with random weights."""
+    open_run(folder, config)
+    policy = make_policy(config, 9, 7)
+    save_normalizer(folder, policy)
+    save_weights(folder, {n: t for n, t in policy.state_dict().items() if not n.startswith("normalizer.")})
+    policy = load_policy(folder)
+    rng = np.random.default_rng(0)
+    frames = {c: rng.integers(0, 256, (2, *size, 3), np.uint8) for c, size in policy.encoder.cameras.items()}
+    proprio = np.zeros((2, 9), np.float32)
+    observation = {
+        "images": {c: torch.from_numpy(x)[None] for c, x in frames.items()}, "proprio": torch.from_numpy(proprio)[None]
+    }  # fmt: skip
+    command = [sys.executable, "-m", "prism_policy.cli", "serve", str(folder), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        found = re.search(r"at (ws://\S+)", server.stdout.readline())
+        assert found
+        with PolicyClient(found[1]) as client:
+            direct, served = [], []
+            for i in range(rounds + 5):
+                started = time.perf_counter()
+                policy.act(observation)
+                middle = time.perf_counter()
+                client.infer({"images": frames, "proprio": proprio})
+                if i >= 5:  # the first ones make kernels and buffers
+                    direct.append(middle - started)
+                    served.append(time.perf_counter() - middle)
+        server.terminate()
+    added = median(1000 * (b - a) for a, b in zip(direct, served, strict=True))
+    print(f"| {name} | {told(direct)} | {told(served)} | {added:+.1f} ms |", flush=True)
+
+
+def told(seconds: list[float]) -> str:
+    """Median and 95% quantile in ms."""
+    return f"{1000 * median(seconds):.1f} ({1000 * quantiles(seconds, n=20)[-1]:.1f}) ms"
+
+
+if __name__ == "__main__":
+    main()
