@@ -23,6 +23,7 @@ from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.sync.client import connect
 
+from prism_policy.cli import Serve
 from prism_policy.client import PolicyClient
 from prism_policy.config import RunConfig
 from prism_policy.data.actions import decode_absolute
@@ -317,6 +318,13 @@ def test_bad_input_to_the_command_is_one_sentence(run: Path, tmp_path: Path, url
     port = url.rpartition(":")[2]
     assert f"cannot listen at 127.0.0.1:{port}" in complaint(str(run), "--port", port)
     assert "cannot listen at 127.0.0.1:99999" in complaint(str(run), "--port", "99999")
+
+
+@pytest.mark.parametrize("package", ["msgpack", "websockets"])
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(PrismError, match=rf"{package} is not installed; run `pip install prism-policy\[serve\]`"):
+        Serve(Path("runs/a")).run()
 
 
 def test_nobody_there_and_no_address_are_told() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import signal
@@ -265,6 +266,9 @@ class Serve:
 
     def run(self) -> None:
         """Do it."""
+        for package in ("msgpack", "websockets"):
+            if importlib.util.find_spec(package) is None:
+                raise PrismError(f"{package} is not installed; run `pip install prism-policy[serve]`")
         from prism_policy.serve import serve
 
         key = os.environ.get("PRISM_API_KEY")

@@ -137,7 +137,7 @@ class Server:
         return Session(self.policy, self.metadata["action_mode"] == "absolute", self.seed + self._connections)
 
     def warm_up(self) -> None:
-        """Act once, on a frame in the middle of what training saw: the first call lays out weights and compiles."""
+        """Act once, on a frame in the middle of what training saw: the first call lays out the weights."""
         sizes = self.policy.encoder.cameras
         middle = self.policy.normalizer["proprio"].invert(
             torch.zeros(1, self.policy.proprio_dim, device=self.policy.device)
