@@ -43,12 +43,12 @@ class Results:
         return (
             f"Ours: measured here at scale {self.scale}, {self.data}; mean ± standard deviation over seeds, "
             f"{self.n_episodes} unseen episodes a seed and task. Paper: as printed in arXiv:2606.15232, trained on "
-            "robomimic's human demonstrations with the paper's recipe and measured by its authors. "
+            "robomimic's or LIBERO's human demonstrations with the paper's recipe and measured by its authors. "
             + (
                 "The two were measured on other data or at another scale: what can be compared are rows of one column, "
                 "not ours with the paper's."
                 if self.other_setting
-                else "The recipe is the paper's, and the data where the files are robomimic's; what the paper leaves "
+                else "The recipe is the paper's, and the data where the files are those, too; what the paper leaves "
                 "open, the simulator's version and the drawing of the images differ."
             )
             + (" †: the paper's mean is over more tasks or policies than ours." if wide else "")
