@@ -80,13 +80,20 @@ class Plan:
         scripted = [task for task in tasks if task not in self.datasets]
         parts = []
         if scripted:
-            each = " each" * (len(scripted) > 1) + " and task" * any(task in SUITES for task in scripted)
+            names = ", ".join(map(self._named, scripted)) + " each" * (len(scripted) > 1)
             number = self.cells[0].config.demos.num_demos
-            parts.append(f"{number} scripted demonstrations of {', '.join(scripted)}{each}, others for each seed")
+            parts.append(f"{number} scripted demonstrations of {names}, others for each seed")
         for task in self.datasets:
             used = dict.fromkeys(Path(c.config.dataset).name for c in self.cells if c.variant.task == task)
             parts.append(f"{', '.join(used)} ({task})")
         return f"trained on {' and '.join(parts)}"
+
+    def _named(self, task: AnyTask) -> str:
+        """A task, or the tasks of a suite that were asked for."""
+        if task not in SUITES:
+            return task
+        numbers = next(cell.config.task.numbers for cell in self.cells if cell.variant.task == task)
+        return f"each of {task}'s tasks {', '.join(map(str, numbers))}" if numbers else f"each task of {task}"
 
 
 def make_plan(
