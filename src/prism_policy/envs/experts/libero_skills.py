@@ -24,6 +24,8 @@ PALM, FINGER = 0.10, 0.045
 """Height of the palm above the grip site, and how far open fingers stand off it, along the closing axis [m]."""
 ENOUGH, STRETCH = 0.025, 0.4
 """Room beyond which more is no better [m], and what a metre of stretching the arm is worth in metres of it."""
+FOLDED = 0.38
+"""Distance from the base within which the elbow soon is as bent as it goes when the hand rises [m]."""
 USUAL_YAW = RESET_YAW - 0.3
 """Yaw that closing axes are turned towards [rad]. Things stand square to the table, and at a right angle both ways
 would be as near: a hand that cannot decide does not arrive."""
@@ -78,8 +80,10 @@ class PickAndPlace(Skill):
     """
 
     stages = ("approach", "descend", "grasp", "carry", "lower", "release")
-    PATIENCE = 45
-    """Steps at a grip without a hold after which the next one is tried."""
+    PATIENCE, CLOSING = 45, 20
+    """Steps at a grip without a hold after which the next one is tried, and how many more the fingers are given."""
+    STALLED = 60
+    """Steps without getting nearer after which it is let go: with this grip the arm does not get there."""
 
     def __init__(
         self,
@@ -106,6 +110,7 @@ class PickAndPlace(Skill):
         self.object = expert.env.sim_env.get_object(thing)
         self.finished = self.releasing = False
         self.tried, self.ranked, self.hold, self.floor = 0, False, 0.0, np.inf
+        self.nearest, self.stalled = np.inf, 0
         self.let_go = 0.0
         """Height at which the hand last held it [m]."""
         self.lay = self.thing(thing)[0][2]
@@ -139,10 +144,12 @@ class PickAndPlace(Skill):
         self.releasing = low or (self.early and aside < 0.03 and self.holds(*self.goal))
         self.floor = min(self.floor, place[2])
         stuck = self.held and place[2] > self.floor + 0.05  # the plate hangs on the bowl
-        if (self.releasing and not self.keep) or stuck:
+        if (self.releasing and not self.keep) or stuck or self.stalled > self.STALLED:
             expert.stage = "release"
             self.let_go = hand[2] if self.held else self.let_go
             rise = 0.15 if expert.opening > 0.06 and not self.held else 0.0
+            if self.stalled > self.STALLED and rise:
+                self.next_grip()
             return expert.servo((hand + rise * UP, rotation), OPEN)
         if self.held:
             self.tried, self.let_go = 0, hand[2]
@@ -152,16 +159,29 @@ class PickAndPlace(Skill):
             goal = place + (self.drop - 0.01 + arc) * UP
             yaw = self.hold if self.yaw is None else nearest(self.yaw, heading(rotation[:, 0]))
             turned = down(yaw)
+            self.watch(float(np.linalg.norm(goal - position)))
             return self.carry((position, rotation), (goal, turned))
         self.lay, self.hold = position[2], heading(rotation[:, 0])
         if not self.ranked and np.linalg.norm(hand - position) < 0.2:
             self.ranked = True  # no sooner: in some scenes things are still in the air when an episode begins
             self.grips = best_first(expert, self.name, self.grips, place)
         self.tried += bool(np.linalg.norm(hand - self.grips[0]()[0]) < 0.12)
-        if self.tried > self.PATIENCE:
-            self.tried, expert.closing = 0, False
-            self.grips.append(self.grips.pop(0))
+        if self.tried > self.PATIENCE + self.CLOSING * expert.closing:
+            self.next_grip()
         return expert.reach(self.grips[0](), self.hover, wide=0.06)
+
+    def next_grip(self) -> None:
+        """Try another one."""
+        self.tried, self.expert.closing = 0, False
+        self.nearest, self.stalled = np.inf, 0
+        self.grips.append(self.grips.pop(0))
+
+    def watch(self, distance: float) -> None:
+        """Count the steps that bring it no nearer to where it shall go [m]; `keep` waits there for good."""
+        if distance < self.nearest - 0.003:
+            self.nearest, self.stalled = distance, 0
+        elif not self.keep:
+            self.stalled += 1
 
     def carry(self, held: Pose, goal: Pose) -> np.ndarray:
         """As `Expert.carry`, but turning only once up: what stands around is not to be swept away."""
@@ -173,7 +193,7 @@ class PickAndPlace(Skill):
 
 
 def best_first(expert: Expert, thing: str, grips: Sequence[Grip], place: np.ndarray) -> list[Grip]:
-    """Grips in the order of the room that the open hand has there now, and of how far the arm must stretch.
+    """Grips in the order of the room that the open hand has there now, and of how the arm must stretch or fold.
 
     Args:
         expert: whose hand.
@@ -186,10 +206,10 @@ def best_first(expert: Expert, thing: str, grips: Sequence[Grip], place: np.ndar
 
     def worth(grip: Grip) -> float:
         hand = grip()
-        stretch = max(
+        here, there = (
             float(np.linalg.norm((hand[0] - position + to - env.robots[0].base_pos)[:2])) for to in (position, place)
         )
-        return min(room(expert, thing, hand), ENOUGH) - STRETCH * stretch
+        return min(room(expert, thing, hand), ENOUGH) - STRETCH * max(here, there) - max(FOLDED - here, 0.0)
 
     return sorted(grips, key=worth, reverse=True)
 
