@@ -320,3 +320,18 @@ def test_every_task_has_an_expert(task: LiberoTask) -> None:
     done = [demonstrate(env, DemoConfig(noise=0.0, seed=4), episode).success for episode in range(3)]
     assert sum(done) >= 2
     env.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "episode"),
+    [
+        (6, 5),  # the fingers closed when the expert's patience was over, and the next grip led out of reach
+        (7, 5),  # near the base: the elbow was as bent as it goes before the bowl was up
+        (7, 51),
+    ],
+)
+def test_the_expert_does_it_from_starts_where_it_used_to_be_stuck(number: int, episode: int) -> None:
+    env = LiberoEnv(libero_task("libero_spatial", number), render_images=False)
+    assert demonstrate(env, DemoConfig(noise=0.0, seed=9), episode).success
+    env.close()
