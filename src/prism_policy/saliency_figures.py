@@ -258,6 +258,9 @@ def draw_numbers(found: Study, path: Path) -> None:
             axis.scatter([estimate.mean], [y], s=34, color=colours[side], zorder=3)
             if number == "lift" and (chance := told[side].get("randomised_lift")):
                 axis.scatter([chance.mean], [y], s=30, marker="x", color="#777777")
+        if not axis.has_data():  # of a single training each, say
+            axis.text(0.5, 0.5, "not to be had\nfrom these runs", transform=axis.transAxes, ha="center", fontsize=8)
+            axis.set_xticks([])
         axis.set_title(title, fontsize=8)
         axis.set_yticks(range(len(names)), names if axis in axes[:, 0] else [""] * len(names), fontsize=8)
         axis.set_ylim(len(names) - 0.5, -0.5)
