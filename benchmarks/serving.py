@@ -1,6 +1,6 @@
-"""What a policy server adds to the policy: the same chunks asked for in the process and through a socket, in turn.
+"""What a policy server adds to the policy: chunks asked for in the process and through a socket, five each in turn.
 
-python benchmarks/serving.py [--rounds 100]
+python benchmarks/serving.py [--rounds 20]
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -26,7 +27,7 @@ from prism_policy.run_folder import load_policy, make_policy, open_run, save_nor
 def main() -> None:
     """Print a row a policy: medians and 95% quantiles [ms], and the median of what the way there and back adds."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=20)
     rounds = parser.parse_args().rounds
     print(f"| policy | act, median (95%) | through the server | added, median of pairs |\n|{'---|' * 4}")
     for name, config in (("nano", presets.nano()), ("paper", presets.paper("lift", "flow_matching", "prism"))):
@@ -54,17 +55,26 @@ def row(name: str, config: RunConfig, folder: Path, rounds: int) -> None:
         assert found
         with PolicyClient(found[1]) as client:
             direct, served = [], []
-            for i in range(rounds + 5):
-                started = time.perf_counter()
-                policy.act(observation)
-                middle = time.perf_counter()
-                client.infer({"images": frames, "proprio": proprio})
-                if i >= 5:  # the first ones make kernels and buffers
-                    direct.append(middle - started)
-                    served.append(time.perf_counter() - middle)
+            for i in range(rounds + 1):  # the first one makes kernels and buffers
+                here = timed(lambda: policy.act(observation))
+                there = timed(lambda: client.infer({"images": frames, "proprio": proprio}))
+                if i:
+                    direct += here
+                    served += there
         server.terminate()
     added = median(1000 * (b - a) for a, b in zip(direct, served, strict=True))
     print(f"| {name} | {told(direct)} | {told(served)} | {added:+.1f} ms |", flush=True)
+
+
+def timed(call: Callable[[], object]) -> list[float]:
+    """Seconds of each of five calls, once the other process's threads no longer spin."""
+    time.sleep(0.5)
+    found = []
+    for _ in range(5):
+        started = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - started)
+    return found
 
 
 def told(seconds: list[float]) -> str:

@@ -11,7 +11,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,20 +166,16 @@ class Server:
         loop, stopped = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stopped.set)
-        # One thread for all: two calls at a time would share the cores and both be late.
-        with ThreadPoolExecutor(1) as self._thread:
-            try:
-                listening = await listen(
-                    self._talk, host, port, compression=None, max_size=LARGEST_MESSAGE, process_request=self._admit
-                )
-            except (OSError, OverflowError) as error:
-                raise PrismError(
-                    f"cannot listen at {host}:{port} ({error}); choose another --host or --port"
-                ) from error
-            async with listening as server:
-                address = next(iter(server.sockets)).getsockname()
-                ready(f"ws://{host}:{address[1]}")
-                await stopped.wait()
+        try:
+            listening = await listen(
+                self._talk, host, port, compression=None, max_size=LARGEST_MESSAGE, process_request=self._admit
+            )
+        except (OSError, OverflowError) as error:
+            raise PrismError(f"cannot listen at {host}:{port} ({error}); choose another --host or --port") from error
+        async with listening as server:
+            address = next(iter(server.sockets)).getsockname()
+            ready(f"ws://{host}:{address[1]}")
+            await stopped.wait()
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         if request.path == "/healthz":
@@ -196,7 +191,9 @@ class Server:
             await connection.send(pack(self.metadata))
             async for data in connection:
                 try:
-                    answer = await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, session, data)
+                    # Here, not in a thread of its own: on two cores that took 50 ms longer (benchmarks/RESULTS.md), and
+                    # two calls at a time would share the cores and both be late.
+                    answer = self._answer(session, data)
                 except PrismError as error:
                     await self._refuse(connection, str(error))
                     return
