@@ -45,11 +45,13 @@ class PolicyClient:
     ) -> None:
         self.url, self.answer_s = url, answer_s
         self._open = ExitStack()
-        self._connection = self._open.enter_context(_connected(url, api_key, connect_s))
-        self.metadata = unpack(self._received())
-        """What the server says of its policy: `cameras`, `proprio_dim`, `n_obs_steps`, `instructions`, ..."""
-        self.round_trips_s: list[float] = []
-        """How long each answer took, on the way included [s]."""
+        with ExitStack() as stack:
+            self._connection = stack.enter_context(_connected(url, api_key, connect_s))
+            self.metadata = unpack(self._received())
+            """What the server says of its policy: `cameras`, `proprio_dim`, `n_obs_steps`, `instructions`, ..."""
+            self._open = stack.pop_all()
+        self.round_trips_s: deque[float] = deque(maxlen=10_000)
+        """How long each of the latest answers took, on the way included [s]."""
         self.reset()
 
     def reset(self, instruction: str | None = None, seed: int | None = None) -> None:
@@ -74,7 +76,8 @@ class PolicyClient:
         Raises:
             PrismError: as `infer`.
         """
-        frame = {"images": images, "proprio": np.asarray(proprio, np.float32)}
+        # Copies: a camera's driver may write its next frame where this one is.
+        frame = {"images": {c: np.array(x) for c, x in images.items()}, "proprio": np.array(proprio, np.float32)}
         self._frames.extend([frame] * (1 if self._frames else self._frames.maxlen or 1))
         if not self._actions:
             frames = list(self._frames)
