@@ -231,6 +231,7 @@ def test_each_connection_has_noise_of_its_own(url: str) -> None:
         ({"images": {"agentview": [1]}, "proprio": np.zeros(9)}, "camera 'agentview': expected an array, got list"),
         (frame(0) | {"image": 1}, "unknown key 'image'; expected images, prompt, proprio"),
         (frame(0) | {"seed": -1}, "seed: expected an integer from 0"),
+        (frame(0) | {"task": 3}, "task: expected an instruction, got int"),
         (frame(0) | {"images": {"wrist": np.zeros((32, 32, 3), np.uint8)}}, "agentview"),
         (frame(0) | {"images": {"agentview": np.zeros((48, 64, 3), np.uint8)}}, "agentview"),
         (frame(0) | {"images": {"agentview": np.zeros((32, 32, 3), np.float32)}}, "uint8"),

@@ -84,6 +84,8 @@ class Session:
             images, proprio = self._with_history(images, proprio)
         observation: dict[str, Any] = {"images": {c: x[None] for c, x in images.items()}, "proprio": proprio[None]}
         if told := request.get("task", request.get("prompt")):
+            if not isinstance(told, str):
+                raise PrismError(f"task: expected an instruction, got {type(told).__name__}")
             observation["task"] = told
         started = time.perf_counter()
         actions = self.policy.act(observation, self.generator)[0].cpu().numpy()  # (Ta, A)
