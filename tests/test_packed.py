@@ -1,7 +1,7 @@
 """Packed layers compute what the plain ones do, and never from stale weights."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from prism_policy import presets
 from prism_policy.config import EncoderConfig, PolicyConfig, PolicyKind
 from prism_policy.data.normalizer import LinearNormalizer
 from prism_policy.models.encoder import VisualEncoder
-from prism_policy.models.packed import packed
+from prism_policy.models.packed import can_pack, packed
 from prism_policy.models.unet1d import ConditionalUNet1D
 from prism_policy.policies import Policy, build_policy
 
@@ -65,6 +65,49 @@ def test_under_autocast_packed_layers_compute_in_bfloat16_and_return_to_float32(
     torch.testing.assert_close(coarse.float(), exact, atol=0.05, rtol=0.05)
     assert not torch.equal(coarse.float(), exact)
     assert torch.equal(again, exact)
+
+
+@pytest.fixture
+def no_packing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A processor on which oneDNN's operators refuse bfloat16, as one without AVX-512 does."""
+    reorders = ("_reorder_linear_weight", "_reorder_convolution_weight", "_reorder_convolution_transpose_weight")
+
+    def refusing(name: str) -> Any:
+        operator = getattr(torch.ops.mkldnn, name)
+
+        def call(weight: Tensor, *rest: Any) -> Tensor:
+            if weight.dtype == torch.bfloat16:
+                raise RuntimeError("could not create a primitive descriptor for a reorder primitive")
+            return operator(weight, *rest)
+
+        return call
+
+    for name in reorders:
+        monkeypatch.setattr(torch.ops.mkldnn, name, refusing(name))
+    can_pack.cache_clear()
+    yield
+    can_pack.cache_clear()
+
+
+def test_where_the_processor_lacks_bfloat16_operators_the_plain_layers_compute(no_packing: None) -> None:
+    net = small_net()
+    x, step, cond = torch.randn(1, 16, 7), torch.rand(1), torch.randn(1, 20)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(packed(net)(x, step, cond), net(x, step, cond))
+    assert can_pack(torch.float32)
+    assert not can_pack(torch.bfloat16)
+
+
+def test_acting_under_autocast_works_where_the_processor_lacks_bfloat16_operators(no_packing: None) -> None:
+    torch.manual_seed(0)
+    config = PolicyConfig(encoder=EncoderConfig(width=16, num_keypoints=8), down_dims=(32, 64))
+    policy = build_policy(config, {"agentview": (84, 84)}, proprio_dim=9, action_dim=7).eval()
+    observation = {
+        "images": {"agentview": torch.randint(0, 256, (1, 2, 84, 84, 3), dtype=torch.uint8)},
+        "proprio": torch.randn(1, 2, 9),
+    }
+    with torch.autocast("cpu", torch.bfloat16):
+        assert policy.act(observation, torch.Generator().manual_seed(3)).isfinite().all()
 
 
 @pytest.mark.parametrize("change", ["in place", "load", "optimizer", "mode"])

@@ -8,6 +8,7 @@ frozen layers; calling them needs no compiler and no waiting.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 import weakref
@@ -62,22 +63,40 @@ def _pack_layers(module: nn.Module) -> nn.Module:
     return module
 
 
+@functools.cache
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this processor has oneDNN's operators in this arithmetic: bfloat16 and float16 need AVX-512."""
+    layers = (nn.Linear(8, 8), nn.Conv1d(8, 8, 3), nn.ConvTranspose1d(8, 8, 3))
+    try:
+        with torch.no_grad():
+            for layer, pack in zip(layers, (PackedLinear, PackedConv, PackedConv), strict=True):
+                x, trial = torch.zeros(1, 8, 8, dtype=dtype), pack(layer)
+                trial.apply_packed(x, trial.pack(layer.weight.detach().to(dtype), x.shape[1:]), layer.bias.to(dtype))
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
 class PackedLayer(nn.Module):
     """A layer whose weight is laid out at the first call, when the size of its input is known.
 
     The layout follows from the size of one sample, so that results do not depend on the batch that came first. Under
-    autocast the layer computes in that arithmetic, as the plain one does.
+    autocast the layer computes in that arithmetic, as the plain one does, and is the plain one where the processor
+    lacks the operators.
     """
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
+        self.plain = [layer]  # in a list: its parameters are already this module's
         self.tensors: dict[torch.dtype, tuple[Tensor, Tensor | None]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layer computes."""
         autocast = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if autocast else self.weight.dtype
+        if not can_pack(dtype):
+            return self.plain[0](x)
         if dtype not in self.tensors:
             bias = None if self.bias is None else self.bias.detach().to(dtype)
             self.tensors[dtype] = self.pack(self.weight.detach().to(dtype), x.shape[1:]), bias
