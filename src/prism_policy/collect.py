@@ -7,7 +7,6 @@ one HDF5 file. Its folder's name is a digest of everything that decides the cont
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import io
 import json
@@ -32,7 +31,13 @@ from prism_policy.libero_suites import LiberoTask, SimTask
 Progress = Callable[[int, int], None]
 """Called with (done, total) when work begins and after each episode."""
 
-_ENVS = Path(__file__).parent / "envs"
+STATES_VERSION = {"lift": 1, "can": 1, "square": 1, "tool_hang": 1, "libero": 1}
+"""Versions of the demonstrations that `collect` makes. Raise a task's when its simulation, its expert or the disturbances
+change what comes out at a fixed seed: users' cached demonstrations are made anew then, and only then."""
+SCENES_VERSION = 1
+"""As `STATES_VERSION`, of `collect_scenes`."""
+IMAGES_VERSION = 1
+"""As `STATES_VERSION`, of what `render_demos` draws and computes from states."""
 
 
 def collect(
@@ -67,7 +72,7 @@ def collect(
         "kind": "states",
         "task": task.name,
         "demos": dataclasses.asdict(demos),
-        "source": _source_digest("episode.py", "robosuite.py", *_expert_files(task)),
+        "version": STATES_VERSION["libero" if isinstance(task, LiberoTask) else task.name],
         "versions": _versions(task),
     }
 
@@ -110,7 +115,7 @@ def collect_scenes(
         "kind": "scenes",
         "task": task.name,
         "scenes": [num_scenes, split, seed],
-        "source": _source_digest("episode.py", "robosuite.py", "scenes.py"),
+        "version": SCENES_VERSION,
         "versions": _versions(task),
     }
 
@@ -173,7 +178,7 @@ def render_demos(
         "states": sha256(states),
         "cameras": list(task.cameras),
         "render": dataclasses.asdict(task.render),
-        "source": _source_digest(*["libero.py"] * isinstance(task, LiberoTask), "robosuite.py", "rendering.py"),
+        "version": IMAGES_VERSION,
         "versions": _versions(task),
     }
 
@@ -335,18 +340,6 @@ def _versions(task: SimTask) -> dict[str, str]:
         ) from error
 
 
-def _expert_files(task: SimTask) -> list[str]:
-    """What decides a demonstration: what the experts share and the task's own script, not the other tasks'."""
-    if isinstance(task, LiberoTask):
-        names = ("base", "demonstration", "libero", "libero_fixtures", "libero_skills")
-        return ["libero.py", *(f"experts/{name}.py" for name in names)]
-    return [f"experts/{name}.py" for name in ("base", "route", "demonstration", task.name)]
-
-
 def _libero_attributes(task: SimTask) -> dict[str, str]:
     """What a file says of its task beside `env_args`."""
     return {"instruction": task.instruction} if isinstance(task, LiberoTask) else {}
-
-
-def _source_digest(*names: str) -> str:
-    return hashlib.sha256(b"".join((_ENVS / name).read_bytes() for name in names)).hexdigest()
