@@ -32,8 +32,8 @@ Progress = Callable[[int, int], None]
 """Called with (done, total) when work begins and after each episode."""
 
 STATES_VERSION = {"lift": 1, "can": 1, "square": 1, "tool_hang": 1, "libero": 1}
-"""Versions of the demonstrations that `collect` makes. Raise a task's when its simulation, its expert or the disturbances
-change what comes out at a fixed seed: users' cached demonstrations are made anew then, and only then."""
+"""Versions of the demonstrations that `collect` makes. Raise a task's when its simulation, its expert or the
+disturbances change what comes out at a fixed seed: users' cached demonstrations are made anew then, and only then."""
 SCENES_VERSION = 1
 """As `STATES_VERSION`, of `collect_scenes`."""
 IMAGES_VERSION = 1
