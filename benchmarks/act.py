@@ -22,12 +22,12 @@ from timing import in_turn, ms, ratio, seconds_of
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from prism_policy import presets
-from prism_policy.config import DDPMConfig, PolicyConfig, PolicyKind
-from prism_policy.info import device_name
+from prism_policy.config import presets
+from prism_policy.config.settings import DDPMConfig, PolicyConfig, PolicyKind
 from prism_policy.models.packed import packed
 from prism_policy.models.unet1d import ConditionalUNet1D
 from prism_policy.policies import build_policy
+from prism_policy.probe.encoder_cost import device_name
 
 CAMERAS, PROPRIO, ACTION, COND = ("agentview", "robot0_eye_in_hand"), 9, 7, 274
 OURS = "ours, as `act` calls it"

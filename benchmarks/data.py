@@ -29,8 +29,8 @@ from torch import Tensor
 from prism_policy.data.frames import open_frames
 from prism_policy.data.robomimic import write_demo
 from prism_policy.data.windows import Windows
-from prism_policy.info import device_name
-from prism_policy.memory import freed_memory_is_kept
+from prism_policy.probe.encoder_cost import device_name
+from prism_policy.utils.memory import freed_memory_is_kept
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 LOW_DIM = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}

@@ -27,13 +27,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from prism_policy import presets
-from prism_policy.config import EncoderConfig, Precision
-from prism_policy.info import device_name, encoder_costs
-from prism_policy.memory import freed_memory_is_kept
+from prism_policy.config import presets
+from prism_policy.config.settings import EncoderConfig, Precision
 from prism_policy.models.encoder import IMAGENET_MEAN, IMAGENET_STD, VisualEncoder, crop_size
 from prism_policy.models.pooling import SpatialSoftmax
 from prism_policy.models.resnet import ResNet
+from prism_policy.probe.encoder_cost import device_name, encoder_costs
+from prism_policy.utils.memory import freed_memory_is_kept
 
 BASELINE = "sspool"
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from prism_policy import presets
-from prism_policy.config import DemoConfig
+from prism_policy.config import presets
+from prism_policy.config.settings import DemoConfig
 from prism_policy.envs.experts import EXPERTS, Demonstration, demonstrate
 from prism_policy.envs.robosuite import RobosuiteEnv
-from prism_policy.success import wilson_interval
+from prism_policy.evaluation.statistics import wilson_interval
 
 COLUMNS = (
     "task", "success", "Wilson 95%", "steps: median", "90%", "limit of a rollout", "within it", "s an episode",

@@ -28,14 +28,14 @@ from timing import seconds_of
 from torch.utils.flop_counter import FlopCounterMode
 from training_step import ACTION, CAMERAS, PROPRIO, SIZE, some_windows
 
-from prism_policy import presets
-from prism_policy.checkpoint import TrainState
-from prism_policy.config import PolicyKind, RunConfig
-from prism_policy.data.loader import mapped, moved
+from prism_policy.config import presets
+from prism_policy.config.settings import PolicyKind, RunConfig
 from prism_policy.errors import PrismError
-from prism_policy.info import device_name
+from prism_policy.probe.encoder_cost import device_name
 from prism_policy.run_folder import make_policy
-from prism_policy.train import arithmetic, train
+from prism_policy.training.checkpoint import TrainState
+from prism_policy.training.prefetch import mapped, moved
+from prism_policy.training.trainer import arithmetic, train
 
 HERE = Path(__file__).parent
 
@@ -196,7 +196,7 @@ def train_on(arguments: argparse.Namespace) -> None:
         print("no --dataset: nothing to train on")
         return
     minutes = max(arguments.until - time.time(), 0) / 60 - 0.5
-    command = ["-m", "prism_policy.cli", "train", "--preset", "paper", "--dataset", str(arguments.dataset)]
+    command = ["-m", "prism_policy.cli.main", "train", "--preset", "paper", "--dataset", str(arguments.dataset)]
     command += ["--max-minutes", f"{minutes:.1f}", "--out", str(arguments.out / "run"), "--device", arguments.device]
     subprocess.run([sys.executable, *command, "--set", f"train.batch_size={arguments.batch_size}"], check=False)
 

@@ -25,14 +25,14 @@ import numpy as np
 import torch
 from encoder import status_mib
 
-from prism_policy import presets
-from prism_policy.checkpoint import TrainState
+from prism_policy.config import presets
 from prism_policy.data.frames import Frames
-from prism_policy.data.loader import moved
 from prism_policy.data.windows import Windows, batch_indices
-from prism_policy.info import device_name
-from prism_policy.memory import freed_memory_is_kept
 from prism_policy.policies import build_policy
+from prism_policy.probe.encoder_cost import device_name
+from prism_policy.training.checkpoint import TrainState
+from prism_policy.training.prefetch import moved
+from prism_policy.utils.memory import freed_memory_is_kept
 
 PROPRIO, ACTION, EPISODE = 9, 7, 50
 

@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from prism_policy import presets
+from prism_policy.config import presets
 from prism_policy.data.frames import Frames
 from prism_policy.data.windows import Windows
-from prism_policy.info import device_name
-from prism_policy.train import train
+from prism_policy.probe.encoder_cost import device_name
+from prism_policy.training.trainer import train
 
 SIZE, EPISODE = 84, 150
 CAMERAS = ("agentview", "robot0_eye_in_hand")

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from prism_policy.config import RenderConfig
+from prism_policy.config.settings import RenderConfig
 from prism_policy.envs.libero import LiberoEnv
 from prism_policy.envs.rendering import Renderer
-from prism_policy.libero_suites import SUITES, libero_tasks
+from prism_policy.tasks.libero import SUITES, libero_tasks
 
 SETTINGS = {
     "LIBERO's defaults: 4x MSAA, shadows, reflections": (RenderConfig(128, 4, True, True), False),

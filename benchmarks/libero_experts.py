@@ -11,12 +11,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from prism_policy.config import DemoConfig
+from prism_policy.config.settings import DemoConfig
 from prism_policy.envs.experts.demonstration import Demonstration, demonstrate
 from prism_policy.envs.experts.libero import LiberoExpert
 from prism_policy.envs.libero import LiberoEnv
-from prism_policy.libero_suites import SUITES, libero_task
-from prism_policy.success import wilson_interval
+from prism_policy.evaluation.statistics import wilson_interval
+from prism_policy.tasks.libero import SUITES, libero_task
 
 COLUMNS = ("task", "success", "Wilson 95%", "steps: median", "most", "within the limit", "s an episode", "replayed")
 

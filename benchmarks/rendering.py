@@ -10,8 +10,8 @@ import statistics
 import time
 from typing import get_args
 
-from prism_policy import presets
-from prism_policy.config import RenderConfig, TaskName
+from prism_policy.config import presets
+from prism_policy.config.settings import RenderConfig, TaskName
 from prism_policy.envs.rendering import Renderer
 from prism_policy.envs.robosuite import RobosuiteEnv
 

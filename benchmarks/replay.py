@@ -13,11 +13,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from prism_policy import presets
-from prism_policy.collect import collect
-from prism_policy.config import DemoConfig
+from prism_policy.config import presets
+from prism_policy.config.settings import DemoConfig
 from prism_policy.data.actions import decode_absolute, encode_absolute
 from prism_policy.data.robomimic import read_demos
+from prism_policy.demos.collect import collect
 from prism_policy.envs.experts import EXPERTS
 from prism_policy.envs.robosuite import RobosuiteEnv
 

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from timing import in_turn, ratio
 
-from prism_policy import presets
-from prism_policy.config import TASKS, RunConfig, TaskConfig, TaskName
+from prism_policy.config import presets
+from prism_policy.config.settings import TASKS, RunConfig, TaskConfig, TaskName
 from prism_policy.envs.opengl import choose_opengl
 from prism_policy.envs.workers import Request, Simulators, worker_start
-from prism_policy.evaluate import acting_threads, episode_noise, sample_chunks
+from prism_policy.evaluation.rollouts import acting_threads, episode_noise, sample_chunks
 from prism_policy.policies import Policy
 from prism_policy.run_folder import make_policy
 

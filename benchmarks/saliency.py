@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from prism_policy import presets
-from prism_policy.attribution import METHODS, Attribution, saliency
+from prism_policy.config import presets
 from prism_policy.run_folder import load_policy, make_policy
+from prism_policy.saliency.attribution import METHODS, Attribution, saliency
 
 FRAMES = 40
 

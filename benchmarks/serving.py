@@ -18,9 +18,9 @@ from statistics import median, quantiles
 import numpy as np
 import torch
 
-from prism_policy import presets
-from prism_policy.client import PolicyClient
-from prism_policy.config import RunConfig
+from prism_policy.config import presets
+from prism_policy.config.settings import RunConfig
+from prism_policy.deploy.client import PolicyClient
 from prism_policy.run_folder import load_policy, make_policy, open_run, save_normalizer, save_weights
 
 
@@ -48,7 +48,7 @@ def row(name: str, config: RunConfig, folder: Path, rounds: int) -> None:
     observation = {
         "images": {c: torch.from_numpy(x)[None] for c, x in frames.items()}, "proprio": torch.from_numpy(proprio)[None]
     }  # fmt: skip
-    command = [sys.executable, "-m", "prism_policy.cli", "serve", str(folder), "--port", "0"]
+    command = [sys.executable, "-m", "prism_policy.cli.main", "serve", str(folder), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
         found = re.search(r"at (ws://\S+)", server.stdout.readline())

@@ -27,18 +27,18 @@ from timing import in_turn, ratio
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from prism_policy import presets
-from prism_policy.checkpoint import TrainState
-from prism_policy.config import PolicyConfig, Precision, RunConfig
+from prism_policy.config import presets
+from prism_policy.config.settings import PolicyConfig, Precision, RunConfig
 from prism_policy.data.frames import Frames
-from prism_policy.data.loader import moved
 from prism_policy.data.robomimic import Episode
 from prism_policy.data.windows import Windows
-from prism_policy.info import device_name
-from prism_policy.memory import freed_memory_is_kept
 from prism_policy.models.unet1d import ConditionalUNet1D
 from prism_policy.policies.ddpm import alpha_bars
+from prism_policy.probe.encoder_cost import device_name
 from prism_policy.run_folder import make_policy
+from prism_policy.training.checkpoint import TrainState
+from prism_policy.training.prefetch import moved
+from prism_policy.utils.memory import freed_memory_is_kept
 
 CAMERAS, PROPRIO, ACTION, SIZE = ("agentview", "robot0_eye_in_hand"), 9, 7, 84
 LEROBOT, PLAIN = (

@@ -14,7 +14,7 @@ from prism_policy.errors import PrismError
 
 try:
     from prism_policy.envs.libero import LiberoEnv
-    from prism_policy.libero_suites import libero_task
+    from prism_policy.tasks.libero import libero_task
 
     env = LiberoEnv(libero_task("libero_spatial", 0), render_images=False)
     env.reset()

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-RECORDED = Path(__file__).parent / "data" / "lift_robosuite_1_4_1.hdf5"
+RECORDED = Path(__file__).parent / "assets" / "lift_robosuite_1_4_1.hdf5"
 """A demonstration of Lift recorded by robosuite 1.4.1 itself, in robomimic's layout of that time."""
 
 OSC = {

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from prism_policy import presets
-from prism_policy.config import RunConfig
+from prism_policy.config import presets
+from prism_policy.config.settings import RunConfig
 from prism_policy.data.robomimic import Episode
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs have it, and their children

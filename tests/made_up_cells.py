@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from prism_policy import config_json
-from prism_policy.cells import Cell
-from prism_policy.reproduce import Plan, make_plan
-from prism_policy.tables import Results, results
+from prism_policy.config import config_json
+from prism_policy.paper.cells import Cell
+from prism_policy.paper.reproduce import Plan, make_plan
+from prism_policy.paper.tables import Results, results
 
 N = 10
 """Episodes of a made-up cell."""

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from community import demo, env_args, write_file
-from prism_policy import presets
-from prism_policy.config import PolicyKind, RunConfig
-from prism_policy.config_json import override
+from prism_policy.config import presets
+from prism_policy.config.config_json import override
+from prism_policy.config.settings import PolicyKind, RunConfig
 from prism_policy.data.frames import Frames
 from prism_policy.data.robomimic import read_demos
 from prism_policy.data.windows import Windows
@@ -56,7 +56,7 @@ def small_windows(folder: Path) -> Windows:
 def command(folder: Path, *arguments: str | Path, settings: tuple[str, ...] = ()) -> list[str]:
     """`prism train` of the demonstrations in `folder`."""
     run = ["train", "--dataset", folder / "demos.hdf5", "--encoder", "sspool", *arguments]
-    return [sys.executable, "-m", "prism_policy.cli", *map(str, run), "--set", *SETTINGS, *settings]
+    return [sys.executable, "-m", "prism_policy", *map(str, run), "--set", *SETTINGS, *settings]
 
 
 def environment(folder: Path) -> dict[str, str]:

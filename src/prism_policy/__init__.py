@@ -9,8 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prism_policy import presets as presets
-    from prism_policy.config import EncoderConfig, PolicyConfig, TrainConfig
+    from prism_policy.config import presets
+    from prism_policy.config.settings import EncoderConfig, PolicyConfig, TrainConfig
     from prism_policy.errors import PrismError
     from prism_policy.models.encoder import VisualEncoder
     from prism_policy.models.pooling import SpatialSoftmax
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "EncoderConfig": "config",
-    "PolicyConfig": "config",
-    "TrainConfig": "config",
+    "EncoderConfig": "config.settings",
+    "PolicyConfig": "config.settings",
+    "TrainConfig": "config.settings",
     "PrismError": "errors",
     "VisualEncoder": "models.encoder",
     "SpatialSoftmax": "models.pooling",
@@ -48,7 +48,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "presets":
-        return importlib.import_module("prism_policy.presets")
+        return importlib.import_module("prism_policy.config.presets")
     if name in _HOMES:
         return getattr(importlib.import_module(f"prism_policy.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'prism_policy' has no attribute '{name}'")

@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prism_policy import config_json
-from prism_policy.config import ProbeConfig, RunConfig, TaskConfig, check
+from prism_policy.config import config_json
+from prism_policy.config.settings import ProbeConfig, RunConfig, TaskConfig, check
 from prism_policy.errors import PrismError
-from prism_policy.files import atomic, disk_errors, write_text
 from prism_policy.policies import Policy, build_policy
-from prism_policy.tasks import instructions_of
+from prism_policy.policies.instructions import instructions_of
+from prism_policy.utils.files import atomic, disk_errors, write_text
 
 
 def open_run(folder: Path, config: RunConfig) -> None:

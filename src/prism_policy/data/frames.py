@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prism_policy.config import ActionMode
+from prism_policy.config.settings import ActionMode
 from prism_policy.data.robomimic import Episode, demo_names, iter_demos, open_demos
 from prism_policy.errors import PrismError
-from prism_policy.files import disk_errors, write_text
+from prism_policy.utils.files import disk_errors, write_text
 
 Progress = Callable[[int, int], None]
 """Called with (demonstrations done, of how many)."""

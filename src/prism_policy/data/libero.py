@@ -19,8 +19,8 @@ import numpy as np
 
 from prism_policy.data.robomimic import Episode, demo_names, open_demos, read_attributes, write_demo, write_masks
 from prism_policy.errors import PrismError
-from prism_policy.files import atomic
-from prism_policy.libero_suites import LiberoTask, find_task, wordings
+from prism_policy.tasks.libero import LiberoTask, find_task, wordings
+from prism_policy.utils.files import atomic
 
 CAMERAS = {"agentview": "agentview_rgb", "robot0_eye_in_hand": "eye_in_hand_rgb"}
 """The simulator's name of a camera -> LIBERO's name of its images."""

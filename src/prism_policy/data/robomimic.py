@@ -17,11 +17,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from prism_policy.config import ActionMode
+from prism_policy.config.settings import ActionMode
 from prism_policy.data.actions import encode_absolute
-from prism_policy.data.robomimic_env import is_absolute, read_env_args
+from prism_policy.data.recorded_env import is_absolute, read_env_args
 from prism_policy.errors import PrismError
-from prism_policy.progress import console
+from prism_policy.utils.progress import console
 
 PROPRIO = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
 """What makes up `proprio`, in this order, and its widths: [m], x y z w, [m]."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prism_policy.config import Balance
+from prism_policy.config.settings import Balance
 from prism_policy.data.frames import Frames
 
 Batch = dict[str, dict[str, Tensor] | Tensor]

@@ -26,7 +26,7 @@ from prism_policy.envs.libero_install import INSTALL, prepare_libero
 from prism_policy.envs.rendering import Renderer, camera_id
 from prism_policy.envs.robosuite import PROPRIO, Observation, RobosuiteEnv
 from prism_policy.errors import PrismError
-from prism_policy.libero_suites import LiberoTask
+from prism_policy.tasks.libero import LiberoTask
 
 ROOT = prepare_libero()
 with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):  # gym's advertisements

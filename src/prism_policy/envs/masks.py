@@ -9,7 +9,7 @@ import mujoco
 import numpy as np
 
 from prism_policy.envs.stages import goal_bodies
-from prism_policy.libero_suites import LiberoTask
+from prism_policy.tasks.libero import LiberoTask
 
 REST, GRIPPER, OBJECT = 0, 1, 2
 """Labels of a mask's pixels."""

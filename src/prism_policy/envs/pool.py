@@ -16,7 +16,7 @@ from typing import Any
 from prism_policy.envs.opengl import choose_opengl
 from prism_policy.envs.workers import worker_start
 from prism_policy.errors import PrismError
-from prism_policy.libero_suites import LiberoTask, SimTask
+from prism_policy.tasks.libero import LiberoTask, SimTask
 
 _env: Any = None
 

@@ -14,7 +14,7 @@ import itertools
 import mujoco
 import numpy as np
 
-from prism_policy.config import RenderConfig
+from prism_policy.config.settings import RenderConfig
 from prism_policy.envs.opengl import opengl_context
 from prism_policy.errors import PrismError
 

@@ -16,7 +16,7 @@ import gymnasium
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from prism_policy.config import TASKS, TaskConfig
+from prism_policy.config.settings import TASKS, TaskConfig
 from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.opengl import choose_opengl, opengl_trouble
 from prism_policy.errors import PrismError

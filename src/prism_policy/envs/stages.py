@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prism_policy.libero_suites import SUITES, LiberoTask, SimTask
+from prism_policy.tasks.libero import SUITES, LiberoTask, SimTask
 
 if TYPE_CHECKING:
     from prism_policy.envs.libero import LiberoEnv

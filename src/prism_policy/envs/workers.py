@@ -26,7 +26,7 @@ import numpy as np
 from prism_policy.envs.opengl import choose_opengl
 from prism_policy.envs.stages import furthest_stage
 from prism_policy.errors import PrismError
-from prism_policy.libero_suites import SimTask
+from prism_policy.tasks.libero import SimTask
 
 PATIENCE = 120.0
 """A worker that owes an answer for longer hangs [s]; a chunk takes it about 0.1 s."""

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from prism_policy.config import EncoderConfig
+from prism_policy.config.settings import EncoderConfig
 from prism_policy.errors import PrismError
 from prism_policy.models.fusion import Refine, TopDownCrossAttention
 from prism_policy.models.pooling import SpatialSoftmax

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prism_policy.config import Norm
+from prism_policy.config.settings import Norm
 from prism_policy.errors import PrismError
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}

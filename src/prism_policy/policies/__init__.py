@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from prism_policy.config import PolicyConfig
+from prism_policy.config.settings import PolicyConfig
 from prism_policy.policies.base import Policy
 from prism_policy.policies.ddpm import DDPMPolicy
 from prism_policy.policies.flow_matching import FlowMatchingPolicy

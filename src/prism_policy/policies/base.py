@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prism_policy.config import PolicyConfig
-from prism_policy.data.normalizer import LinearNormalizer
+from prism_policy.config.settings import PolicyConfig
 from prism_policy.errors import PrismError
 from prism_policy.models.encoder import VisualEncoder
+from prism_policy.models.normalizer import LinearNormalizer
 from prism_policy.models.packed import packed
 from prism_policy.models.unet1d import ConditionalUNet1D, check_horizon
-from prism_policy.tasks import Instructions
+from prism_policy.policies.instructions import Instructions
 
 Observation = Mapping[str, Any]
 """{"images": {camera: uint8 (B, To, H, W, 3)}, "proprio": float32 (B, To, P), "task": optional float32 (B, E)}; to act,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prism_policy.config import DDPMConfig, PolicyConfig
+from prism_policy.config.settings import DDPMConfig, PolicyConfig
 from prism_policy.errors import PrismError
 from prism_policy.policies.base import Known, Policy, impose, masked_mean
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prism_policy.config import DemoConfig
+from prism_policy.config.settings import DemoConfig
 from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.experts.base import Expert
 from prism_policy.envs.experts.can import Can
@@ -14,7 +14,7 @@ from prism_policy.envs.experts.lift import Lift
 from prism_policy.envs.experts.square import Square
 from prism_policy.envs.experts.tool_hang import ToolHang
 from prism_policy.envs.robosuite import RobosuiteEnv
-from prism_policy.libero_suites import LiberoTask, SimTask
+from prism_policy.tasks.libero import LiberoTask, SimTask
 
 EXPERTS: dict[str, type[Expert]] = {"lift": Lift, "can": Can, "square": Square, "tool_hang": ToolHang}
 """Task -> its expert, whose file has the task's name."""

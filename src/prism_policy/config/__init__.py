@@ -1,0 +1,1 @@
+"""Every setting: frozen dataclasses without torch, presets, JSON."""

@@ -1,0 +1,225 @@
+"""What a robomimic file's `env_args` say about the simulation that recorded it, in this library's terms.
+
+robomimic up to v1.4 (robosuite 1.2 to 1.4) has a flat controller, whose actions are in the world frame; v1.5 has one
+for each part of the body with a reference frame of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+import h5py
+import numpy as np
+
+from prism_policy.config.presets import task_config
+from prism_policy.config.settings import TASKS, ActionMode, AnyTask, ReferenceFrame
+from prism_policy.errors import PrismError
+from prism_policy.tasks.libero import LiberoTask, SimTask, find_task
+
+NEWEST_ROBOSUITE = (1, 5)
+_ROBOSUITE_TYPE = 1  # in robomimic's numbering of simulators
+_CONTROLLER = {
+    "kp": 150,
+    "damping_ratio": 1,
+    "impedance_mode": "fixed",
+    "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5],
+    "output_min": [-0.05, -0.05, -0.05, -0.5, -0.5, -0.5],
+    "uncouple_pos_ori": True,
+    "interpolation": None,
+}
+"""What decides how OSC_POSE moves, with the values that robosuite takes where none is recorded."""
+
+
+@dataclass(frozen=True)
+class RecordedEnv:
+    """The environment of a recording."""
+
+    env_name: str
+    """robosuite's name, "" where not recorded."""
+    task: AnyTask | None
+    """Our name of it, or of the suite that it is of; none where this library does not have it."""
+    libero: LiberoTask | None
+    """Which task of a suite."""
+    robots: tuple[str, ...]
+    """Such as ("Panda",)."""
+    robosuite: str
+    """Version that recorded it, "" where not recorded."""
+    layout: str
+    """Which robomimic wrote files like this: "v0.1", "v1.4", "v1.5", or "" where there is no controller to tell by."""
+    controller: str
+    """Type of the arm's controller, such as "OSC_POSE"."""
+    action_mode: ActionMode
+    """Actions are changes of the hand's pose, or poses [m, rad]."""
+    reference_frame: ReferenceFrame
+    """Frame of the actions."""
+    cameras: tuple[str, ...]
+    """Cameras the environment was made with; the file's images may be of others."""
+    scene_trouble: str
+    """Why recorded states cannot be drawn or restored here; "" where they can."""
+    control_trouble: str
+    """Why recorded actions cannot be executed here; "" where they can."""
+
+    def task_config(self, where: str, actions: bool = True) -> SimTask:
+        """The task as recorded, with the paper's cameras, for `make_env`.
+
+        Args:
+            where: names the file in errors.
+            actions: whether actions are to be executed, or only states restored.
+
+        Raises:
+            PrismError: it cannot be run here.
+        """
+        trouble = self.scene_trouble or (self.control_trouble if actions else "")
+        if trouble or self.task is None:
+            raise PrismError(f"{where}: {trouble}")
+        if self.libero is not None:
+            return self.libero
+        return replace(task_config(self.task), action_mode=self.action_mode, reference_frame=self.reference_frame)
+
+
+def read_env_args(file: h5py.File) -> dict[str, Any]:
+    """`env_args` of an open file; those of robosuite's own collection script in the same form; {} where none.
+
+    Raises:
+        PrismError: they are no JSON.
+    """
+    attributes = file["data"].attrs
+    try:
+        if "env_args" in attributes:
+            return dict(json.loads(attributes["env_args"]))
+        if "env_info" in attributes:
+            return {
+                "env_name": str(attributes.get("env", "")),
+                "env_version": str(attributes.get("repository_version", "")),
+                "type": _ROBOSUITE_TYPE,
+                "env_kwargs": dict(json.loads(attributes["env_info"])),
+            }
+    except (TypeError, ValueError) as error:
+        raise PrismError(
+            f"{file.filename}: expected `env_args` to be a JSON object, got something else ({error})"
+        ) from error
+    return {}
+
+
+def is_absolute(actions: np.ndarray) -> bool:
+    """Whether actions (T, 7) are poses: a hand that points down is turned by about pi, and a delta is at most 1.
+
+    Files with absolute actions made by diffusion_policy keep the `env_args` of delta ones, so these do not tell.
+    """
+    return bool(np.abs(actions[:, 3:6]).max(initial=0.0) > 1.001)
+
+
+def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEnv:
+    """Translate `env_args`.
+
+    Args:
+        env_args: as `read_env_args` returns them.
+        absolute: that the actions are absolute whatever `env_args` say, from `is_absolute`.
+    """
+    kwargs = env_args.get("env_kwargs") or {}
+    env_name = str(env_args.get("env_name") or "")
+    libero = _libero(env_args)
+    ours = next((name for name, other in TASKS.items() if other == env_name), None)
+    task: Any = ours if libero is None else libero.suite
+    robots = kwargs.get("robots") or ()
+    robots = (robots,) if isinstance(robots, str) else tuple(robots)
+    version = str(env_args.get("env_version") or "")
+    config: dict[str, Any] = kwargs.get("controller_configs") or {}
+    composite = "body_parts" in config
+    arm = _arm(config) if composite else config
+    layout = "v1.5" if composite else "" if not arm else "v1.4" if _numbers(version) >= (1, 4) else "v0.1"
+    # robosuite 1.5 dropped `control_delta` for `input_type`, but robomimic goes on writing the former.
+    mode = arm.get("input_type") or ("delta" if arm.get("control_delta", True) else "absolute")
+    frame: ReferenceFrame = "base" if composite and arm.get("input_ref_frame", "base") == "base" else "world"
+    cameras = kwargs.get("camera_names") or ()
+    return RecordedEnv(
+        env_name=env_name,
+        task=task,
+        libero=libero,
+        robots=robots,
+        robosuite=version,
+        layout=layout,
+        controller=str(arm.get("type") or ""),
+        action_mode="absolute" if absolute or mode == "absolute" else "delta",
+        reference_frame=frame,
+        cameras=(cameras,) if isinstance(cameras, str) else tuple(cameras),
+        scene_trouble=_scene_trouble(env_args, kwargs, env_name, task, robots, version),
+        control_trouble=_control_trouble(kwargs, config, arm, mode == "absolute" and frame == "base"),
+    )
+
+
+def _libero(env_args: dict[str, Any]) -> LiberoTask | None:
+    """The LIBERO task of these `env_args`, which name the file that defines it."""
+    kwargs = env_args.get("env_kwargs") or {}
+    bddl = PurePosixPath(str(env_args.get("bddl_file") or kwargs.get("bddl_file_name") or ""))
+    if bddl.suffix == ".bddl":
+        try:
+            return find_task(bddl.stem, bddl.parent.name)
+        except PrismError:
+            return None
+    return None
+
+
+def _arm(config: dict[str, Any]) -> dict[str, Any]:
+    """The right arm's part; robosuite's own JSON files hold it one level deeper than what it writes into `env_args`."""
+    parts = config.get("body_parts") or {}
+    return dict(parts.get("right") or (parts.get("arms") or {}).get("right") or {})
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = []
+    for part in version.split(".")[:2]:
+        digits = "".join(c for c in part if c.isdigit())
+        if not digits:
+            break
+        parts.append(int(digits))
+    return tuple(parts)
+
+
+def _scene_trouble(
+    env_args: dict[str, Any],
+    kwargs: dict[str, Any],
+    env_name: str,
+    task: str | None,
+    robots: tuple[str, ...],
+    version: str,
+) -> str:
+    if not env_args:
+        return "the file does not say which environment recorded it (no `env_args`), so its states cannot be replayed"
+    if env_args.get("type", _ROBOSUITE_TYPE) != _ROBOSUITE_TYPE:
+        return f"expected a robosuite environment (type {_ROBOSUITE_TYPE}), got {env_name!r} of type {env_args['type']}"
+    if _numbers(version) > NEWEST_ROBOSUITE:
+        newest = ".".join(map(str, NEWEST_ROBOSUITE))
+        return (
+            f"written by robosuite {version}; this library runs up to {newest}: record it again, or update the library"
+        )
+    if task is None:
+        return f"expected one of robosuite's {', '.join(TASKS.values())}, got {env_name!r}, which this library lacks"
+    if robots and robots != ("Panda",):
+        return f"expected one robot, Panda, got {', '.join(map(str, robots))}"
+    gripper = kwargs.get("gripper_types", "default")
+    if gripper not in ("default", "PandaGripper", ["default"], ["PandaGripper"]):
+        return f"expected the Panda's own gripper, got {gripper}"
+    return ""
+
+
+def _control_trouble(
+    kwargs: dict[str, Any], config: dict[str, Any], arm: dict[str, Any], absolute_from_base: bool
+) -> str:
+    if not arm:
+        return "the file does not say which controller its actions are for"
+    if "body_parts" in config and config.get("type", "BASIC") != "BASIC":
+        return f"expected the composite controller BASIC, got {config['type']}"
+    if arm.get("type") != "OSC_POSE":
+        return f"expected actions for the controller OSC_POSE, got {arm.get('type')}"
+    for key, expected in _CONTROLLER.items():
+        if arm.get(key, expected) not in (expected, [expected] * 6):
+            return f"expected OSC_POSE with {key} {expected}, got {arm[key]}"
+    if kwargs.get("control_freq", 20) != 20:
+        return f"expected actions at 20 Hz, got {kwargs['control_freq']}"
+    if absolute_from_base:
+        return "expected absolute poses in the world's frame, got them in the base's"
+    return ""

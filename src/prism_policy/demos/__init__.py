@@ -1,0 +1,1 @@
+"""Demonstrations made, drawn, replayed, downloaded, and chosen for a run."""

@@ -1,0 +1,272 @@
+"""What a file of demonstrations holds, counted, and whether its demonstrations still work here."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from prism_policy.data.recorded_env import RecordedEnv, is_absolute, recorded_env
+from prism_policy.data.robomimic import bad_demos, cameras_of, demo_names, open_demos, read_attributes, read_masks
+from prism_policy.demos.replay import Replay, recorded_frames, replay_demos, write_contact_sheet
+from prism_policy.errors import PrismError
+from prism_policy.utils.progress import Bar, console
+
+REPLAYS = 3
+"""Demonstrations that are replayed unless told otherwise."""
+MOST_BAD = 10
+"""Bad demonstrations that are printed."""
+
+
+@dataclass(frozen=True)
+class ActionStatistics:
+    """One number of the actions, over all steps of all usable demonstrations."""
+
+    name: str
+    min: float
+    max: float
+    mean: float
+    at_limit: float | None
+    """Share of steps at -1 or +1; none for a position or rotation of absolute actions, which has no limit."""
+
+
+@dataclass(frozen=True)
+class DemoFacts:
+    """What a file holds."""
+
+    demos: int
+    steps: int
+    """Of all demonstrations."""
+    steps_median: float
+    steps_min: int
+    steps_max: int
+    images: dict[str, tuple[int, int]]
+    """camera -> height and width [px] of the first usable demonstration's images."""
+    low_dim: dict[str, int]
+    """Key of an observation -> its numbers."""
+    next_obs: bool
+    """Whether what followed each observation is stored, too."""
+    states: int
+    """Numbers of a simulator state; 0 where none are stored."""
+    successes: int | None
+    """Demonstrations whose reward reaches 1; none where there are no rewards."""
+    actions: list[ActionStatistics]
+    masks: dict[str, int]
+    """Mask -> demonstrations that it names."""
+    env: RecordedEnv
+    """What recorded it."""
+    render: dict[str, Any] | None
+    """Render settings of the images, where recorded."""
+    bad: dict[str, str]
+    """Demonstrations that cannot be used -> why."""
+
+
+def demo_facts(path: Path) -> DemoFacts:
+    """Count what a file holds; images are not read.
+
+    Raises:
+        PrismError: not a readable file in robomimic's layout, or no usable demonstration in it.
+    """
+    attributes = read_attributes(path)
+    with open_demos(path) as file:
+        names = demo_names(file)
+        data = file["data"]
+        bad = bad_demos(file, names, cameras_of(data[names[0]]))
+        good = [name for name in names if name not in bad]
+        if not good:
+            raise PrismError(f"{path}: no usable demo among {len(names)}; {names[0]}: {bad[names[0]]}")
+        first = data[good[0]]
+        observations = first.get("obs", {})
+        images = {camera: observations[f"{camera}_image"].shape[1:3] for camera in cameras_of(first)}
+        low_dim = {k: int(np.prod(v.shape[1:])) for k, v in observations.items() if v.ndim <= 2}
+        actions = [data[name]["actions"][:] for name in good]
+        rewarded = [bool((data[name]["rewards"][:] >= 1).any()) for name in good if "rewards" in data[name]]
+        joined = np.concatenate(actions)
+        env = recorded_env(attributes.get("env_args", {}), is_absolute(joined))
+        steps = [len(a) for a in actions]
+        return DemoFacts(
+            demos=len(names),
+            steps=sum(steps),
+            steps_median=float(np.median(steps)),
+            steps_min=min(steps),
+            steps_max=max(steps),
+            images=images,
+            low_dim=low_dim,
+            next_obs="next_obs" in first,
+            states=first["states"].shape[1] if "states" in first else 0,
+            successes=sum(rewarded) if rewarded else None,
+            actions=_statistics(joined, env.action_mode == "absolute"),
+            masks={mask: len(members) for mask, members in read_masks(file).items()},
+            env=env,
+            render=attributes.get("render"),
+            bad=bad,
+        )
+
+
+def _statistics(actions: np.ndarray, absolute: bool) -> list[ActionStatistics]:
+    names = ("x", "y", "z", "rx", "ry", "rz") if absolute else ("dx", "dy", "dz", "drx", "dry", "drz")
+    at_limit = (np.abs(actions) >= 1 - 1e-6).mean(axis=0)
+    return [
+        ActionStatistics(name, float(x.min()), float(x.max()), float(x.mean()), None if unlimited else float(share))
+        for name, x, share, unlimited in zip(
+            (*names, "gripper"), actions.T, at_limit, [absolute] * 6 + [False], strict=True
+        )
+    ]
+
+
+def print_demos(path: Path, replay: int | None = None, out: Path | None = None, as_json: bool = False) -> None:
+    """Print what a file holds, replay some of its demonstrations, and write a contact sheet.
+
+    Args:
+        path: the file.
+        replay: how many demos; none is `REPLAYS` where states, task and controller allow it and the simulator is there.
+        out: of the contact sheet; by default the file's name with -contact.png, in the current folder.
+        as_json: print JSON and nothing else.
+
+    Raises:
+        PrismError: as `demo_facts`; a replay that was asked for and cannot be.
+    """
+    if replay is not None and replay < 0:
+        raise PrismError(f"replay: expected 0 or more demonstrations, got {replay}")
+    facts = demo_facts(path)
+    if not as_json:
+        _print_facts(path, facts)
+    with open_demos(path) as file:
+        names = [name for name in demo_names(file) if name not in facts.bad][: REPLAYS if replay is None else replay]
+    trouble = _replay_trouble(facts)
+    replays: list[Replay] = []
+    if names and not trouble:
+        try:
+            replays = _replay(path, names, facts, quiet=as_json)
+        except PrismError as error:
+            trouble = str(error)
+    if trouble and replay:
+        raise PrismError(trouble if str(path) in trouble else f"{path}: {trouble}")
+    rows = _rows(path, names, facts, replays)
+    sheet = None
+    if rows:
+        sheet = out or Path(f"{path.stem}-contact.png")
+        write_contact_sheet(sheet, rows)
+    results = [{k: v for k, v in vars(one).items() if k != "frames"} for one in replays]
+    if as_json:
+        report = {"file": str(path), **asdict(facts), "replays": results, "replay_trouble": trouble}
+        console.out(json.dumps({**report, "contact_sheet": sheet and str(sheet)}, indent=2), highlight=False)
+        return
+    if replays:
+        console.print(_replay_table(replays))
+    elif trouble:
+        console.print(f"No replay: {trouble}.", markup=False)
+    if sheet:
+        console.print(f"Frames: {sheet} (a demonstration a row, time to the right)", markup=False)
+    console.print(f"Next:   {_next_step(path, facts)}", markup=False)
+
+
+def _replay(path: Path, names: Sequence[str], facts: DemoFacts, quiet: bool) -> list[Replay]:
+    task = facts.env.task_config(str(path))
+    if quiet:
+        return replay_demos(path, names, task)
+    with Bar("Replay", len(names)) as bar:
+        return replay_demos(path, names, task, bar.count)
+
+
+def _rows(
+    path: Path, names: Sequence[str], facts: DemoFacts, replays: Sequence[Replay]
+) -> list[tuple[str, bool | None, np.ndarray]]:
+    """The contact sheet's rows: frames from the file, which a policy would see, else those drawn by the replay."""
+    rows: list[tuple[str, bool | None, np.ndarray]] = []
+    replayed = {one.demo: one for one in replays}
+    for name in names:
+        text, success = name, None
+        if one := replayed.get(name):
+            outcome, success = "succeeds" if one.actions_succeed else "fails", one.actions_succeed
+            text = f"{name}: {one.steps} steps, replay {outcome}, hand within {one.deviation_mm:.1f} mm"
+        if facts.images:
+            rows.append((text, success, recorded_frames(path, name)))
+        elif one:
+            rows.append((text, success, one.frames))
+    return rows
+
+
+def _replay_trouble(facts: DemoFacts) -> str:
+    """Why nothing can be replayed; "" where it can."""
+    if facts.env.scene_trouble or facts.env.control_trouble:
+        return facts.env.scene_trouble or facts.env.control_trouble
+    if not facts.states:
+        return "the file holds no simulator states to start from"
+    if importlib.util.find_spec("robosuite") is None:
+        return "the simulator is not installed; run `pip install prism-policy[sim]`"
+    return ""
+
+
+def _print_facts(path: Path, facts: DemoFacts) -> None:
+    env = facts.env
+    spread = f"median {facts.steps_median:g}, {facts.steps_min} to {facts.steps_max}"
+    console.print(
+        f"[bold]{path.name}[/]: {facts.demos} demonstrations of {env.env_name or 'an unnamed task'}, "
+        f"{facts.steps} steps ({spread})\n"
+    )
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    layout = f", layout of robomimic {env.layout}" if env.layout else ""
+    table.add_row("recorded by", f"robosuite {env.robosuite or 'of unknown version'}{layout}")
+    robot = ", ".join(env.robots) or "unknown robot"
+    frame = "the robot's base" if env.reference_frame == "base" else "the world"
+    control = (
+        f"{env.controller}, {env.action_mode} actions in the frame of {frame}" if env.controller else "not recorded"
+    )
+    table.add_row("robot", robot)
+    table.add_row("control", control)
+    images = ", ".join(f"{camera} {width}x{height}" for camera, (height, width) in facts.images.items())
+    table.add_row("images", images or "none")
+    if facts.images:
+        told = ", ".join(f"{key} {value}" for key, value in (facts.render or {}).items())
+        table.add_row("rendering", told or "settings not recorded")
+    table.add_row("low-dim", ", ".join(f"{key} ({width})" for key, width in facts.low_dim.items()) or "none")
+    table.add_row("next_obs", "yes" if facts.next_obs else "no")
+    table.add_row("states", f"{facts.states} numbers" if facts.states else "none")
+    if facts.successes is not None:
+        table.add_row("success", f"reward reaches 1 in {facts.successes} of {facts.demos}")
+    table.add_row("masks", ", ".join(f"{mask} {count}" for mask, count in facts.masks.items()) or "none")
+    console.print(table)
+    shown = list(facts.bad.items())[:MOST_BAD]
+    for name, reason in shown:
+        console.print(f"bad {name}: {reason}", style="red", markup=False)
+    if len(facts.bad) > len(shown):
+        console.print(f"and {len(facts.bad) - len(shown)} more bad demonstrations (--json names all)", style="red")
+    table = Table(box=box.SIMPLE, padding=0, pad_edge=False)
+    for title in ("action", "min", "max", "mean", "at limit"):
+        table.add_column(title, justify="left" if title == "action" else "right", min_width=8)
+    for row in facts.actions:
+        share = "" if row.at_limit is None else f"{row.at_limit:.1%}"
+        table.add_row(row.name, f"{row.min:.3f}", f"{row.max:.3f}", f"{row.mean:.3f}", share)
+    console.print(table)
+
+
+def _replay_table(replays: Sequence[Replay]) -> Table:
+    table = Table(box=box.SIMPLE, padding=0, pad_edge=False)
+    table.add_column("replayed here", no_wrap=True)
+    for title in ("steps", "from actions", "from states", "hand off by at most"):
+        table.add_column(title, justify="right")
+    outcome = {True: "success", False: "failure"}
+    for r in replays:
+        row = (outcome[r.actions_succeed], outcome[r.states_succeed], f"{r.deviation_mm:.1f} mm")
+        table.add_row(r.demo, str(r.steps), *row)
+    return table
+
+
+def _next_step(path: Path, facts: DemoFacts) -> str:
+    if facts.images and facts.env.task:
+        return f"prism train --task {facts.env.task} --dataset {path}"
+    if facts.images:
+        return f'prism_policy.data.robomimic.read_demos(Path("{path}")) reads it (docs/data.md)'
+    if facts.states and not facts.env.scene_trouble:
+        return f"prism render {path}"
+    return "take a file with images or with simulator states of one of this library's tasks (docs/data.md)"

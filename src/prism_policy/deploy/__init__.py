@@ -1,0 +1,1 @@
+"""A trained policy for robots: server, client, message format."""

@@ -1,0 +1,287 @@
+"""`prism serve`: a trained policy behind a websocket, in the protocol of openpi's policy servers."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import http
+import signal
+import statistics
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from websockets.asyncio.server import ServerConnection
+from websockets.asyncio.server import serve as listen
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from prism_policy.config import config_json
+from prism_policy.config.presets import encoder_name
+from prism_policy.config.settings import Device, RunConfig
+from prism_policy.data.actions import decode_absolute
+from prism_policy.deploy.msgpack_numpy import pack, unpack
+from prism_policy.errors import PrismError
+from prism_policy.evaluation.rollouts import fingerprint
+from prism_policy.policies import Policy
+from prism_policy.run_folder import load_policy
+from prism_policy.training.distributed import Ranks
+from prism_policy.utils.progress import console
+
+CONTROL_HZ = 20
+"""Of all demonstrations that this library makes or reads: a policy's frames and actions are 50 ms apart."""
+PROPRIO = "position x y z [m], quaternion x y z w, two fingers [m]"
+ACTIONS = {
+    "delta": "change of position x y z and rotation x y z as shares of the controller's range, gripper; in [-1, 1]",
+    "absolute": "position x y z [m], rotation vector [rad], gripper",
+}
+LARGEST_MESSAGE = 64 * 2**20
+"""Bytes; some hundred frames of 240 px."""
+
+
+class Session:
+    """What a server knows of one connection: the frames that its policy looks back on, and its noise."""
+
+    def __init__(self, policy: Policy, absolute: bool, seed: int) -> None:
+        self.policy, self.absolute = policy, absolute
+        self.generator = torch.Generator().manual_seed(seed)
+        self.frames: deque[tuple[dict[str, np.ndarray], np.ndarray]] = deque(maxlen=policy.config.n_obs_steps)
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The actions to execute now.
+
+        Args:
+            request: `images` {camera: uint8 (H, W, 3)} and `proprio` (P,) of this control step, to which the server
+                adds those it was sent before; or all of the last n_obs_steps frames, (To, H, W, 3) and (To, P). A
+                policy of several tasks needs `task` (or `prompt`), the instruction. `reset` forgets the frames; so does
+                `seed`, which also begins the noise anew.
+
+        Returns:
+            `actions` float32 (n_action_steps, A), `server_timing`.
+
+        Raises:
+            PrismError: anything else.
+        """
+        known = {"images", "proprio", "task", "prompt", "reset", "seed"}
+        if other := [key for key in request if key not in known]:
+            raise PrismError(f"unknown key {other[0]!r}; expected {', '.join(sorted(known))}")
+        images, proprio = request.get("images"), request.get("proprio")
+        if not isinstance(images, dict) or not isinstance(proprio, np.ndarray):
+            raise PrismError("expected 'images', a map of a camera's name to its frame, and 'proprio', an array")
+        if other := [camera for camera, x in images.items() if not isinstance(x, np.ndarray)]:
+            raise PrismError(f"camera {other[0]!r}: expected an array, got {type(images[other[0]]).__name__}")
+        if request.get("reset") or "seed" in request:
+            self.frames.clear()
+        if "seed" in request:
+            self.generator.manual_seed(_seed(request["seed"]))
+        if proprio.ndim == 1:
+            images, proprio = self._with_history(images, proprio)
+        observation: dict[str, Any] = {"images": {c: x[None] for c, x in images.items()}, "proprio": proprio[None]}
+        if told := request.get("task", request.get("prompt")):
+            if not isinstance(told, str):
+                raise PrismError(f"task: expected an instruction, got {type(told).__name__}")
+            observation["task"] = told
+        started = time.perf_counter()
+        actions = self.policy.act(observation, self.generator)[0].cpu().numpy()  # (Ta, A)
+        seconds = time.perf_counter() - started
+        if self.absolute:
+            actions = decode_absolute(actions)
+        return {"actions": actions.astype(np.float32), "server_timing": {"infer_ms": 1000 * seconds}}
+
+    def _with_history(
+        self, images: dict[str, np.ndarray], proprio: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """This frame with those before it; the first one stands for them, too, as in training."""
+        steps = self.policy.config.n_obs_steps
+        self.frames.extend([(images, proprio)] * (1 if self.frames else steps))
+        try:
+            stacked = {c: np.stack([earlier[c] for earlier, _ in self.frames]) for c in images}
+            return stacked, np.stack([earlier for _, earlier in self.frames])
+        except (KeyError, ValueError) as error:
+            raise PrismError("expected the cameras and sizes of the frames before; 'reset' begins anew") from error
+
+
+def _seed(value: Any) -> int:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise PrismError(f"seed: expected an integer from 0 to 2^63 - 1, got {value!r}")
+    return int(value)
+
+
+@dataclass
+class Server:
+    """A policy and who may ask it.
+
+    Usage::
+
+        Server(load_policy(run), metadata).run("127.0.0.1", 8000)
+    """
+
+    policy: Policy
+    metadata: dict[str, Any]
+    seed: int = 0
+    """Of the noise; each connection has a stream of its own."""
+    api_key: str | None = None
+    answers_s: deque[float] = field(default_factory=lambda: deque(maxlen=100_000))
+    """How long each of the latest answers took [s]."""
+    answers: int = 0
+    _connections: int = 0
+
+    def session(self) -> Session:
+        """Of a new connection."""
+        self._connections += 1
+        return Session(self.policy, self.metadata["action_mode"] == "absolute", self.seed + self._connections)
+
+    def warm_up(self) -> None:
+        """Act once, on a frame in the middle of what training saw: the first call lays out the weights."""
+        sizes = self.policy.encoder.cameras
+        middle = self.policy.normalizer["proprio"].invert(
+            torch.zeros(1, self.policy.proprio_dim, device=self.policy.device)
+        )  # type: ignore[operator]
+        request: dict[str, Any] = {
+            "images": {c: np.full((*size, 3), 128, np.uint8) for c, size in sizes.items()},
+            "proprio": middle[0].cpu().numpy(),
+        }
+        if instructions := self.metadata["instructions"]:
+            request["task"] = instructions[0]
+        Session(self.policy, False, 0).answer(request)
+
+    def run(self, host: str, port: int, ready: Callable[[str], None] = lambda url: None) -> None:
+        """Answer until SIGINT or SIGTERM.
+
+        Args:
+            host: address to listen at; 0.0.0.0 is all of this machine's.
+            port: 0 is any that is free.
+            ready: called with the address.
+
+        Raises:
+            PrismError: the address is taken or not this machine's.
+        """
+        asyncio.run(self._run(host, port, ready))
+
+    async def _run(self, host: str, port: int, ready: Callable[[str], None]) -> None:
+        loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stopped.set)
+        try:
+            listening = await listen(
+                self._talk, host, port, compression=None, max_size=LARGEST_MESSAGE, process_request=self._admit
+            )
+        except (OSError, OverflowError) as error:
+            raise PrismError(f"cannot listen at {host}:{port} ({error}); choose another --host or --port") from error
+        async with listening as server:
+            address = next(iter(server.sockets)).getsockname()
+            ready(f"ws://{host}:{address[1]}")
+            await stopped.wait()
+
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        if request.path == "/healthz":
+            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        given = request.headers.get("Authorization", "")
+        if self.api_key and not hmac.compare_digest(given.encode(), f"Api-Key {self.api_key}".encode()):
+            return connection.respond(http.HTTPStatus.UNAUTHORIZED, "expected Authorization: Api-Key ...\n")
+        return None
+
+    async def _talk(self, connection: ServerConnection) -> None:
+        session = self.session()
+        try:
+            await connection.send(pack(self.metadata))
+            async for data in connection:
+                try:
+                    # Here, not in a thread of its own: on two cores that took 50 ms longer (benchmarks/RESULTS.md), and
+                    # two calls at a time would share the cores and both be late.
+                    answer = self._answer(session, data)
+                except PrismError as error:
+                    await self._refuse(connection, str(error))
+                    return
+                except Exception:
+                    console.print(traceback.format_exc(), markup=False)
+                    await self._refuse(connection, "the server failed; its log says where")
+                    return
+                await connection.send(answer)
+        except ConnectionClosed:  # by the robot, or a network that broke
+            return
+
+    def _answer(self, session: Session, data: bytes | str) -> bytes:
+        if isinstance(data, str):
+            raise PrismError("expected a binary message, got text")
+        started = time.perf_counter()
+        answer = pack(session.answer(unpack(data)))
+        self.answers_s.append(time.perf_counter() - started)
+        self.answers += 1
+        return answer
+
+    async def _refuse(self, connection: ServerConnection, sentence: str) -> None:
+        await connection.send(sentence)
+        await connection.close(1011, "the message before says why")
+
+
+def describe(folder: Path, checkpoint: str, config: RunConfig, policy: Policy) -> dict[str, Any]:
+    """What a client is told first: all that it needs to ask."""
+    task = config.task
+    return {
+        "protocol": "prism-policy 1",
+        "run": folder.resolve().name,
+        "checkpoint": checkpoint,
+        "weights": fingerprint(policy),
+        "task": task.name,
+        "instructions": list(policy.instructions.known) if policy.instructions else [],
+        "policy": config.policy.kind,
+        "encoder": encoder_name(config.policy.encoder),
+        "cameras": {camera: [*size, 3] for camera, size in policy.encoder.cameras.items()},
+        "proprio_dim": policy.proprio_dim,
+        "proprio": PROPRIO,
+        "n_obs_steps": policy.config.n_obs_steps,
+        "n_action_steps": policy.config.n_action_steps,
+        "action_mode": task.action_mode,
+        "actions": ACTIONS[task.action_mode],
+        "control_hz": CONTROL_HZ,
+    }
+
+
+def serve(
+    folder: Path,
+    checkpoint: str = "last",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    device: Device = "auto",
+    seed: int = 0,
+    api_key: str | None = None,
+) -> None:
+    """Serve the policy of a run folder until it is stopped; then say how fast it was.
+
+    Raises:
+        PrismError: no such run or checkpoint; no GPU where one is wanted; see `Server.run`.
+    """
+    config = config_json.load(RunConfig, folder / "config.json")
+    policy = load_policy(folder, checkpoint).to(Ranks().device(device))
+    server = Server(policy, describe(folder, checkpoint, config, policy), seed, api_key)
+    server.warm_up()
+
+    def ready(url: str) -> None:
+        told = server.metadata
+        frames = ", ".join(f"{camera} {size[0]} x {size[1]}" for camera, size in told["cameras"].items())
+        console.print(
+            f"Serving {folder} ({told['policy']}, {told['encoder']}, checkpoint {checkpoint}) at {url}\n"
+            f"It expects {frames} and proprio ({told['proprio_dim']},): {told['proprio']}\n"
+            f"It answers with {told['n_action_steps']} actions at {told['control_hz']} Hz: {told['actions']}",
+            markup=False,  # units stand in brackets
+        )
+        if host not in ("127.0.0.1", "localhost", "::1") and not api_key:
+            console.print("Anyone who reaches this machine may ask it; set PRISM_API_KEY to admit only who knows it")
+        console.print("Ctrl-C stops it")
+
+    server.run(host, port, ready)
+    console.print(f"Served {server.answers} chunks{_speed(server.answers_s)}")
+
+
+def _speed(seconds: Sequence[float]) -> str:
+    if len(seconds) < 2:
+        return ""
+    cuts = statistics.quantiles(seconds, n=20, method="inclusive")
+    return f": median {1000 * statistics.median(seconds):.0f} ms, 95% within {1000 * cuts[-1]:.0f} ms"

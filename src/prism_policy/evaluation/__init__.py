@@ -1,0 +1,1 @@
+"""Rollouts of a policy: outcomes, statistics, comparison, videos."""

@@ -1,0 +1,138 @@
+"""Two runs compared episode by episode on the same starts: what chance alone would do, and how far apart they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prism_policy.config import config_json
+from prism_policy.config.settings import RunConfig
+from prism_policy.errors import PrismError
+from prism_policy.evaluation.results import Stream, streams
+from prism_policy.evaluation.rollouts import states_path
+from prism_policy.evaluation.statistics import Paired, pair, wilson_interval
+from prism_policy.utils.files import write_text
+from prism_policy.utils.progress import console
+
+
+def compare(run_a: Path, run_b: Path, checkpoints: tuple[str, str], split: str, out: Path | None = None) -> Path:
+    """Compare what two runs did in the episodes that both have, print it and write it as JSON; returns the file.
+
+    Args:
+        run_a: a run folder with results.
+        run_b: another one, or the same one with another checkpoint.
+        checkpoints: whose results, of A and of B.
+        split: stream of the episodes.
+        out: the JSON file; None is in A's results/.
+
+    Raises:
+        PrismError: a run without results, runs of different tasks or limits, no episodes in common, or other starts.
+    """
+    if (run_a.resolve(), checkpoints[0]) == (run_b.resolve(), checkpoints[1]):
+        raise PrismError(f"expected two different runs or checkpoints, got {run_a} '{checkpoints[0]}' twice")
+    ours = {(s.seed, s.task): s for s in _streams(run_a, checkpoints[0], split)}
+    theirs = {(s.seed, s.task): s for s in _streams(run_b, checkpoints[1], split)}
+    if not (shared := [key for key in ours if key in theirs]):
+        raise PrismError(
+            f"expected a seed that both were measured on, got {_names(ours)} of {run_a} and {_names(theirs)} of {run_b}"
+        )
+    pairs: dict[int, tuple[list[bool], list[bool]]] = {}
+    for seed, task in shared:
+        for all_of_one, new in zip(
+            pairs.setdefault(seed, ([], [])), paired_outcomes(ours[seed, task], theirs[seed, task]), strict=True
+        ):
+            all_of_one += new
+    a, b = ([success for outcomes in pairs.values() for success in outcomes[i]] for i in (0, 1))
+    result = {
+        "a": {"run": str(run_a), "checkpoint": checkpoints[0]},
+        "b": {"run": str(run_b), "checkpoint": checkpoints[1]},
+        "split": split,
+        **_figures(pair(a, b)),
+        "seeds": {str(seed): _figures(pair(*outcomes)) for seed, outcomes in pairs.items()},
+    }
+    target = out or run_a / "results" / f"{checkpoints[0]}-against-{run_b.resolve().name}-{checkpoints[1]}.json"
+    write_text(target, json.dumps(result, indent=2) + "\n")
+    _print(result)
+    return target
+
+
+def _streams(run: Path, checkpoint: str, split: str) -> list[Stream]:
+    config_json.load(RunConfig, run / "config.json")  # is it a run folder?
+    found = [s for s in streams(run, checkpoint, split) if s.records()]
+    if not found:
+        there = ", ".join(s.name for s in streams(run)) or "none"
+        raise PrismError(
+            f"{run} has no episodes of checkpoint '{checkpoint}' on split '{split}'; it has {there}: "
+            f"run `prism evaluate {run} --checkpoints {checkpoint} --split {split}`"
+        )
+    return found
+
+
+def _names(found: dict[tuple[int, str], Stream]) -> str:
+    return "seed " + ", ".join(dict.fromkeys(" of ".join(filter(None, (str(seed), task))) for seed, task in found))
+
+
+def paired_outcomes(ours: Stream, theirs: Stream, n_episodes: int | None = None) -> tuple[list[bool], list[bool]]:
+    """Outcomes of the (first `n_episodes`) episodes that both streams have, in order.
+
+    Raises:
+        PrismError: runs of different tasks or limits, or other starts.
+    """
+    tasks = ours.simulated(), theirs.simulated()
+    for field in ("name", "max_steps"):
+        if tasks[0][field] != tasks[1][field]:
+            raise PrismError(
+                f"expected runs of one task, got task.{field} {tasks[0][field]!r} in {ours.run} and "
+                f"{tasks[1][field]!r} in {theirs.run}"
+            )
+    found = [{r["episode"]: bool(r["success"]) for r in s.records()} for s in (ours, theirs)]
+    both = [e for e in sorted(found[0].keys() & found[1].keys()) if n_episodes is None or e < n_episodes]
+    for episode in both:
+        starts = [np.load(states_path(s.folder, episode), mmap_mode="r")[0] for s in (ours, theirs)]
+        if not np.array_equal(*starts):
+            raise PrismError(
+                f"expected the same starts, but episode {episode} of {ours.name} starts differently in {ours.run} and "
+                f"{theirs.run}: were they measured with another version of the simulator?"
+            )
+    return [found[0][e] for e in both], [found[1][e] for e in both]
+
+
+def _figures(paired: Paired) -> dict[str, Any]:
+    n = paired.n
+    a, b = paired.both + paired.only_a, paired.both + paired.only_b
+    return {
+        "n_episodes": n,
+        "success_rate_a": a / n,
+        "wilson_95_a": list(wilson_interval(a, n)),
+        "success_rate_b": b / n,
+        "wilson_95_b": list(wilson_interval(b, n)),
+        "both": paired.both,
+        "only_a": paired.only_a,
+        "only_b": paired.only_b,
+        "neither": n - paired.both - paired.only_a - paired.only_b,
+        "difference": paired.difference,
+        "difference_95": list(paired.interval()),
+        "mcnemar_p": paired.p_value,
+    }
+
+
+def _print(result: dict[str, Any]) -> None:
+    n = result["n_episodes"]
+    for name in ("a", "b"):
+        low, high = result[f"wilson_95_{name}"]
+        console.print(
+            f"{name.upper()}: {result[name]['run']} ({result[name]['checkpoint']}): "
+            f"{result[f'success_rate_{name}']:.1%} of {n} episodes, 95% interval {low:.1%} to {high:.1%}"
+        )
+    console.print(
+        f"Both succeed in {result['both']}, only A in {result['only_a']}, only B in {result['only_b']}, neither in "
+        f"{result['neither']}"
+    )
+    low, high = result["difference_95"]
+    console.print(
+        f"A less B: {100 * result['difference']:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}; "
+        f"exact McNemar test p = {result['mcnemar_p']:.3g}"
+    )

@@ -1,0 +1,97 @@
+"""Recorded episodes drawn again from their simulator states: videos with the outcome marked, frames for figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prism_policy.envs.pool import WorkerPool, environment
+from prism_policy.tasks.libero import SimTask
+from prism_policy.utils.video import mark_outcome, read_video, tile, write_video
+
+VIDEO_RESOLUTION = 240  # [px]: enough to see the fingers close
+GRID_WIDTH = 1280  # [px]
+
+
+def render_videos(
+    task: SimTask,
+    episodes: Sequence[dict[str, Any]],
+    states: Callable[[int], Path],
+    folder: Path,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """A video of every episode, folder/episode_000.mp4, all cameras side by side; those that exist are kept.
+
+    Args:
+        episodes: records with `episode`, `success` and `steps`.
+        states: episode -> file of its states, float64 (steps + 1, S).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [r for r in episodes if not (folder / f"episode_{r['episode']:03d}.mp4").exists()]
+    with WorkerPool(workers) as pool:
+        futures = [
+            pool.submit(_video, task, r, states(r["episode"]), folder / f"episode_{r['episode']:03d}.mp4")
+            for r in missing
+        ]
+        for done, future in enumerate(as_completed(futures), start=len(episodes) - len(missing) + 1):
+            future.result()
+            if progress:
+                progress(done, len(episodes))
+
+
+def grid_video(folder: Path, episodes: Sequence[dict[str, Any]]) -> None:
+    """folder/grid.mp4: the videos of these episodes at once, each standing still when it is over."""
+    paths = [folder / f"episode_{r['episode']:03d}.mp4" for r in episodes]
+    target = folder / "grid.mp4"
+    if target.exists() and all(target.stat().st_mtime_ns >= path.stat().st_mtime_ns for path in paths):
+        return
+    write_video(target, tile([read_video(path) for path in paths], GRID_WIDTH), fps=20)
+
+
+def _video(task: SimTask, record: dict[str, Any], states: Path, path: Path) -> None:
+    env = environment(task, render_images=True)
+    outcome = "success" if record["success"] else "failure"
+    text = f"episode {record['episode']}: {outcome} after {record['steps']} steps"
+    frames = (
+        np.concatenate([env.render(camera, VIDEO_RESOLUTION, state) for camera in task.cameras], axis=1)
+        for state in np.load(states, allow_pickle=False)
+    )
+    write_video(path, mark_outcome(frames, text, record["success"], scale=1), fps=env.metadata["render_fps"])
+
+
+def observe_moments(task: SimTask, states: Path, count: int, n_obs_steps: int) -> dict[str, dict[str, Any]]:
+    """Observations at `count` moments spread evenly over an episode, drawn in a process of their own.
+
+    Returns:
+        "step 12" -> {"images": {camera: uint8 (To, H, W, 3)}, "proprio": float32 (To, P)}, in time order.
+    """
+    with WorkerPool(1) as pool:
+        return pool.submit(_moments, task, states, count, n_obs_steps).result()
+
+
+def _moments(task: SimTask, path: Path, count: int, n_obs_steps: int) -> dict[str, dict[str, Any]]:
+    env = environment(task, render_images=True)
+    states = np.load(path, allow_pickle=False)
+    moments = {}
+    for step in np.unique(np.linspace(0, len(states) - 1, count).astype(int)):
+        history = [env.observe(states[max(step - i, 0)]) for i in reversed(range(n_obs_steps))]
+        images = {c: np.stack([o["images"][c] for o in history]) for c in task.cameras}
+        moments[f"step {step}"] = {"images": images, "proprio": np.stack([o["proprio"] for o in history])}
+    return moments
+
+
+def observe_all(task: SimTask, states: Path) -> list[dict[str, Any]]:
+    """The observation of every state of an episode, drawn in a process of their own."""
+    with WorkerPool(1) as pool:
+        found: list[dict[str, Any]] = pool.submit(_observations, task, states).result()
+    return found
+
+
+def _observations(task: SimTask, states: Path) -> list[dict[str, Any]]:
+    env = environment(task, render_images=True)
+    return [env.observe(state) for state in np.load(states, allow_pickle=False)]

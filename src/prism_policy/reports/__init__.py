@@ -1,0 +1,1 @@
+"""From rollouts to the report of a run."""

@@ -1,0 +1,126 @@
+"""Episodes as Rerun recordings (.rrd): cameras, keypoints, the hand's path, actions and predicted chunks over time.
+
+A recording is made after the rollout, from the episode's states: what the policy saw is drawn again to the pixel, and
+its noise follows from (split, seed, episode), so that it predicts what it predicted.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prism_policy.data.actions import decode_absolute
+from prism_policy.errors import PrismError
+from prism_policy.evaluation.results import STEPS_A_SECOND
+from prism_policy.evaluation.rollouts import GPU_ROWS, episode_noise, sample_chunks
+from prism_policy.evaluation.videos import observe_all
+from prism_policy.policies import Policy
+from prism_policy.policies.instructions import told
+from prism_policy.saliency.heatmaps import keypoint_pixels
+from prism_policy.tasks.libero import SimTask
+from prism_policy.utils.files import disk_errors
+
+ACTION_NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper")
+
+
+def check_rerun() -> None:
+    """Make sure that Rerun can be imported.
+
+    Raises:
+        PrismError: it is not installed.
+    """
+    try:
+        import rerun  # noqa: F401 (the question is whether it is there)
+    except ModuleNotFoundError as error:
+        raise PrismError("Rerun is not installed; run `pip install prism-policy[rerun]`") from error
+
+
+def record(path: Path, task: SimTask, policy: Policy, states: Path, split: str, seed: int, episode: int) -> None:
+    """Write the recording of an episode.
+
+    Args:
+        path: the .rrd file.
+        task: what was simulated.
+        policy: what acted.
+        states: file of the episode's states.
+        split: with seed and episode, of the policy's noise.
+        seed: of the stream.
+        episode: its number.
+
+    Raises:
+        PrismError: Rerun is not installed; the disk is full.
+    """
+    check_rerun()
+    import rerun as rr
+
+    observations = observe_all(task, states)
+    recording = rr.RecordingStream(f"prism {task.name}", recording_id=f"{split}-s{seed}-episode-{episode}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            recording.save(temporary)
+            _log(rr, recording, task, policy, observations, episode_noise(split, seed, episode), episode)
+            recording.flush()
+            recording.disconnect()
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _log(
+    rr: Any,
+    recording: Any,
+    task: SimTask,
+    policy: Policy,
+    observations: list[dict[str, Any]],
+    noise: torch.Generator,
+    episode: int,
+) -> None:
+    rows = 1 if policy.device.type == "cpu" else GPU_ROWS
+    n_obs, n_act = policy.config.n_obs_steps, policy.config.n_action_steps
+    hand = np.stack([o["proprio"][:3] for o in observations])
+    actions = np.zeros((0, 7))
+    for step, observation in enumerate(observations):
+        recording.set_time("step", sequence=step)
+        recording.set_time("time", duration=step / STEPS_A_SECOND)
+        for camera, image in observation["images"].items():
+            recording.log(f"cameras/{camera}", rr.Image(image))
+        _log_keypoints(rr, recording, policy, observation)
+        recording.log("hand", rr.Points3D(hand[step], radii=0.01))
+        recording.log("hand/path", rr.LineStrips3D([hand[: step + 1]]))
+        if step == len(observations) - 1:
+            break  # nothing was done after the last one
+        if step % n_act == 0:
+            history = [observations[max(step - i, 0)] for i in reversed(range(n_obs))]
+            seen = {
+                "images": {c: np.stack([o["images"][c] for o in history]) for c in observation["images"]},
+                "proprio": np.stack([o["proprio"] for o in history]),
+            }
+            chunk = sample_chunks(policy, [seen], [noise], [episode], rows, told(policy, task))[0]
+            chunk = decode_absolute(chunk) if task.action_mode == "absolute" else chunk
+            actions = chunk[n_obs - 1 : n_obs - 1 + n_act]
+            recording.log("chunk", rr.Tensor(chunk, dim_names=("step", "action")))
+            if task.action_mode == "absolute":
+                recording.log("hand/predicted", rr.LineStrips3D([chunk[:, :3]]))
+        for name, value in zip(ACTION_NAMES, actions[step % n_act], strict=True):
+            recording.log(f"action/{name}", rr.Scalars(value))
+
+
+def _log_keypoints(rr: Any, recording: Any, policy: Policy, observation: dict[str, Any]) -> None:
+    settings = policy.config.encoder
+    if settings.pooling != "spatial_softmax":
+        return
+    images = {c: torch.from_numpy(x)[None].to(policy.device) for c, x in observation["images"].items()}
+    with torch.no_grad():
+        found = policy.encoder.keypoints(images)
+    for camera, stages in found.items():
+        height, width = policy.encoder.cameras[camera]
+        for stage, points in zip(settings.stages_read, stages, strict=True):
+            pixels = keypoint_pixels(points[0].cpu().numpy(), height, width, settings.crop, stage)
+            entity = f"cameras/{camera}/keypoints/stage_{stage}"
+            recording.log(entity, rr.Points2D(pixels + 0.5, radii=1.0))  # Rerun counts from the corner

@@ -1,0 +1,1 @@
+"""What policies look at: maps, their numbers, pictures."""

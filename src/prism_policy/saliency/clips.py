@@ -1,0 +1,240 @@
+"""Frames of an episode as a policy meets them, with what the simulator knows of them: masks, and what is to be done.
+
+They come from an evaluated episode's states, from a file of demonstrations, or from the scripted expert.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from prism_policy.config.settings import DemoConfig, RunConfig
+from prism_policy.data.robomimic import Episode, demo_names, iter_demos, open_demos
+from prism_policy.demos.dataset import libero_files
+from prism_policy.envs.pool import WorkerPool, environment
+from prism_policy.errors import PrismError
+from prism_policy.evaluation.results import Stream, streams
+from prism_policy.evaluation.rollouts import states_path
+from prism_policy.tasks.libero import LiberoTask, SimTask, single_tasks
+
+Pick = Literal["even", "pairs", "phases"]
+"""Which frames of an episode: spread evenly; half as many, each with its successor, for consistency over time; or the
+middle one of each phase of the task."""
+
+_ALIKE = 2.0  # [grey levels]: mean difference between a file's frames and ours, above which masks are not for them
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an episode's frames come from."""
+
+    task: SimTask
+    n_obs_steps: int
+    episode: int
+    title: str
+    states: Path | None = None
+    """File of states of an evaluated episode."""
+    success: bool | None = None
+    dataset: Path | None = None
+    """File of demonstrations with images."""
+    demos: DemoConfig | None = None
+    """How the scripted expert's demonstration is made."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """F frames of one episode."""
+
+    task: SimTask
+    title: str
+    episode: int
+    success: bool | None
+    length: int
+    """Steps of the whole episode."""
+    steps: np.ndarray
+    """Which of them these are, int (F,)."""
+    phases: list[str]
+    """What there is to do at each, F names; "" where the simulator cannot tell."""
+    observation: dict[str, Any]
+    """{"images": {camera: uint8 (F, To, H, W, 3)}, "proprio": float32 (F, To, P)}."""
+    masks: dict[str, np.ndarray]
+    """camera -> uint8 (F, H, W) labels of `envs.masks`; empty where the simulator cannot tell."""
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def sources(folder: Path, config: RunConfig, episodes: Sequence[int], n_obs_steps: int) -> list[Source]:
+    """Episodes of a run: evaluated ones, or else demonstrations of its file, or else of the scripted expert.
+
+    Raises:
+        PrismError: there is no such episode.
+    """
+    task = single_tasks(config.task)[0]  # of a suite, the first one
+    evaluated = next((s for s in streams(folder) if s.records() and s.task in ("", task.name)), None)
+    if evaluated is not None:
+        return [evaluated_source(evaluated, task, n_obs_steps, episode) for episode in episodes]
+    if config.dataset:
+        path = Path(config.dataset)
+        if path.is_dir() and isinstance(task, LiberoTask):
+            path = libero_files(path, [task])[task.name]
+        if not path.is_file():
+            raise PrismError(
+                f"{folder} has no evaluated episode and its demonstrations {path} are not there: no frames to look at; "
+                f"run `prism evaluate {folder}`"
+            )
+        return [
+            Source(task, n_obs_steps, e, f"demonstration {e} of {path.name}", dataset=path, success=True)
+            for e in episodes
+        ]
+    if bad := [e for e in episodes if e < 0]:
+        raise PrismError(f"expected an episode from 0 on, got {bad[0]}")
+    return [
+        Source(task, n_obs_steps, e, f"the expert's demonstration {e}", demos=config.demos, success=True)
+        for e in episodes
+    ]
+
+
+def evaluated_source(stream: Stream, task: SimTask, n_obs_steps: int, episode: int) -> Source:
+    """An episode of a stream.
+
+    Raises:
+        PrismError: there is no such episode, or its states are missing.
+    """
+    records = {int(r["episode"]): r for r in stream.records()}
+    path = states_path(stream.folder, episode)
+    if episode not in records or not path.is_file():
+        raise PrismError(
+            f"{stream.run} has no evaluated episode {episode} ({stream.name}); it has 0 to {max(records)}"
+            if episode not in records
+            else f"{path} is missing: the frames of episode {episode} cannot be drawn; evaluate the run again"
+        )
+    success = bool(records[episode]["success"])
+    title = f"episode {episode} of {stream.run.resolve().name}, {'success' if success else 'failure'}"
+    return Source(task, n_obs_steps, episode, title, states=path, success=success)
+
+
+def draw_clips(
+    wanted: Sequence[tuple[Source, int, Pick]],
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Clip]:
+    """Draw frames of episodes in worker processes, in this order.
+
+    Args:
+        wanted: of each episode at most so many frames, and which.
+        progress: called with (done, total).
+
+    Raises:
+        PrismError: the simulator is missing, or a file does not hold the episode.
+    """
+    clips = []
+    with WorkerPool(min(workers or 2, len(wanted))) as pool:
+        for future in [pool.submit(_draw, *one) for one in wanted]:
+            clips.append(future.result())
+            if progress:
+                progress(len(clips), len(wanted))
+    return clips
+
+
+def choose_steps(length: int, frames: int, pick: Pick, phases: Sequence[str] = ()) -> np.ndarray:
+    """Which of `length` steps are looked at, in order, given the phase of each where it is known."""
+    if pick == "phases" and any(phases):
+        held = [np.flatnonzero(np.array(phases) == name) for name in dict.fromkeys(phases)]
+        return np.array([places[len(places) // 2] for places in held])
+    if pick == "pairs" and length > 1:
+        firsts = np.unique(np.linspace(0, length - 2, max(frames // 2, 1)).astype(int))
+        return np.unique(np.concatenate([firsts, firsts + 1]))
+    return np.unique(np.linspace(0, length - 1, min(frames, length)).astype(int))
+
+
+def _draw(source: Source, frames: int, pick: Pick) -> Clip:
+    if source.dataset is not None:
+        return _from_file(source, frames, pick)
+    env = environment(source.task, render_images=True)
+    if source.states is not None:
+        states = np.load(source.states, allow_pickle=False)
+    else:
+        from prism_policy.envs.experts import demonstrate
+
+        assert source.demos is not None
+        states = demonstrate(env, source.demos, source.episode).states
+    phases = _phases(env, states)
+    steps = choose_steps(len(states), frames, pick, phases)
+    wanted = np.unique(_history(steps, source.n_obs_steps))
+    drawn = {step: env.observe(states[step]) for step in wanted}
+    images = {c: np.stack([drawn[s]["images"][c] for s in wanted]) for c in source.task.cameras}
+    proprio = np.stack([drawn[s]["proprio"] for s in wanted])
+    return _clip(source, steps, phases, wanted, images, proprio, _masks(env, source.task, states[steps]))
+
+
+def _phases(env: Any, states: np.ndarray) -> list[str]:
+    """What there is to do at each of the states."""
+    from prism_policy.envs import stages  # needs the simulator
+
+    return stages.phases(env, states)
+
+
+def _masks(env: Any, task: SimTask, states: np.ndarray) -> dict[str, np.ndarray]:
+    """Masks of the states."""
+    from prism_policy.envs import masks
+
+    return {c: np.stack([masks.task_mask(env, c, state) for state in states]) for c in task.cameras}
+
+
+def _from_file(source: Source, frames: int, pick: Pick) -> Clip:
+    assert source.dataset is not None
+    with open_demos(source.dataset) as file:
+        count = len(demo_names(file))
+    if not 0 <= source.episode < count:
+        raise PrismError(f"{source.dataset} has no demonstration {source.episode}; it has 0 to {count - 1}")
+    demo = next(itertools.islice(iter_demos(source.dataset, source.task.cameras), source.episode, None))
+    env, phases, masks = _its_simulator(source, demo), [""] * len(demo), {}
+    if env is not None:
+        phases = _phases(env, demo.states)
+    steps = choose_steps(len(demo), frames, pick, phases)
+    if env is not None:
+        masks = _masks(env, source.task, demo.states[steps])
+    wanted = np.unique(_history(steps, source.n_obs_steps))
+    return _clip(
+        source, steps, phases, wanted, {c: x[wanted] for c, x in demo.images.items()}, demo.proprio[wanted], masks
+    )
+
+
+def _its_simulator(source: Source, demo: Episode) -> Any:
+    """The simulator, if it is here and draws what the file shows: only then are masks and stages about its frames."""
+    try:
+        env = environment(source.task, render_images=True)
+        env.whole_states(demo.states, "", str(source.dataset))
+        shown = env.observe(demo.states[0])["images"]
+    except PrismError:
+        return None
+    alike = all(np.abs(shown[c].astype(float) - demo.images[c][0]).mean() < _ALIKE for c in source.task.cameras)
+    return env if alike else None
+
+
+def _history(steps: np.ndarray, n_obs_steps: int) -> np.ndarray:
+    """The steps that a policy sees at each of `steps`, oldest first, (F, To); before the start it is the start."""
+    return np.maximum(steps[:, None] + np.arange(1 - n_obs_steps, 1), 0)
+
+
+def _clip(
+    source: Source,
+    steps: np.ndarray,
+    phases: Sequence[str],
+    drawn: np.ndarray,
+    images: dict[str, np.ndarray],
+    proprio: np.ndarray,
+    masks: dict[str, np.ndarray],
+) -> Clip:
+    places = np.searchsorted(drawn, _history(steps, source.n_obs_steps))  # (F, To)
+    observation = {"images": {c: x[places] for c, x in images.items()}, "proprio": proprio[places]}
+    names = [phases[s] for s in steps]
+    return Clip(
+        source.task, source.title, source.episode, source.success, len(phases), steps, names, observation, masks
+    )

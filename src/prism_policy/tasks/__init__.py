@@ -1,0 +1,1 @@
+"""What each task is; no torch, no simulator."""

@@ -1,0 +1,1 @@
+"""The training of one run folder, in one process or several."""

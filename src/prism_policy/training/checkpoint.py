@@ -1,0 +1,182 @@
+"""What an update changes, and its checkpoints: atomic, written beside the training loop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prism_policy.config.settings import TrainConfig
+from prism_policy.policies import Policy
+from prism_policy.utils.files import atomic
+from prism_policy.utils.progress import console
+
+
+class TrainState:
+    """Weights, their moving average and the optimiser's moments."""
+
+    def __init__(self, policy: Policy, config: TrainConfig) -> None:
+        self.parameters: dict[str, Tensor] = dict(policy.named_parameters())
+        # BatchNorm's running statistics; the normaliser's are the data's and lie in a file of their own.
+        self.buffers = {
+            name: tensor
+            for name, tensor in policy.state_dict().items()
+            if name not in self.parameters and not name.startswith("normalizer.")
+        }
+        self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
+        # Fused: one pass over all weights, which is what the memory's bandwidth allows.
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), config.lr, config.betas, config.eps, config.weight_decay, fused=True
+        )
+        self.done = 0
+        """Updates."""
+
+    def update(self, lr: float, ema_decay: float) -> None:
+        """One step of the optimiser and of the moving average."""
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - ema_decay)
+        self.done += 1
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the policy has the averaged weights; afterwards its own again, to the bit."""
+
+        def swap() -> None:
+            for name, parameter in self.parameters.items():
+                parameter.data, self.ema[name] = self.ema[name], parameter.data
+
+        swap()
+        try:
+            yield
+        finally:
+            swap()
+
+    def weights(self) -> dict[str, Tensor]:
+        """What acts: averaged weights and buffers."""
+        return self.ema | self.buffers
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that is needed to go on."""
+        tensors = {f"buffers/{name}": buffer for name, buffer in self.buffers.items()}
+        for name, parameter in self.parameters.items():
+            tensors |= {f"model/{name}": parameter.detach(), f"ema/{name}": self.ema[name]}
+            state = self.optimizer.state[parameter]
+            tensors |= {f"optimizer/{key}/{name}": value for key, value in state.items()}
+        return tensors
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor], done: int) -> None:
+        """Take over what `tensors` returned after `done` updates, in place."""
+        for name, buffer in self.buffers.items():
+            buffer.copy_(tensors[f"buffers/{name}"])
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[f"model/{name}"])
+            self.ema[name].copy_(tensors[f"ema/{name}"])
+        self.optimizer.load_state_dict(self._optimizer_state(tensors))
+        self.done = done
+
+    def _optimizer_state(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        index = {name: i for i, name in enumerate(self.parameters)}
+        state: dict[int, dict[str, Tensor]] = {i: {} for i in index.values()}
+        for key, value in tensors.items():
+            if key.startswith("optimizer/"):
+                _, field, name = key.split("/", 2)
+                like = self.parameters[name]
+                # The file holds plain layout; the fused update walks memory and needs the weight's own.
+                state[index[name]][field] = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+        return {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}
+
+
+class Checkpoints:
+    """The checkpoints of a run folder, written by a thread while training goes on: the loop only waits for a copy.
+
+    `last.safetensors` goes on from where it was written, `previous.safetensors` is the one before it.
+    `best.safetensors` and `update_NNNNNN.safetensors` hold the averaged weights alone.
+
+    Usage::
+
+        with Checkpoints(run_folder) as checkpoints:
+            checkpoints.restore(state)
+            checkpoints.save(state)
+
+    Raises:
+        PrismError: at the next call or at the end of the block, where the disk was full.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "checkpoints"
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+
+    def save(self, state: TrainState) -> None:
+        """Write what is needed to go on from here; the checkpoint before it is kept as a spare."""
+        self._write(self.folder / "last.safetensors", state.tensors(), state.done)
+
+    def save_weights(self, state: TrainState, name: str) -> None:
+        """Write the averaged weights alone."""
+        self._write(self.folder / f"{name}.safetensors", state.weights(), state.done)
+
+    def _write(self, path: Path, tensors: dict[str, Tensor], done: int) -> None:
+        self.wait()
+        copies = {name: _plain_copy(tensor) for name, tensor in tensors.items()}
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._writing = self._thread.submit(_write_file, path, copies, done)
+
+    def wait(self) -> None:
+        """Until what was saved is on the disk."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def restore(self, state: TrainState) -> None:
+        """Load the newest sound checkpoint, if there is one."""
+        for name, then in (("last", "going back to the checkpoint before it"), ("previous", "starting anew")):
+            path = self.folder / f"{name}.safetensors"
+            if not path.exists():
+                continue
+            try:
+                with safetensors.safe_open(path, "pt") as file:
+                    done = int(json.loads(file.metadata()["updates"]))
+                    tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+                console.print(f"{path} is damaged ({error}); {then}")
+                continue
+            state.load(tensors, done)
+            return
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.wait()
+        finally:
+            self._thread.shutdown()
+
+
+def _plain_copy(tensor: Tensor) -> Tensor:
+    """A copy in the CPU's memory, in the plain layout of files; from a GPU it may still be under way."""
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return copy.copy_(tensor.detach(), non_blocking=True)
+
+
+def _write_file(path: Path, tensors: dict[str, Tensor], done: int) -> None:
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata={"updates": json.dumps(done)})
+        if path.name == "last.safetensors" and path.exists():
+            path.replace(path.with_name("previous.safetensors"))

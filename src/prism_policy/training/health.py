@@ -1,0 +1,127 @@
+"""What stops a training with a reason and a way on, instead of a crash or a wasted night."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prism_policy.config.settings import RunConfig
+from prism_policy.data.windows import batch_indices
+from prism_policy.errors import PrismError
+from prism_policy.training.prefetch import mapped
+from prism_policy.utils.files import write_text
+from prism_policy.utils.memory import give_back_freed_memory
+
+EXPLODED = 10.0
+"""Times the loss at the start that no training comes back from."""
+
+
+def check_losses(
+    folder: Path,
+    config: RunConfig,
+    groups: Sequence[np.ndarray],
+    done: int,
+    losses: Sequence[float],
+    weights: Iterable[Tensor],
+    metrics: Sequence[Mapping[str, Any]],
+) -> None:
+    """Stop where losses or weights are not finite, or far above the start's, and write down which windows made it.
+
+    Args:
+        folder: of the run, for bad_batch.json.
+        config: of the run.
+        groups: of the windows, as `batch_indices` has them.
+        done: updates, the last `losses` among them.
+        losses: of each update since the last line of `metrics`.
+        weights: after the last of them.
+        metrics: lines so far.
+
+    Raises:
+        PrismError: that is so.
+    """
+    first = metrics[0]["loss"] if metrics else math.inf
+    bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
+    if bad:
+        at, what = bad[0], f"the loss became {losses[bad[0]]}"
+    elif sum(losses) / len(losses) > EXPLODED * first:
+        at = max(range(len(losses)), key=losses.__getitem__)
+        what = f"the loss rose to {losses[at]:.4g}, from {first:.4g} at the start,"
+    elif not torch.nn.utils.get_total_norm(weights).isfinite():
+        at, what = len(losses) - 1, "the weights became NaN or overflowed"
+    else:
+        return
+    step = done - len(losses) + at
+    indices = batch_indices(step, config.train.batch_size, groups, config.seed)
+    write_text(folder / "bad_batch.json", json.dumps({"update": step + 1, "windows": indices.tolist()}))
+    raise PrismError(
+        f"{what} at update {step + 1}; the checkpoint before it is kept, and {folder / 'bad_batch.json'} "
+        f"names the batch's windows. Lower the learning rate ({config.train.lr}) or look for odd actions in the "
+        "demonstrations"
+    )
+
+
+def check_compiler() -> None:
+    """Find out beforehand that torch.compile has nothing to compile with.
+
+    Raises:
+        PrismError: that is so.
+    """
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        raise PrismError("train.compile needs a C++ compiler, found no g++; install one, or set train.compile=false")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of PyTorch, oneDNN or Python is for want of memory, on the host or a GPU."""
+    words = ("can't allocate memory", "out of memory", "could not create a ")  # oneDNN: memory object, primitive
+    return isinstance(error, MemoryError) or any(part in str(error) for part in words)
+
+
+def advise_batch_size(
+    error: BaseException, update: Callable[[dict[str, Any]], object], batch: dict[str, Any], batch_size: int
+) -> NoReturn:
+    """Find by halving what fits, and stop with that advice.
+
+    Args:
+        error: of the update that did not fit.
+        update: with a batch; the weights are lost.
+        batch: of this process.
+        batch_size: of all processes.
+
+    Raises:
+        PrismError: always.
+    """
+    rows = len(batch["mask"])
+    while rows > 1:
+        rows //= 2
+        traceback.clear_frames(error.__traceback__)  # they hold what is to be freed
+        give_back_freed_memory()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        part = mapped(batch, lambda x: x[:rows] if x.ndim else x)  # noqa: B023 (called at once)
+        try:
+            # A thread in which oneDNN once found no room for its generated code finds none ever after.
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(update, part).result()
+        except (MemoryError, RuntimeError) as again:
+            error = again
+            continue
+        share = batch_size * rows // len(batch["mask"])
+        raise PrismError(
+            f"out of memory at a batch of {batch_size} windows; {share} fit: --set train.batch_size={share}, or "
+            "more processes"
+        )
+    raise PrismError(
+        f"out of memory at a batch of {batch_size} windows, and in what is left even a single one found no room; try a "
+        "far smaller train.batch_size"
+    )

@@ -1,0 +1,113 @@
+"""`prism train`: demonstrations, training, rollouts and figures of one run folder, in one process or several."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from prism_policy.config.settings import Device, RunConfig, Tracker
+from prism_policy.demos.dataset import training_windows
+from prism_policy.envs.workers import Simulators
+from prism_policy.evaluation.results import summarise
+from prism_policy.evaluation.rollouts import available_cores, evaluate
+from prism_policy.policies import Policy
+from prism_policy.run_folder import open_run
+from prism_policy.tasks.libero import SUITES, single_tasks
+from prism_policy.training.distributed import join
+from prism_policy.training.loggers import check_trackers, trackers
+from prism_policy.training.trainer import Rollout, train
+from prism_policy.utils.files import alone_in, read_lines
+from prism_policy.utils.progress import Bar, console
+
+
+def train_run(
+    folder: Path,
+    config: RunConfig,
+    *,
+    device: Device = "auto",
+    track: Sequence[Tracker] = (),
+    max_s: float = math.inf,
+) -> None:
+    """Train, or go on training, the run in `folder`, and say how it went.
+
+    Raises:
+        PrismError: bad input, see each stage; another process trains this run; `max_s` is over.
+    """
+    check_trackers(track)
+    with join() as ranks, ExitStack() as claims:
+        where = ranks.device(device)
+        ranks.check(config)  # what cannot work is found before anything is made
+        with ranks.first_alone():
+            open_run(folder, config)
+            if ranks.first:
+                claims.enter_context(alone_in(folder, "training"))
+            windows, valid = training_windows(config)
+        suite = config.task.name in SUITES
+        rollout = _rollout(folder, config) if importlib.util.find_spec("libero" if suite else "robosuite") else None
+        if rollout is None and 0 < config.train.rollout_every <= config.train.steps:
+            missing, extra = ("LIBERO", "libero") if suite else ("robosuite", "sim")
+            console.print(f"No rollouts while training: {missing} is not installed (pip install prism-policy[{extra}])")
+        with (
+            trackers(track if ranks.first else (), folder, config) as others,
+            Bar("Training", config.train.steps) as bar,
+        ):
+
+            def on_update(done: int, line: dict[str, float]) -> None:
+                for call in (bar.train, *others):
+                    call(done, line)
+
+            train(folder, config, windows, on_update, valid, max_s, rollout, ranks, where)
+        _summary(folder, config)
+
+
+def _rollout(folder: Path, config: RunConfig) -> Rollout:
+    """Episodes of the stream `validate`, in a folder of their own for each update that is measured."""
+    tasks = single_tasks(config.task)
+    n_episodes = math.ceil(config.train.rollout_episodes / len(tasks))
+    settings = replace(config.evaluate, n_episodes=n_episodes, split="validate")
+
+    def rollout(policy: Policy, done: int, heed_stop: Callable[[], None]) -> dict[str, float]:
+        place = folder / "rollouts" / f"update_{done:06d}"
+        records = []
+        with Simulators(available_cores()) as simulators:
+            for task in tasks:
+                here = place / task.name if len(tasks) > 1 else place
+                records += evaluate(here, config, policy, settings, simulators, lambda _: heed_stop(), "drop", task)
+        summary = summarise(records)
+        low, high = summary["wilson_95"]
+        console.print(
+            f"Update {done}: {summary['n_success']} of {summary['n_episodes']} validation episodes succeeded "
+            f"({summary['success_rate']:.0%}, 95% interval {low:.0%} to {high:.0%})"
+        )
+        return {"success_rate": summary["success_rate"], "rollout_episodes": summary["n_episodes"]}
+
+    return rollout
+
+
+def _summary(folder: Path, config: RunConfig) -> None:
+    """The closing lines of a training."""
+    lines = read_lines(folder / "metrics.jsonl")
+    last = lines[-1]
+    rates = sorted(line["samples_per_s"] for line in lines)
+    waited = sum(line["waiting"] for line in lines) / len(lines)
+    console.print(
+        f"{last['step']} updates of {config.train.batch_size} windows in {last['wall_s']:.0f} s "
+        f"({rates[len(rates) // 2]:.0f} windows/s, {waited:.1%} of it waiting for data); loss {last['loss']:.4g}"
+    )
+    if held_out := [line for line in lines if "valid_loss" in line]:
+        best = min(held_out, key=lambda line: line["valid_loss"])
+        console.print(
+            f"Held out: loss {held_out[-1]['valid_loss']:.4g} (lowest {best['valid_loss']:.4g} at update "
+            f"{best['step']}), action error {held_out[-1]['valid_action_error']:.3g}"
+        )
+    if rolled := [line for line in lines if "success_rate" in line]:
+        best = max(rolled, key=lambda line: (line["success_rate"], line["step"]))
+        console.print(
+            f"Best by rollouts: {best['success_rate']:.0%} of {best['rollout_episodes']} validation episodes at update "
+            f"{best['step']}; chosen on them, so measure it on others: prism evaluate {folder} --checkpoints best"
+        )
+    console.print(f"Policy: {folder} (weights.safetensors; metrics.jsonl)\nNext: prism evaluate {folder}")

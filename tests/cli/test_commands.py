@@ -1,0 +1,72 @@
+"""`prism collect`, `prism render` and `prism info` from the shell, one after the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import pytest
+
+pytest.importorskip("robosuite", reason="needs prism-policy[sim]")
+
+
+def prism(folder: Path, *arguments: str, code: int = 0) -> str:
+    """Run the command with a cache of its own; returns what it printed, or what it complained about."""
+    environment = {**os.environ, "PRISM_CACHE": str(folder / "cache")}
+    command = [sys.executable, "-m", "prism_policy", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stderr if code else done.stdout
+
+
+def test_demonstrations_are_made_drawn_and_told_about(tmp_path: Path) -> None:
+    told = prism(tmp_path, "collect", "--task", "can", "--num-demos", "2", "--workers", "1", "--out", "can.hdf5")
+    assert "2 demonstrations" in told
+    assert "Next: prism render can.hdf5" in told
+    arguments = ("--cameras", "agentview", "--resolution", "32", "--workers", "1", "--out", "images.hdf5")
+    assert "Next: prism info images.hdf5" in prism(tmp_path, "render", "can.hdf5", *arguments)
+    with h5py.File(tmp_path / "images.hdf5") as file:
+        for demo in file["data"].values():
+            assert demo["obs/agentview_image"].shape == (len(demo["actions"]), 32, 32, 3)
+            assert demo["actions_abs"].shape == demo["actions"].shape
+        assert list(file["data/demo_0/obs"]) == [
+            "agentview_image", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"
+        ]  # fmt: skip
+    told = prism(tmp_path, "info", "images.hdf5", "--replay", "1")
+    assert "2 demonstrations of PickPlaceCan" in told
+    assert (tmp_path / "images-contact.png").stat().st_size > 1000
+    sizes = ("policy.encoder.width=16", "policy.down_dims=[16, 32]", "train.steps=4", "train.batch_size=4")
+    sizes = (
+        *sizes,
+        "train.valid_every=2",
+        'task.cameras=["agentview"]',
+        "task.render.resolution=32",
+        "task.max_steps=10",
+    )
+    run = ("--task", "can", "--dataset", "images.hdf5", "--encoder", "sspool", "--out", "run", "--set", *sizes)
+    # Two stages of the trunk are left at 32 px: deeper ones have no room for keypoints.
+    told = prism(tmp_path, "train", *run, "policy.encoder.stages=[2]")
+    assert "Next: prism evaluate run" in told
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "valid_loss" in line] == [2, 4]
+    assert "0 of 1 unseen episodes" in prism(tmp_path, "evaluate", "run", "--n-episodes", "1", "--workers", "1")
+    assert (tmp_path / "run" / "videos" / "last" / "evaluate-s0" / "episode_000.mp4").stat().st_size > 1000
+    complaint = prism(tmp_path, "train", "--task", "can", "--dataset", "images.hdf5", "--out", "other", code=2)
+    assert "expected images of 84x84 px from camera 'agentview', got (32, 32)" in complaint
+    assert not (tmp_path / "other").exists()
+    assert "config.json not found" in prism(tmp_path, "evaluate", "other", code=2)
+    # What is there is not overwritten, and bad input comes before the work.
+    before = (tmp_path / "can.hdf5").read_bytes()
+    complaint = prism(tmp_path, "collect", "--task", "can", "--num-demos", "3", "--out", "can.hdf5", code=2)
+    assert "can.hdf5 exists; choose another --out" in complaint
+    assert (tmp_path / "can.hdf5").read_bytes() == before
+    assert "unknown camera 'front'" in prism(tmp_path, "render", "can.hdf5", "--cameras", "front", code=2)
+    assert "resolution: expected 8 to 2048 px, got 4" in prism(
+        tmp_path, "render", "can.hdf5", "--resolution", "4", code=2
+    )
+    assert "num_demos of 1 or more" in prism(tmp_path, "collect", "--num-demos", "0", code=2)
+    assert "not found" in prism(tmp_path, "render", "nothing.hdf5", code=2)

@@ -1,0 +1,79 @@
+"""Configurations survive JSON, and what does not fit is named."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from prism_policy.config import presets
+from prism_policy.config.config_json import from_dict, load, override, to_json
+from prism_policy.config.settings import RunConfig
+from prism_policy.errors import PrismError
+
+
+@pytest.mark.parametrize("encoder", presets.ENCODERS)
+def test_config_survives_json(encoder: str) -> None:
+    config = presets.nano(encoder_name=encoder, seed=3)
+    assert from_dict(RunConfig, json.loads(to_json(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"trian": {}}, "unknown field 'trian'; RunConfig has dataset, demos, evaluate, policy, seed, task, train"),
+        ({"train": {"steps": "many"}}, "train.steps: expected int, got 'many'"),
+        ({"train": {"steps": True}}, "train.steps: expected int, got True"),
+        ({"policy": {"encoder": {"pooling": "median"}}}, "policy.encoder.pooling: expected one of spatial_softmax"),
+        ({"task": {"cameras": "agentview"}}, "task.cameras: expected"),
+        ({"train": 3}, "train.: expected an object"),
+    ],
+)
+def test_bad_field_is_named_with_what_was_expected(change: dict[str, object], sentence: str) -> None:
+    with pytest.raises(PrismError) as error:
+        from_dict(RunConfig, change)
+    assert sentence in str(error.value)
+
+
+def test_integers_serve_as_floats() -> None:
+    assert from_dict(RunConfig, {"train": {"lr": 1}}).train.lr == 1.0
+
+
+def test_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PrismError, match="not found"):
+        load(RunConfig, tmp_path / "config.json")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(PrismError, match="not valid JSON"):
+        load(RunConfig, tmp_path / "config.json")
+
+
+def test_unknown_encoder_lists_those_there_are() -> None:
+    with pytest.raises(PrismError, match="unknown encoder 'resnet'; available: avgpool, maxpool"):
+        presets.encoder("resnet")
+
+
+def test_smoke_changes_sizes_only() -> None:
+    config = presets.nano()
+    small = presets.smoke(config)
+    assert small.policy == config.policy
+    assert replace(small.task, max_steps=config.task.max_steps) == config.task
+
+
+def test_fields_are_set_by_path_with_json_or_a_word() -> None:
+    config = override(
+        presets.nano(),
+        ["train.lr=2e-3", "policy.down_dims=[32, 64]", "task.action_mode=absolute", "train.ema_power=null"],
+    )
+    assert (config.train.lr, config.policy.down_dims) == (2e-3, (32, 64))
+    assert (config.task.action_mode, config.train.ema_power) == ("absolute", None)
+    assert config.policy.encoder == presets.nano().policy.encoder
+    for assignment, message in {
+        "train.lr": "expected FIELD=VALUE such as train.lr=1e-3, got 'train.lr'",
+        "train.speed=1": "unknown field 'train.speed'; TrainConfig has",
+        "training.lr=1": "unknown field 'training.lr': there is no group 'training'",
+        "train.lr.x=1": "unknown field 'train.lr.x': there is no group 'train.lr'",
+        "train.steps=many": "train.steps: expected",
+    }.items():
+        with pytest.raises(PrismError, match=re.escape(message)):
+            override(config, [assignment])

@@ -1,0 +1,186 @@
+"""Packed layers compute what the plain ones do, and never from stale weights."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prism_policy.config import presets
+from prism_policy.config.settings import EncoderConfig, PolicyConfig, PolicyKind
+from prism_policy.models.encoder import VisualEncoder
+from prism_policy.models.normalizer import LinearNormalizer
+from prism_policy.models.packed import can_pack, packed
+from prism_policy.models.unet1d import ConditionalUNet1D
+from prism_policy.policies import Policy, build_policy
+
+
+def small_net() -> ConditionalUNet1D:
+    torch.manual_seed(0)
+    return ConditionalUNet1D(7, 20, (32, 64, 128), step_embed_dim=32).eval()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv1d(8, 6, 5, padding=2),
+        nn.Conv1d(8, 6, 3, 2, 1, bias=False),
+        nn.ConvTranspose1d(8, 6, 4, 2, 1),
+        nn.Conv2d(8, 6, (3, 1), (2, 1), (1, 0), groups=2),
+        nn.Linear(8, 6),
+    ],
+)
+def test_every_kind_of_layer_is_equal_to_the_plain_one_in_float64(layer: Any, batch: int) -> None:
+    shape = {nn.Linear: (5, 8), nn.Conv2d: (8, 6, 5)}.get(type(layer), (8, 16))
+    x = torch.randn(batch, *shape)
+    with torch.no_grad():
+        exact = copy.deepcopy(layer).double()(x.double())
+        found = packed(nn.Sequential(layer))(x)
+    torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=1e-5)
+    assert not isinstance(packed(nn.Sequential(layer))[0], type(layer))
+
+
+@pytest.mark.parametrize("name", ["prism", "sspool", "nopool"])
+def test_a_packed_encoder_is_equal_to_the_plain_one(name: str) -> None:
+    torch.manual_seed(0)
+    encoder = VisualEncoder(presets.encoder(name), {"left": (84, 84), "right": (84, 84)}).eval()
+    images = {c: torch.randint(0, 256, (2, 84, 84, 3), dtype=torch.uint8) for c in ("left", "right")}
+    with torch.no_grad():
+        torch.testing.assert_close(packed(encoder)(images), encoder(images), atol=1e-5, rtol=1e-4)
+
+
+def test_under_autocast_packed_layers_compute_in_bfloat16_and_return_to_float32() -> None:
+    net = small_net()
+    x, step, cond = torch.randn(1, 16, 7), torch.rand(1), torch.randn(1, 20)
+    with torch.no_grad():
+        exact = packed(net)(x, step, cond)
+        with torch.autocast("cpu", torch.bfloat16):
+            coarse, plain = packed(net)(x, step, cond), net(x, step, cond)
+        again = packed(net)(x, step, cond)
+    assert coarse.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(coarse.float(), exact, atol=0.05, rtol=0.05)
+    assert not torch.equal(coarse.float(), exact)
+    assert torch.equal(again, exact)
+
+
+@pytest.fixture
+def no_packing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A processor on which oneDNN's operators refuse bfloat16, as one without AVX-512 does."""
+    reorders = ("_reorder_linear_weight", "_reorder_convolution_weight", "_reorder_convolution_transpose_weight")
+
+    def refusing(name: str) -> Any:
+        operator = getattr(torch.ops.mkldnn, name)
+
+        def call(weight: Tensor, *rest: Any) -> Tensor:
+            if weight.dtype == torch.bfloat16:
+                raise RuntimeError("could not create a primitive descriptor for a reorder primitive")
+            return operator(weight, *rest)
+
+        return call
+
+    for name in reorders:
+        monkeypatch.setattr(torch.ops.mkldnn, name, refusing(name))
+    can_pack.cache_clear()
+    yield
+    can_pack.cache_clear()
+
+
+def test_where_the_processor_lacks_bfloat16_operators_the_plain_layers_compute(no_packing: None) -> None:
+    net = small_net()
+    x, step, cond = torch.randn(1, 16, 7), torch.rand(1), torch.randn(1, 20)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(packed(net)(x, step, cond), net(x, step, cond))
+    assert can_pack(torch.float32)
+    assert not can_pack(torch.bfloat16)
+
+
+def test_acting_under_autocast_works_where_the_processor_lacks_bfloat16_operators(no_packing: None) -> None:
+    torch.manual_seed(0)
+    config = PolicyConfig(encoder=EncoderConfig(width=16, num_keypoints=8), down_dims=(32, 64))
+    policy = build_policy(config, {"agentview": (84, 84)}, proprio_dim=9, action_dim=7).eval()
+    observation = {
+        "images": {"agentview": torch.randint(0, 256, (1, 2, 84, 84, 3), dtype=torch.uint8)},
+        "proprio": torch.randn(1, 2, 9),
+    }
+    with torch.autocast("cpu", torch.bfloat16):
+        assert policy.act(observation, torch.Generator().manual_seed(3)).isfinite().all()
+
+
+@pytest.mark.parametrize("change", ["in place", "load", "optimizer", "mode"])
+def test_changed_weights_are_packed_anew(change: str) -> None:
+    net = small_net()
+    x, step, cond = torch.randn(1, 16, 7), torch.rand(1), torch.randn(1, 20)
+    with torch.no_grad():
+        before = packed(net)(x, step, cond)
+        assert packed(net) is packed(net)
+    if change == "in place":
+        with torch.no_grad():
+            torch._foreach_mul_(list(net.parameters()), 0.5)
+    elif change == "load":
+        net.load_state_dict({name: value * 0.5 for name, value in net.state_dict().items()})
+    elif change == "optimizer":
+        optimizer = torch.optim.AdamW(net.parameters(), 0.1, fused=True)
+        net(x, step, cond).sum().backward()
+        optimizer.step()
+    else:
+        net.train()
+        assert packed(net).training
+        return
+    with torch.no_grad():
+        torch.testing.assert_close(packed(net)(x, step, cond), net(x, step, cond), atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(before, net(x, step, cond), atol=1e-3)
+
+
+def test_packing_leaves_the_module_as_it_is() -> None:
+    net = small_net()
+    names, kinds = list(net.state_dict()), [type(m) for m in net.modules()]
+    with torch.no_grad():
+        packed(net)(torch.randn(1, 16, 7), torch.rand(1), torch.randn(1, 20))
+    assert list(net.state_dict()) == names
+    assert [type(m) for m in net.modules()] == kinds
+    copy.deepcopy(net)  # what is packed cannot be copied, and must not be met
+
+
+def test_the_network_at_given_steps_is_its_forward() -> None:
+    net = small_net().double()
+    x, cond = torch.randn(3, 16, 7).double(), torch.randn(3, 20).double()
+    for steps in (torch.tensor([0, 7, 99]), torch.rand(4), torch.rand(2, 2)):
+        for step, function in zip(steps, net.at(steps, cond), strict=True):
+            expected = net(x, step.expand(3, *step.shape).double(), cond)
+            torch.testing.assert_close(function(x), expected, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "flow_matching", "meanflow"])
+def test_acting_packed_gives_the_actions_of_the_plain_policy(kind: PolicyKind) -> None:
+    torch.manual_seed(0)
+    config = PolicyConfig(kind=kind, encoder=EncoderConfig(width=16, num_keypoints=8), down_dims=(32, 64))
+    policy: Policy = build_policy(config, {"agentview": (84, 84)}, proprio_dim=9, action_dim=7).eval()
+    observation: Mapping[str, Any] = {
+        "images": {"agentview": torch.randint(0, 256, (1, 2, 84, 84, 3), dtype=torch.uint8)},
+        "proprio": torch.randn(1, 2, 9),
+    }
+    noise: Tensor = policy.draw_noise(1, torch.Generator().manual_seed(3))
+    plain = policy.sample(observation, noise)  # with gradients, through the plain layers
+    assert plain.requires_grad
+    acted = policy.act(observation, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(acted, plain[:, 1:9].detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_normaliser_put_in_after_the_first_call_is_used() -> None:
+    torch.manual_seed(0)
+    config = PolicyConfig(encoder=EncoderConfig(width=16, num_keypoints=8), down_dims=(32, 64))
+    policy = build_policy(config, {"agentview": (84, 84)}, proprio_dim=9, action_dim=7).eval()
+    observation: Mapping[str, Any] = {
+        "images": {"agentview": torch.randint(0, 256, (1, 2, 84, 84, 3), dtype=torch.uint8)},
+        "proprio": torch.randn(1, 2, 9),
+    }
+    before = policy.act(observation, torch.Generator().manual_seed(3))
+    policy.normalizer["proprio"] = LinearNormalizer.min_max(np.array([[-3.0] * 9, [5.0] * 9]))
+    after = policy.act(observation, torch.Generator().manual_seed(3))
+    plain = policy.sample(observation, policy.draw_noise(1, torch.Generator().manual_seed(3))).detach()
+    torch.testing.assert_close(after, plain[:, 1:9], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(after, before, atol=1e-3)
