@@ -81,7 +81,7 @@ def _fit_to_file(config: RunConfig, path: Path, task: LiberoTask | None) -> Reco
         if held[camera] != (size, size):
             raise PrismError(
                 f"{path}: expected images of {size}x{size} px from camera '{camera}', got {held[camera]}; draw others "
-                f"with `prism render`, or set task.render.resolution={held[camera][0]}"
+                f"with `prism render`, or choose --task.render.resolution {held[camera][0]}"
             )
     for name, reason in flaws.items():
         raise PrismError(f"{path}, {name}: {reason}")
