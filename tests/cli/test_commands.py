@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
 import pytest
+
+import commandline
 
 pytest.importorskip("robosuite", reason="needs prism-policy[sim]")
 
 
 def prism(folder: Path, *arguments: str, code: int = 0) -> str:
     """Run the command with a cache of its own; returns what it printed, or what it complained about."""
-    environment = {**os.environ, "PRISM_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-m", "prism_policy", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = commandline.prism(*arguments, cwd=folder, PRISM_CACHE=str(folder / "cache"))
     assert done.returncode == code, done.stdout + done.stderr
     return done.stderr if code else done.stdout
 
