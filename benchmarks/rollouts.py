@@ -21,7 +21,7 @@ from timing import in_turn, ratio
 from prism_policy.config import presets
 from prism_policy.config.settings import TASKS, RunConfig, TaskConfig, TaskName
 from prism_policy.envs.opengl import choose_opengl
-from prism_policy.envs.workers import Request, Simulators, worker_start
+from prism_policy.envs.workers import Request, WorkerPool, worker_start
 from prism_policy.evaluation.rollouts import acting_threads, episode_noise, sample_chunks
 from prism_policy.policies import Policy
 from prism_policy.run_folder import make_policy
@@ -98,7 +98,7 @@ def main() -> None:
         ours.send(arguments.steps)
         ours.recv()
 
-    def rollouts(simulators: Simulators, cores: int, act: Any, threads: int) -> Callable[[], None]:
+    def rollouts(simulators: WorkerPool, cores: int, act: Any, threads: int) -> Callable[[], None]:
         def run() -> None:
             pinned(cores)
             ends = []
@@ -110,7 +110,7 @@ def main() -> None:
         return run
 
     act = policy_act(policy)
-    with Simulators(1) as one, Simulators(2) as two:
+    with WorkerPool(1) as one, WorkerPool(2) as two:
         rollouts(one, 1, random_act, 1)()  # its worker starts where it is to stay
         variants = {
             "plain robosuite loop, no policy, one core": (plain, 1, 1),

@@ -9,9 +9,8 @@ from typing import Annotated, Literal
 import tyro
 
 from prism_policy.config.presets import demo_config, task_config
-from prism_policy.config.settings import AnyTask, DemoConfig, RenderConfig, SuiteName, check_cameras
+from prism_policy.config.settings import DemoConfig, RenderConfig, check_task, single_tasks
 from prism_policy.errors import PrismError
-from prism_policy.tasks.libero import LiberoTask, single_tasks
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Collect:
     command goes on where it was. `prism render` then draws the images, at any cameras and resolution.
     """
 
-    task: AnyTask = "lift"
+    task: str = "lift"
     """What the robot has to do: a task, or a LIBERO suite (libero_spatial and libero_10 have experts)."""
     numbers: tuple[int, ...] = ()
     """Of a suite: some of its tasks, by their place in it; by default all."""
@@ -59,14 +58,12 @@ class Collect:
             )
         check_free(self.out)
         for task in single_tasks(replace(task_config(self.task), numbers=self.numbers)):
-            suite = isinstance(task, LiberoTask)
+            suite = task.spec.suite
             with Bar(f"Demonstrations of {task.name}" if suite else "Demonstrations", demos.num_demos) as bar:
                 file = collect(task, demos, workers=self.workers, progress=bar.count)
             about = read_attributes(file)
             if self.out:
-                file = copy_out(
-                    file, self.out / f"{task.title}_demo.hdf5" if isinstance(task, LiberoTask) else self.out
-                )
+                file = copy_out(file, self.out / f"{task.spec.env_name}_demo.hdf5" if suite else self.out)
             print(f"{demos.num_demos} demonstrations, {about['total']} steps; {about['tried']} episodes were tried")
             print(f"File: {file}")
         rendered = self.out if self.out else file
@@ -120,7 +117,7 @@ class Render:
         from prism_policy.data.recorded_env import read_env_args, recorded_env
         from prism_policy.data.robomimic import open_demos
         from prism_policy.demos.cache import copy_out
-        from prism_policy.demos.collect import render_demos
+        from prism_policy.demos.render import render_demos
         from prism_policy.utils.progress import Bar
 
         with open_demos(source) as demos:
@@ -128,7 +125,7 @@ class Render:
             total = len(demos["data"])
         render = RenderConfig(self.resolution, self.msaa, self.shadows, self.reflections)
         task = replace(task, cameras=self.cameras or task.cameras, render=render)
-        check_cameras(task)
+        check_task(task)
         with Bar("Rendering", total) as bar:
             file = render_demos(source, task, workers=self.workers, progress=bar.count)
         return copy_out(file, out) if out else file
@@ -145,7 +142,7 @@ class Import:
     """LIBERO's HDF5, or a folder of them."""
     out: Annotated[Path, tyro.conf.Positional]
     """Where to: a file, or a folder for a folder."""
-    suite: SuiteName | None = None
+    suite: str | None = None
     """The suite that they must be of; by default any."""
 
     def run(self) -> None:

@@ -20,15 +20,14 @@ from prism_policy.cli.saliency import Saliency
 from prism_policy.config import presets
 from prism_policy.config.settings import (
     ActionMode,
-    AnyTask,
     Device,
     PolicyKind,
     Precision,
     ProbeConfig,
-    TaskName,
     Tracker,
 )
 from prism_policy.errors import PrismError
+from prism_policy.tasks import task_spec
 
 EncoderName = Literal[
     "avgpool", "maxpool", "nopool", "sspool", "ms_avgpool", "ms_maxpool", "ms_nopool", "ms_sspool", "prism"
@@ -44,7 +43,7 @@ class Quickstart:
     on where it was.
     """
 
-    task: TaskName = "lift"
+    task: str = "lift"
     """What the robot has to do. The settings are made for Lift; on the other tasks nothing was measured."""
     policy: PolicyKind = "flow_matching"
     """Generative model of the action chunk."""
@@ -84,7 +83,7 @@ class Train:
     way. Stop it whenever you like: the same command goes on where it was, and ends with the same weights.
     """
 
-    task: AnyTask = "lift"
+    task: str = "lift"
     """What the robot has to do: a task, or a LIBERO suite, of which one policy learns all tasks."""
     numbers: tuple[int, ...] = ()
     """Of a suite: some of its tasks, by their place in it; by default all."""
@@ -217,7 +216,7 @@ class Probe:
     more encoders, resolutions and seeds can be added to a folder later.
     """
 
-    task: TaskName = "lift"
+    task: str = "lift"
     """Whose scenes."""
     camera: str | None = None
     """Camera that looks at them; by default sideview for tool_hang, else agentview."""
@@ -244,7 +243,7 @@ class Probe:
         """Do it."""
         from prism_policy.probe.train import print_probe
 
-        camera = self.camera or ("sideview" if self.task == "tool_hang" else "agentview")
+        camera = self.camera or task_spec(self.task).cameras[0]
         config = ProbeConfig(
             self.task, camera, self.width, self.steps, self.batch_size, ProbeConfig.lr, self.frames, self.frames // 4
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, cast, get_args
+from typing import Annotated, Literal
 
 import tyro
 
-from prism_policy.config.settings import AnyTask, Device, PolicyKind
+from prism_policy.config.settings import Device, PolicyKind
 from prism_policy.errors import PrismError
+from prism_policy.tasks import task_names
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Reproduce:
     scale: Literal["nano", "small", "paper"] = "nano"
     """nano: two CPU cores, ten minutes a cell of Lift. small: the paper's networks, a GPU's quarter of an hour or so a
     cell. paper: the paper's training."""
-    tasks: tuple[AnyTask, ...] | None = None
+    tasks: tuple[str, ...] | None = None
     """Some of the table's tasks; by default all."""
     numbers: tuple[int, ...] | None = None
     """Some tasks of LIBERO's suites, by their place; by default all ten."""
@@ -93,12 +94,12 @@ class Reproduce:
         print(f"Next:  prism reproduce {self.name} ... --seeds {' '.join(map(str, more))}   (runs only what is new)")
 
 
-def _files(assignments: tuple[str, ...]) -> dict[AnyTask, list[Path]]:
-    found: dict[AnyTask, list[Path]] = {}
+def _files(assignments: tuple[str, ...]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
     for assignment in assignments:
         task, equals, file = assignment.partition("=")
-        if not equals or task not in get_args(AnyTask):
-            tasks = ", ".join(get_args(AnyTask))
+        if not equals or task not in task_names():
+            tasks = ", ".join(task_names())
             raise PrismError(f"--dataset: expected TASK=FILE with a task of {tasks}, got {assignment!r}")
-        found.setdefault(cast(AnyTask, task), []).append(Path(file))
+        found.setdefault(task, []).append(Path(file))
     return found

@@ -9,7 +9,8 @@ from prism_policy.config.settings import RunConfig
 from prism_policy.data.frames import open_frames
 from prism_policy.data.windows import Windows
 from prism_policy.demos.cache import default_cache_dir
-from prism_policy.demos.collect import collect, render_demos
+from prism_policy.demos.collect import collect
+from prism_policy.demos.render import render_demos
 from prism_policy.reports.evaluate import Asked, Ledger, Plan, measure
 from prism_policy.run_folder import open_run
 from prism_policy.training.trainer import train

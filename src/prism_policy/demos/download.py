@@ -9,11 +9,10 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from prism_policy.config.settings import TaskName
 from prism_policy.data.recorded_env import read_env_args, recorded_env
 from prism_policy.data.robomimic import demo_names, open_demos
 from prism_policy.demos.cache import default_cache_dir, sha256
-from prism_policy.demos.collect import render_demos
+from prism_policy.demos.render import render_demos
 from prism_policy.errors import PrismError
 from prism_policy.utils.files import disk_errors
 from prism_policy.utils.progress import Bar, console
@@ -21,10 +20,9 @@ from prism_policy.utils.progress import Bar, console
 DownloadKind = Literal["low_dim", "demo", "image"]
 
 REPOSITORY = "robomimic/robomimic_datasets"
-_ALL: tuple[TaskName, ...] = ("lift", "can", "square", "tool_hang")
-DATASETS: dict[str, tuple[TaskName, str]] = {
-    **{f"robomimic/{task}/ph": (task, "ph") for task in _ALL},
-    **{f"robomimic/{task}/mh": (task, "mh") for task in _ALL[:3]},
+DATASETS = {
+    **{f"robomimic/{task}/ph": (task, "ph") for task in ("lift", "can", "square", "tool_hang")},
+    **{f"robomimic/{task}/mh": (task, "mh") for task in ("lift", "can", "square")},
 }
 """Name of a data set -> task and who demonstrated: one proficient human, or several."""
 

@@ -21,25 +21,17 @@ from xml.etree import ElementTree
 import gymnasium
 import numpy as np
 
+from prism_policy.config.settings import TaskConfig
 from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.libero_install import INSTALL, prepare_libero
 from prism_policy.envs.rendering import Renderer, camera_id
-from prism_policy.envs.robosuite import PROPRIO, Observation, RobosuiteEnv
+from prism_policy.envs.robosuite import PROPRIO, RobosuiteEnv
+from prism_policy.envs.simulators import mujoco, prepare_robosuite, robosuite
 from prism_policy.errors import PrismError
-from prism_policy.tasks.libero import LiberoTask
+from prism_policy.utils.observations import Observation
 
-ROOT = prepare_libero()
-with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):  # gym's advertisements
-    import mujoco
-    import robosuite
-    from libero.libero.envs import TASK_MAPPING
-    from libero.libero.envs.bddl_utils import get_problem_info
-    from robosuite.models.bases import BASE_MAPPING, NullMount
-    from robosuite.utils.errors import RandomizationError
-
-# rpent-libero 0.2.0 gives the robot of the living room no mount, as robosuite 1.4 spelled it; 1.5 does not know None.
-BASE_MAPPING.setdefault(None, NullMount)
-
+SETTLE_STEPS = 10
+"""Steps of doing nothing before an episode begins: LIBERO lets objects fall from a small height."""
 IDLE = np.array([0.0, 0, 0, 0, 0, 0, -1])
 """The action that lets objects settle: stay, fingers open."""
 ARM_NOISE = 0.02
@@ -49,6 +41,25 @@ SHIFT = 0.08
 touch; its published states are picked ones."""
 
 
+def _make_sim_env(root: Path, task: TaskConfig, env_kwargs: dict[str, Any]) -> Any:
+    """LIBERO's own environment; LIBERO is imported here and nowhere else."""
+    prepare_robosuite()
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):  # gym's advertisements
+        from libero.libero.envs import TASK_MAPPING
+        from libero.libero.envs.bddl_utils import get_problem_info
+        from robosuite.models.bases import BASE_MAPPING, NullMount
+
+    # rpent-libero 0.2.0 gives the living room's robot no mount, as robosuite 1.4 spelled it; 1.5 does not know None.
+    BASE_MAPPING.setdefault(None, NullMount)
+    bddl = str(root / "bddl_files" / task.spec.suite / f"{task.spec.env_name}.bddl")
+    try:
+        problem = get_problem_info(bddl)["problem_name"]
+        with _seeded(0):
+            return TASK_MAPPING[problem](bddl, **env_kwargs)
+    except FileNotFoundError as error:
+        raise PrismError(f"LIBERO's assets are incomplete ({error.filename} is missing); {INSTALL} again") from error
+
+
 class LiberoEnv(RobosuiteEnv):
     """One task: `{"images": {camera: uint8 (H, W, 3)}, "proprio": float32 (9,)}` in, actions (7,) out.
 
@@ -56,7 +67,7 @@ class LiberoEnv(RobosuiteEnv):
     A state ends with where cabinet and stove stand, 7 numbers each: LIBERO's own leave that to the model's XML.
 
     ```
-    env = LiberoEnv(libero_task("libero_spatial", 3))
+    env = LiberoEnv(TaskConfig("libero_spatial_3", max_steps=280))
     observation, info = env.reset(seed=0, options={"split": "evaluate", "episode": 7})  # initial state 7
     ```
 
@@ -65,8 +76,10 @@ class LiberoEnv(RobosuiteEnv):
     """
 
     # Not by the parent's constructor, which makes a task of robosuite; what it leaves behind is the same.
-    def __init__(self, task: LiberoTask, render_images: bool = True) -> None:
-        self.task: LiberoTask = task  # type: ignore[assignment]
+    def __init__(self, task: TaskConfig, render_images: bool = True) -> None:
+        root = prepare_libero()
+        prepare_robosuite()
+        self.task = task
         self.render_images = render_images
         controller = robosuite.load_composite_controller_config(controller="BASIC", robot="Panda")
         self.env_kwargs = {
@@ -82,15 +95,7 @@ class LiberoEnv(RobosuiteEnv):
             "hard_reset": False,
             "renderer": "mujoco",
         }
-        bddl = ROOT / "bddl_files" / task.suite / f"{task.title}.bddl"
-        try:
-            problem = get_problem_info(str(bddl))["problem_name"]
-            with _seeded(0):
-                self.sim_env = TASK_MAPPING[problem](str(bddl), **self.env_kwargs)
-        except FileNotFoundError as error:
-            raise PrismError(
-                f"LIBERO's assets are incomplete ({error.filename} is missing); {INSTALL} again"
-            ) from error
+        self.sim_env = _make_sim_env(root, task, self.env_kwargs)
         # As every reset does: else a scene that has met none yet, as in the drawing of demonstrations, shows the grip's
         # marks, and a policy would learn from other images than it meets.
         self.sim_env.visualize(vis_settings=dict.fromkeys(self.sim_env._visualizations, False))
@@ -101,7 +106,7 @@ class LiberoEnv(RobosuiteEnv):
         self._home = fixture_poses(self.sim_env.model.get_xml(), self.fixtures)
         self._xml: str = self.sim_env.sim.model.get_xml()  # later, MuJoCo would give that of the last model it compiled
         self._lamps = _lamps(self.sim_env)
-        self.init_states = read_init_states(ROOT / "init_files" / task.suite / f"{task.title}.pruned_init")
+        self.init_states = read_init_states(root / "init_files" / task.spec.suite / f"{task.spec.env_name}.pruned_init")
         self._data = mujoco.MjData(self.model)
         for camera in task.cameras:
             camera_id(self.model, camera)
@@ -112,7 +117,7 @@ class LiberoEnv(RobosuiteEnv):
         self._gripper = hand.gripper["right"]
         self._arm = np.array(hand._ref_joint_pos_indexes)
         self._limit = np.ones(7)
-        self.whole_states(self.init_states, "", task.title)
+        self.whole_states(self.init_states, "", task.spec.env_name)
         self.states = [self.state]
 
         size = task.render.resolution
@@ -124,6 +129,23 @@ class LiberoEnv(RobosuiteEnv):
                 "proprio": gymnasium.spaces.Box(-np.inf, np.inf, (sum(PROPRIO.values()),), np.float32),
             }
         )
+
+    @property
+    def lift_bodies(self) -> Sequence[str]:
+        """Bodies that the goals name first: what is to be moved. A place on the table is no body."""
+        return self._goal_bodies(1)
+
+    @property
+    def mask_bodies(self) -> Sequence[str]:
+        """Bodies that the goals name: what is to be moved, and where to."""
+        return self._goal_bodies(2)
+
+    def _goal_bodies(self, last: int) -> list[str]:
+        sim = self.sim_env
+        names = [name for goal in sim.parsed_problem["goal_state"] for name in goal[1 : 1 + last]]
+        known = {**sim.objects_dict, **(sim.fixtures_dict if last > 1 else {})}
+        things = (thing for name in names for thing in known if name == thing or name.startswith(f"{thing}_"))
+        return [known[thing].root_body for thing in dict.fromkeys(things)]
 
     @property
     def model_xml(self) -> str:  # type: ignore[override]
@@ -154,18 +176,19 @@ class LiberoEnv(RobosuiteEnv):
         poses = fixtures.reshape(-1, 7)
         model.body_pos[self._fixture_ids], model.body_quat[self._fixture_ids] = poses[:, :3], poses[:, 3:]
 
-    def whole_states(self, states: np.ndarray, model_file: str, where: str) -> np.ndarray:
+    def whole_states(self, states: np.ndarray, model_file: str, source: str) -> np.ndarray:
         """Recorded states (T, ...) with the fixtures where the recording's XML has them, unless they are in there.
 
         Raises:
             PrismError: another size, or not finite.
         """
+        spec = self.task.spec
         plain, fixtures = 1 + self.model.nq + self.model.nv, 7 * len(self.fixtures)
         sizes = (plain, plain + fixtures)
         if states.ndim != 2 or states.shape[1] not in sizes or not np.isfinite(states).all():
             raise PrismError(
-                f"{where}: expected finite states of {plain} numbers, those of task {self.task.number} of "
-                f"{self.task.suite} ({self.task.instruction!r}), got shape {states.shape}; is it of another task?"
+                f"{source}: expected finite states of {plain} numbers, those of task {spec.number} of "
+                f"{spec.suite} ({spec.instruction!r}), got shape {states.shape}; is it of another task?"
             )
         if states.shape[1] == plain + fixtures:
             return states
@@ -179,7 +202,7 @@ class LiberoEnv(RobosuiteEnv):
 
         Args:
             seed: seed of the run; None is 0.
-            options: `split` ("evaluate" unless told), `episode` (0): initial state `episode` modulo their number, or a
+            options: `split` ("evaluate" by default), `episode` (0): initial state `episode` modulo their number, or a
                 placement of its own. Or `state` (S,): start from this recorded state, as the replay of a demonstration
                 does.
         """
@@ -213,7 +236,7 @@ class LiberoEnv(RobosuiteEnv):
 
     def metadata_json(self) -> str:
         """What makes this environment, as JSON: `env_args` of robomimic and LIBERO."""
-        kwargs = {**self.env_kwargs, "bddl_file_name": f"{self.task.suite}/{self.task.title}.bddl"}
+        kwargs = {**self.env_kwargs, "bddl_file_name": f"{self.task.spec.suite}/{self.task.spec.env_name}.bddl"}
         settings = {
             "env_name": type(self.sim_env).__name__,
             "env_version": robosuite.__version__,
@@ -227,6 +250,8 @@ class LiberoEnv(RobosuiteEnv):
     def _place(self, rng: np.random.Generator) -> None:
         """Draw a placement of everything."""
         self._arrange(self.model, self._home)
+        from robosuite.utils.errors import RandomizationError
+
         with _seeded(int(rng.integers(2**32))), patch("pdb.set_trace"):  # where LIBERO finds no room, it debugs
             for _ in range(20):
                 with contextlib.suppress(RandomizationError):
@@ -240,7 +265,7 @@ class LiberoEnv(RobosuiteEnv):
         """Let objects fall; returns how far one has moved along the table [m]."""
         bodies = [self.model.body(thing.root_body).id for thing in self.sim_env.objects]
         before = self.sim_env.sim.data._data.xpos[bodies, :2]
-        for _ in range(self.task.settle_steps):
+        for _ in range(SETTLE_STEPS):
             self.sim_env.step(IDLE)
         self.set_state(self.state)  # a replay from the first state starts without the solver's memory, too
         moved = self.sim_env.sim.data._data.xpos[bodies, :2] - before
@@ -284,10 +309,10 @@ def fixture_poses(xml: str, names: Sequence[str]) -> np.ndarray:
     Raises:
         PrismError: one of them is not in it.
     """
-    found = {body.get("name"): body for body in ElementTree.fromstring(xml).iter("body")}
-    if absent := [name for name in names if name not in found]:
+    bodies = {body.get("name"): body for body in ElementTree.fromstring(xml).iter("body")}
+    if absent := [name for name in names if name not in bodies]:
         raise PrismError(f"expected a model with {', '.join(names)}, this one lacks {', '.join(absent)}")
-    values = {name: (found[name].get("pos", "0 0 0"), found[name].get("quat", "1 0 0 0")) for name in names}
+    values = {name: (bodies[name].get("pos", "0 0 0"), bodies[name].get("quat", "1 0 0 0")) for name in names}
     return np.array([" ".join(values[name]).split() for name in names], np.float64).reshape(-1, 7)
 
 

@@ -18,7 +18,7 @@ _backend = ""
 _PROBE = "import mujoco; mujoco.GLContext(16, 16).make_current()"
 
 
-def choose_opengl() -> None:
+def prepare_opengl() -> None:
     """Set MUJOCO_GL, unless the user did, to what works here: EGL, else OSMesa, else none ("disable").
 
     A back end that does not work may raise on import, on creation or not come back at all, hence the trial in a process

@@ -7,7 +7,6 @@ reference frame or absolute ones in the world's.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,35 +15,17 @@ import gymnasium
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from prism_policy.config.settings import TASKS, TaskConfig
+from prism_policy.config.settings import TaskConfig
 from prism_policy.envs.episode import episode_rng
-from prism_policy.envs.opengl import choose_opengl, opengl_trouble
+from prism_policy.envs.rendering import Renderer, camera_id, camera_names
+from prism_policy.envs.simulators import mujoco, prepare_robosuite, robosuite
 from prism_policy.errors import PrismError
-
-choose_opengl()
-_logging_level = logging.root.manager.disable
-logging.disable(logging.WARNING)  # robosuite warns about optional packages on import
-try:
-    import mujoco
-    import robosuite
-
-    from prism_policy.envs.rendering import Renderer, camera_id, camera_names
-except ModuleNotFoundError as error:
-    raise PrismError(
-        f"the simulator is not installed ({error.name} is missing); run `pip install prism-policy[sim]`"
-    ) from error
-except PrismError:
-    raise
-except Exception as error:  # PyOpenGL raises what it likes when MUJOCO_GL names a back end that is not there
-    raise PrismError(f"{opengl_trouble()} ({error})") from error
-finally:
-    logging.disable(_logging_level)
-logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+from prism_policy.tasks import SPECS
+from prism_policy.tasks.spec import ROBOSUITE
+from prism_policy.utils.observations import Observation
 
 PROPRIO = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
 """What makes up `proprio`, in this order, by robomimic's names; the quaternion is (x, y, z, w)."""
-
-Observation = dict[str, Any]
 
 
 class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
@@ -70,8 +51,10 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (declared so by gymnasium)
 
     def __init__(self, task: TaskConfig, render_images: bool = True) -> None:
-        if task.name not in TASKS:
-            raise PrismError(f"unknown task {task.name!r}; there are {', '.join(TASKS)}")
+        if task.name not in SPECS or task.spec.simulator != ROBOSUITE:
+            names = ", ".join(name for name, spec in SPECS.items() if spec.simulator == ROBOSUITE)
+            raise PrismError(f"unknown task {task.name!r}; there are {names}")
+        prepare_robosuite()
         self.task = task
         self.render_images = render_images
         self.env_kwargs = {
@@ -87,7 +70,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
             "renderer": "mujoco",
         }
         # The seed decides what is drawn once at construction, such as the size of Lift's cube: the same for everybody.
-        self.sim_env = robosuite.make(TASKS[task.name], seed=0, **self.env_kwargs)
+        self.sim_env = robosuite.make(task.spec.env_name, seed=0, **self.env_kwargs)
         self.sim_env.reset()
         # Observations come from the state (see `observe`); robosuite's own would be recomputed at each 2 ms substep.
         self.sim_env._observables.clear()
@@ -120,6 +103,16 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         return self.sim_env.sim.model._model
 
     @property
+    def lift_bodies(self) -> Sequence[str]:
+        """Bodies to lift."""
+        return self.task.spec.lift_bodies
+
+    @property
+    def mask_bodies(self) -> Sequence[str]:
+        """Bodies that the task is about: what is moved, and what it has to fit on or into."""
+        return self.task.spec.mask_bodies
+
+    @property
     def cameras(self) -> list[str]:
         """Names of all cameras of the scene."""
         return camera_names(self.model)
@@ -134,13 +127,13 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         """The simulator's state as robomimic stores it: (time, qpos, qvel), float64 (S,)."""
         return np.asarray(self.sim_env.sim.get_state().flatten())
 
-    def whole_states(self, states: np.ndarray, model_file: str, where: str) -> np.ndarray:
+    def whole_states(self, states: np.ndarray, model_file: str, source: str) -> np.ndarray:
         """Recorded states (T, S), completed by what this environment's hold beyond them, which is nothing.
 
         Args:
             states: as a file holds them.
             model_file: XML of the recording's model, for environments that need it.
-            where: names file and demonstration in errors.
+            source: file and demonstration, for errors.
 
         Raises:
             PrismError: another size, or not finite.
@@ -148,11 +141,11 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         expected = 1 + self.model.nq + self.model.nv
         if states.ndim != 2 or states.shape[1] != expected:
             raise PrismError(
-                f"{where}: expected states of {expected} numbers (time, joint positions and velocities of "
-                f"{TASKS[self.task.name]} in robosuite {robosuite.__version__}), got shape {states.shape}"
+                f"{source}: expected states of {expected} numbers (time, joint positions and velocities of "
+                f"{self.task.spec.env_name} in robosuite {robosuite.__version__}), got shape {states.shape}"
             )
         if not np.isfinite(states).all():
-            raise PrismError(f"{where}: expected finite states, got NaN or infinity; repair or remove this demo")
+            raise PrismError(f"{source}: expected finite states, got NaN or infinity; repair or remove this demo")
         return states
 
     def set_state(self, state: np.ndarray) -> None:
@@ -178,7 +171,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
 
         Args:
             seed: seed of the run; None is 0.
-            options: `split` ("evaluate" unless told), `episode` (0), or `state` (S,): start from this recorded state
+            options: `split` ("evaluate" by default), `episode` (0), or `state` (S,): start from this recorded state
                 instead, as the replay of a demonstration does.
         """
         options = options or {}
@@ -216,7 +209,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         return [self.observe(state) for state in self.states[1:][-min(n_obs, done) :] if done], success, done
 
     def advance(self, action: np.ndarray) -> bool:
-        """One control step without looking; returns success.
+        """One control step without an observation; returns success.
 
         Raises:
             PrismError: an action of another shape, or one that is not finite.
@@ -280,7 +273,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         """What makes this environment, as JSON: robomimic's `env_args`."""
         return json.dumps(
             {
-                "env_name": TASKS[self.task.name],
+                "env_name": self.task.spec.env_name,
                 "env_version": robosuite.__version__,
                 "type": 1,
                 "env_kwargs": self.env_kwargs,
