@@ -24,7 +24,7 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.sync.client import connect
 
 from prism_policy.cli.main import Serve
-from prism_policy.config.settings import RunConfig
+from prism_policy.config.settings import RunConfig, single_tasks
 from prism_policy.data.actions import decode_absolute
 from prism_policy.deploy.client import PolicyClient
 from prism_policy.deploy.msgpack_numpy import pack, unpack
@@ -36,7 +36,6 @@ from prism_policy.errors import PrismError
 from prism_policy.evaluation.rollouts import NOISE_STREAM, evaluate, states_path
 from prism_policy.policies import Policy
 from prism_policy.run_folder import load_policy, make_policy, open_run, save_normalizer, save_weights
-from prism_policy.tasks.libero import single_tasks
 from small_run import small_config
 
 

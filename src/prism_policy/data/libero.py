@@ -148,9 +148,8 @@ def import_libero(
                 if progress:
                     progress(i + 1, len(described.demos))
             data.attrs["total"] = total
-            bddl = (
-                f"{described.task.suite}/{described.task.env_name}.bddl"  # what tells the task from others of its kind
-            )
+            # What tells the task from others of its kind.
+            bddl = f"{described.task.suite}/{described.task.env_name}.bddl"
             data.attrs["env_args"] = json.dumps(json.loads(described.env_args) | {"bddl_file": bddl})
             data.attrs["libero_task"] = described.task.env_name
             data.attrs["instruction"] = described.task.instruction

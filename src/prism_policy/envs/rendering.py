@@ -14,8 +14,7 @@ import itertools
 import numpy as np
 
 from prism_policy.config.settings import RenderConfig
-from prism_policy.envs.opengl import opengl_context
-from prism_policy.envs.simulators import mujoco
+from prism_policy.envs.simulators import mujoco, opengl_context
 from prism_policy.errors import PrismError
 
 HIDDEN_GROUP = 5
