@@ -1,4 +1,4 @@
-"""Importing the library does nothing but define things: no process, file, environment variable, umask or global hook."""
+"""Importing the library only defines things: no process, file, environment variable, umask or global hook changes."""
 
 import json
 import os

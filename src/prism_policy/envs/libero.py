@@ -18,16 +18,15 @@ from typing import Any
 from unittest.mock import patch
 from xml.etree import ElementTree
 
-import gymnasium
 import numpy as np
 
-from prism_policy.config.settings import TaskConfig
 from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.libero_install import INSTALL, prepare_libero
-from prism_policy.envs.rendering import Renderer, camera_id
-from prism_policy.envs.robosuite import PROPRIO, RobosuiteEnv
-from prism_policy.envs.simulators import mujoco, prepare_robosuite, robosuite
+from prism_policy.envs.rendering import Renderer
+from prism_policy.envs.robosuite import ENV_KWARGS, RobosuiteEnv
+from prism_policy.envs.simulators import mujoco, robosuite
 from prism_policy.errors import PrismError
+from prism_policy.tasks.spec import LIBERO
 from prism_policy.utils.observations import Observation
 
 SETTLE_STEPS = 10
@@ -39,25 +38,6 @@ ARM_NOISE = 0.02
 SHIFT = 0.08
 """Own placements in which things jump aside by more than this are drawn again [m]. LIBERO places some so that they
 touch; its published states are picked ones."""
-
-
-def _make_sim_env(root: Path, task: TaskConfig, env_kwargs: dict[str, Any]) -> Any:
-    """LIBERO's own environment; LIBERO is imported here and nowhere else."""
-    prepare_robosuite()
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):  # gym's advertisements
-        from libero.libero.envs import TASK_MAPPING
-        from libero.libero.envs.bddl_utils import get_problem_info
-        from robosuite.models.bases import BASE_MAPPING, NullMount
-
-    # rpent-libero 0.2.0 gives the living room's robot no mount, as robosuite 1.4 spelled it; 1.5 does not know None.
-    BASE_MAPPING.setdefault(None, NullMount)
-    bddl = str(root / "bddl_files" / task.spec.suite / f"{task.spec.env_name}.bddl")
-    try:
-        problem = get_problem_info(bddl)["problem_name"]
-        with _seeded(0):
-            return TASK_MAPPING[problem](bddl, **env_kwargs)
-    except FileNotFoundError as error:
-        raise PrismError(f"LIBERO's assets are incomplete ({error.filename} is missing); {INSTALL} again") from error
 
 
 class LiberoEnv(RobosuiteEnv):
@@ -75,60 +55,48 @@ class LiberoEnv(RobosuiteEnv):
         PrismError: LIBERO is not installed or incomplete, an unknown camera, or no OpenGL.
     """
 
-    # Not by the parent's constructor, which makes a task of robosuite; what it leaves behind is the same.
-    def __init__(self, task: TaskConfig, render_images: bool = True) -> None:
+    simulator = LIBERO
+
+    def _make(self) -> tuple[Any, dict[str, Any]]:
         root = prepare_libero()
-        prepare_robosuite()
-        self.task = task
-        self.render_images = render_images
-        controller = robosuite.load_composite_controller_config(controller="BASIC", robot="Panda")
-        self.env_kwargs = {
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):  # advertisements
+            from libero.libero.envs import TASK_MAPPING
+            from libero.libero.envs.bddl_utils import get_problem_info
+            from robosuite.models.bases import BASE_MAPPING, NullMount
+
+        # rpent-libero 0.2.0 gives the living room's robot no mount, as robosuite 1.4 spelled it; 1.5 knows no None.
+        BASE_MAPPING.setdefault(None, NullMount)
+        settings = {
             "robots": ["Panda"],
-            "controller_configs": controller,
-            "control_freq": 20,
+            "controller_configs": robosuite.load_composite_controller_config(controller="BASIC", robot="Panda"),
             "initialization_noise": None,
-            "has_renderer": False,
-            "has_offscreen_renderer": False,
-            "use_camera_obs": False,
-            "use_object_obs": True,  # LIBERO fails without; the sensors are taken out below
-            "ignore_done": True,
-            "hard_reset": False,
-            "renderer": "mujoco",
-        }
-        self.sim_env = _make_sim_env(root, task, self.env_kwargs)
+            "use_object_obs": True,  # LIBERO fails without; the sensors are taken out afterwards
+        } | ENV_KWARGS
+        spec = self.task.spec
+        bddl = str(root / "bddl_files" / spec.suite / f"{spec.env_name}.bddl")
+        try:
+            problem = get_problem_info(bddl)["problem_name"]
+            with _seeded(0):
+                sim_env = TASK_MAPPING[problem](bddl, **settings)
+        except FileNotFoundError as error:
+            raise PrismError(
+                f"LIBERO's assets are incomplete ({error.filename} is missing); {INSTALL} again"
+            ) from error
+        self.init_states = read_init_states(root / "init_files" / spec.suite / f"{spec.env_name}.pruned_init")
         # As every reset does: else a scene that has met none yet, as in the drawing of demonstrations, shows the grip's
         # marks, and a policy would learn from other images than it meets.
-        self.sim_env.visualize(vis_settings=dict.fromkeys(self.sim_env._visualizations, False))
-        self.sim_env._observables.clear()  # they would be recomputed at each 2 ms substep; observations need no more
+        sim_env.visualize(vis_settings=dict.fromkeys(sim_env._visualizations, False))
+        return sim_env, settings
+
+    def _prepare(self) -> None:
         self.fixtures = [thing.root_body for thing in self.sim_env.fixtures]
         self._fixture_ids = [self.model.body(name).id for name in self.fixtures]
         # Where the model's own file has them. LIBERO's placements take for granted that they still stand there.
         self._home = fixture_poses(self.sim_env.model.get_xml(), self.fixtures)
-        self._xml: str = self.sim_env.sim.model.get_xml()  # later, MuJoCo would give that of the last model it compiled
         self._lamps = _lamps(self.sim_env)
-        self.init_states = read_init_states(root / "init_files" / task.spec.suite / f"{task.spec.env_name}.pruned_init")
-        self._data = mujoco.MjData(self.model)
-        for camera in task.cameras:
-            camera_id(self.model, camera)
-        hand = self.sim_env.robots[0]
-        self.eef_site = hand.eef_site_id["right"]
-        self._eef_body = self.sim_env.sim.model.body_name2id(hand.robot_model.eef_name["right"])
-        self.fingers = np.array(hand._ref_gripper_joint_pos_indexes["right"])
-        self._gripper = hand.gripper["right"]
-        self._arm = np.array(hand._ref_joint_pos_indexes)
-        self._limit = np.ones(7)
-        self.whole_states(self.init_states, "", task.spec.env_name)
-        self.states = [self.state]
-
-        size = task.render.resolution
-        image = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (7,), np.float32)
-        self.observation_space = gymnasium.spaces.Dict(
-            {
-                "images": gymnasium.spaces.Dict(dict.fromkeys(task.cameras, image)),
-                "proprio": gymnasium.spaces.Box(-np.inf, np.inf, (sum(PROPRIO.values()),), np.float32),
-            }
-        )
+        self._gripper = self.sim_env.robots[0].gripper["right"]
+        self._arm = np.array(self.sim_env.robots[0]._ref_joint_pos_indexes)
+        self.whole_states(self.init_states, "", self.task.spec.env_name)  # refuses other sizes
 
     @property
     def lift_bodies(self) -> Sequence[str]:
@@ -148,7 +116,7 @@ class LiberoEnv(RobosuiteEnv):
         return [known[thing].root_body for thing in dict.fromkeys(things)]
 
     @property
-    def model_xml(self) -> str:  # type: ignore[override]
+    def model_xml(self) -> str:
         """The model, with cabinet and stove where they stand in this episode."""
         root = ElementTree.fromstring(self._xml)
         bodies = {body.get("name"): body for body in root.iter("body")}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -20,12 +20,22 @@ from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.rendering import Renderer, camera_id, camera_names
 from prism_policy.envs.simulators import mujoco, prepare_robosuite, robosuite
 from prism_policy.errors import PrismError
-from prism_policy.tasks import SPECS
-from prism_policy.tasks.spec import ROBOSUITE
+from prism_policy.tasks import SPECS, task_names
+from prism_policy.tasks.spec import ROBOSUITE, Simulator
 from prism_policy.utils.observations import Observation
 
 PROPRIO = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
 """What makes up `proprio`, in this order, by robomimic's names; the quaternion is (x, y, z, w)."""
+ENV_KWARGS = {
+    "control_freq": 20,
+    "has_renderer": False,
+    "has_offscreen_renderer": False,
+    "use_camera_obs": False,
+    "ignore_done": True,
+    "hard_reset": False,
+    "renderer": "mujoco",
+}
+"""How all simulators of robosuite's kind are made: nothing drawn, no end of their own."""
 
 
 class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
@@ -44,6 +54,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         PrismError: unknown task or camera, or no OpenGL.
     """
 
+    simulator: ClassVar[Simulator] = ROBOSUITE
     fixtures: Sequence[str] = ()
     """Bodies whose poses a state ends with, 7 numbers each."""
     _renderer: Renderer | None = None
@@ -51,30 +62,17 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (declared so by gymnasium)
 
     def __init__(self, task: TaskConfig, render_images: bool = True) -> None:
-        if task.name not in SPECS or task.spec.simulator != ROBOSUITE:
-            names = ", ".join(name for name, spec in SPECS.items() if spec.simulator == ROBOSUITE)
+        if task.name not in SPECS or task.spec.simulator != self.simulator:
+            names = ", ".join(name for name in task_names() if SPECS[name].simulator == self.simulator)
             raise PrismError(f"unknown task {task.name!r}; there are {names}")
         prepare_robosuite()
         self.task = task
         self.render_images = render_images
-        self.env_kwargs = {
-            "robots": "Panda",
-            "controller_configs": _controller(task),
-            "control_freq": 20,
-            "has_renderer": False,
-            "has_offscreen_renderer": False,
-            "use_camera_obs": False,
-            "use_object_obs": False,
-            "ignore_done": True,
-            "hard_reset": False,
-            "renderer": "mujoco",
-        }
-        # The seed decides what is drawn once at construction, such as the size of Lift's cube: the same for everybody.
-        self.sim_env = robosuite.make(task.spec.env_name, seed=0, **self.env_kwargs)
-        self.sim_env.reset()
+        self.sim_env, self.env_kwargs = self._make()
         # Observations come from the state (see `observe`); robosuite's own would be recomputed at each 2 ms substep.
         self.sim_env._observables.clear()
-        self.model_xml: str = self.sim_env.sim.model.get_xml()
+        self._xml: str = self.sim_env.sim.model.get_xml()  # later, MuJoCo would give that of the last model it compiled
+        self._prepare()
         for camera in task.cameras:
             camera_id(self.model, camera)
         self._data = mujoco.MjData(self.model)
@@ -96,6 +94,26 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
                 "proprio": gymnasium.spaces.Box(-np.inf, np.inf, (sum(PROPRIO.values()),), np.float32),
             }
         )
+
+    def _make(self) -> tuple[Any, dict[str, Any]]:
+        """The simulator's own environment, and what it was made with."""
+        settings = {
+            "robots": "Panda",
+            "controller_configs": _controller(self.task),
+            "use_object_obs": False,
+        } | ENV_KWARGS
+        # The seed decides what is drawn once at construction, such as the size of Lift's cube: the same for everybody.
+        sim_env = robosuite.make(self.task.spec.env_name, seed=0, **settings)
+        sim_env.reset()
+        return sim_env, settings
+
+    def _prepare(self) -> None:
+        """Anything else that the first state needs."""
+
+    @property
+    def model_xml(self) -> str:
+        """The model of this episode."""
+        return self._xml
 
     @property
     def model(self) -> mujoco.MjModel:
