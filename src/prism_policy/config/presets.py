@@ -80,11 +80,7 @@ def prism_designs() -> dict[str, EncoderConfig]:
 
 
 def task_config(name: str) -> TaskConfig:
-    """A task or suite with the cameras, limit on a rollout and resolution that it comes with.
-
-    Raises:
-        PrismError: no such task.
-    """
+    """A task or suite with the cameras, limit on a rollout and resolution that it comes with."""
     spec = task_spec(name)
     return TaskConfig(name, spec.cameras, spec.max_steps, render=RenderConfig(spec.resolution))
 

@@ -121,9 +121,6 @@ def import_libero(
 
     Returns:
         `target`, with the masks `train` and `valid`; its `data` group bears `libero_task` and `instruction`.
-
-    Raises:
-        PrismError: what `libero_episodes` raises, or no space left.
     """
     described = describe_libero(source, suite)
     with atomic(target) as temporary:

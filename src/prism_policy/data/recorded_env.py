@@ -68,9 +68,6 @@ class RecordedEnv:
         Args:
             source: the file, for errors.
             actions: whether actions are to be executed, or only states restored.
-
-        Raises:
-            PrismError: it cannot be run here.
         """
         trouble = self.scene_trouble or (self.control_trouble if actions else "")
         if trouble or self.task is None:
@@ -82,11 +79,7 @@ class RecordedEnv:
 
 
 def read_env_args(file: h5py.File) -> dict[str, Any]:
-    """`env_args` of an open file; those of robosuite's own collection script in the same form; {} where none.
-
-    Raises:
-        PrismError: they are no JSON.
-    """
+    """`env_args` of an open file; those of robosuite's own collection script in the same form; {} where none."""
     attributes = file["data"].attrs
     try:
         if "env_args" in attributes:

@@ -58,9 +58,6 @@ def cached(
         workers: simulator processes; None is one for each core.
         build: makes the parts; killed and called again, it finds those that were finished.
         layout: names and masks, for `merge_demos`.
-
-    Raises:
-        PrismError: the disk is full or may not be written; what `build` raises.
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = (cache_dir or default_cache_dir()).expanduser() / f"{name}-{digest}"
@@ -95,21 +92,13 @@ def _intact(data: Path, manifest: Path) -> bool:
 
 
 def check_free(target: Path | None) -> None:
-    """Refuse a place for the result that is taken, before the work.
-
-    Raises:
-        PrismError: something is there.
-    """
+    """Refuse a place for the result that is taken, before the work."""
     if target is not None and target.exists():
         raise PrismError(f"{target} exists; choose another --out or move it away")
 
 
 def copy_out(data: Path, target: Path) -> Path:
-    """A copy of a cached file where the user wants it, whole or not at all; returns `target`.
-
-    Raises:
-        PrismError: the disk is full.
-    """
+    """A copy of a cached file where the user wants it, whole or not at all; returns `target`."""
     with atomic(target) as temporary:
         shutil.copyfile(data, temporary)
     return target
@@ -122,11 +111,7 @@ def sha256(path: Path) -> str:
 
 
 def versions(task: TaskConfig) -> dict[str, str]:
-    """Versions of the packages that decide what a simulation gives.
-
-    Raises:
-        PrismError: one of them is missing.
-    """
+    """Versions of the packages that decide what a simulation gives."""
     simulator = task.spec.simulator
     try:
         return {name: importlib.metadata.version(name) for name in simulator.distributions}

@@ -97,9 +97,6 @@ def collect_scenes(
     Returns:
         An HDF5 file in robomimic's layout, for `render_demos`. `poses/<thing>` is (x, y, z, angle), float64 (T, 4) [m,
         rad]; nothing is done in a still scene, so all actions are zero.
-
-    Raises:
-        PrismError: as `collect`.
     """
     groups = [range(start, min(start + 50, num_scenes)) for start in range(0, num_scenes, 50)]
     key = {

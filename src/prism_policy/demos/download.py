@@ -86,11 +86,11 @@ def _fetch(path: str, folder: Path) -> Path:
                     have = file.seek(0, os.SEEK_END)
                     source = f"{hub.endpoint}/datasets/{REPOSITORY}/resolve/main/{path}"
                     http_get(source, file, resume_size=have, expected_size=about.size)
-                if (found := sha256(part)) != about.lfs.sha256:
+                if (digest := sha256(part)) != about.lfs.sha256:
                     part.unlink()
                     raise PrismError(
-                        f"{path} came with SHA-256 {found[:12]}..., expected the hub's {about.lfs.sha256[:12]}...; run "
-                        "the same command again"
+                        f"{path} came with SHA-256 {digest[:12]}..., expected the hub's {about.lfs.sha256[:12]}...; "
+                        "run the same command again"
                     )
                 part.replace(target)
     except PrismError:
@@ -102,9 +102,9 @@ def _fetch(path: str, folder: Path) -> Path:
         raise PrismError(
             f"the Hugging Face hub did not give {path} ({why}); run the same command again to go on, or {by_hand}"
         ) from error
-    if (found := sha256(target)) != about.lfs.sha256:
+    if (digest := sha256(target)) != about.lfs.sha256:
         raise PrismError(
-            f"{target}: expected the hub's SHA-256 {about.lfs.sha256[:12]}..., got {found[:12]}...; delete it and run "
+            f"{target}: expected the hub's SHA-256 {about.lfs.sha256[:12]}..., got {digest[:12]}...; delete it and run "
             "the same command again"
         )
     open_demos(target).close()

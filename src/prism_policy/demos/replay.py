@@ -47,9 +47,6 @@ def replay_demos(
         names: which demos.
         task: as they were recorded, from `RecordedEnv.task_config`; its cameras draw the frames.
         progress: called with (done, total).
-
-    Raises:
-        PrismError: no simulator, no OpenGL, or states of another size.
     """
     with WorkerPool(None) as pool:
         futures = [pool.submit(_replay, task, path, name) for name in names]

@@ -2,7 +2,7 @@
 
 An episode of the split "evaluate" begins at one of the task's 50 published initial states, any other at a placement of
 its own, drawn from the task's regions: what is evaluated is never trained on. Cabinets and stoves are not part of those
-states; they are placed anew, from the episode's random stream, before each.
+states; they are placed anew, from the episode's random generator, before each.
 """
 
 from __future__ import annotations
@@ -145,11 +145,7 @@ class LiberoEnv(RobosuiteEnv):
         model.body_pos[self._fixture_ids], model.body_quat[self._fixture_ids] = poses[:, :3], poses[:, 3:]
 
     def whole_states(self, states: np.ndarray, model_file: str, source: str) -> np.ndarray:
-        """Recorded states (T, ...) with the fixtures where the recording's XML has them, unless they are in there.
-
-        Raises:
-            PrismError: another size, or not finite.
-        """
+        """Recorded states (T, ...) with the fixtures where the recording's XML has them, unless they are in there."""
         spec = self.task.spec
         plain, fixtures = 1 + self.model.nq + self.model.nv, 7 * len(self.fixtures)
         sizes = (plain, plain + fixtures)
@@ -272,11 +268,7 @@ def _lamps(sim_env: Any) -> list[tuple[int, int, float]]:
 
 
 def fixture_poses(xml: str, names: Sequence[str]) -> np.ndarray:
-    """Where bodies stand in a model's XML, such as a demonstration's `model_file`: (n, 7), quaternions w x y z.
-
-    Raises:
-        PrismError: one of them is not in it.
-    """
+    """Where bodies stand in a model's XML, such as a demonstration's `model_file`: (n, 7), quaternions w x y z."""
     bodies = {body.get("name"): body for body in ElementTree.fromstring(xml).iter("body")}
     if absent := [name for name in names if name not in bodies]:
         raise PrismError(f"expected a model with {', '.join(names)}, this one lacks {', '.join(absent)}")
@@ -299,11 +291,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def read_init_states(path: Path) -> np.ndarray:
-    """Published initial states of a task, float64 (50, S): what `torch.load` returns, without torch.
-
-    Raises:
-        PrismError: missing, or no array.
-    """
+    """Published initial states of a task, float64 (50, S): what `torch.load` returns, without torch."""
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(entry for entry in archive.namelist() if entry.endswith("data.pkl"))

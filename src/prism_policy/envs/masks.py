@@ -13,11 +13,7 @@ GRIPPER_BODY = "gripper0_right_right_gripper"
 
 
 def task_mask(env: Any, camera: str, state: np.ndarray) -> np.ndarray:
-    """Labels of a camera's image of `state` (S,): uint8 (H, W), pixel by pixel that of `env.observe`.
-
-    Raises:
-        PrismError: unknown camera.
-    """
+    """Labels of a camera's image of `state` (S,): uint8 (H, W), pixel by pixel that of `env.observe`."""
     geoms = env.segment(camera, state)  # (H, W)
     labels = np.full(env.model.ngeom + 1, REST, np.uint8)  # the last one stands for no geom, -1
     labels[:-1][_belongs(env.model, [GRIPPER_BODY])] = GRIPPER

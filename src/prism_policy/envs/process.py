@@ -43,11 +43,7 @@ class Worker:
     def run(
         self, function: Callable[..., Any], arguments: tuple[Any, ...], answer: Callable[[Any], Any] | None
     ) -> tuple[Any, float]:
-        """What `function` returns, and the process's peak memory [MiB]; what a generator yields, `answer` answers.
-
-        Raises:
-            WorkerLostError: the process died.
-        """
+        """What `function` returns, and the process's peak memory [MiB]; what a generator yields, `answer` answers."""
         kind, content = self._ask((function, arguments))
         while kind == "question":
             assert answer is not None

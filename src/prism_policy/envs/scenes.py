@@ -39,9 +39,6 @@ def scene(env: RobosuiteEnv, split: Split, seed: int, index: int) -> tuple[np.nd
     Returns:
         The simulator's state, float64 (S,), and for each tracked thing (x, y, z, angle), float64 (4,) [m, rad] in the
         world's frame.
-
-    Raises:
-        PrismError: no scene without overlap was found.
     """
     rng = episode_rng(split, seed, index, rng_stream=3)
     env.reset(seed=seed, options={"split": split, "episode": index})

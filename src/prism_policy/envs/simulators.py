@@ -91,11 +91,7 @@ def opengl_trouble() -> str:
 
 
 def opengl_context(size: int) -> Any:
-    """An OpenGL context for frames of `size` x `size` [px], current in this thread.
-
-    Raises:
-        PrismError: OpenGL does not work.
-    """
+    """An OpenGL context for frames of `size` x `size` [px], current in this thread."""
     # `mujoco.GLContext` is settled by MUJOCO_GL when mujoco is first imported, which may have been long before.
     name = f"mujoco.{_backend}" if _backend in ("egl", "osmesa") else "mujoco"
     try:

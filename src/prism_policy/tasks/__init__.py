@@ -13,11 +13,7 @@ SPECS: dict[str, TaskSpec] = {spec.name: spec for spec in (LIFT, CAN, SQUARE, TO
 
 
 def task_spec(name: str) -> TaskSpec:
-    """What is known of a task or suite.
-
-    Raises:
-        PrismError: there is none of this name.
-    """
+    """What is known of a task or suite."""
     if name not in SPECS:
         suites = [spec for spec in SPECS.values() if spec.members]
         raise PrismError(
