@@ -17,6 +17,7 @@ from prism_policy.demos.cache import Progress, cached, instruction_attribute, ma
 from prism_policy.envs.make import kept_env
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
+from prism_policy.utils.observations import PROPRIO
 
 IMAGES_VERSION = 1
 """Of what `render_demos` draws and computes from states, as `TaskSpec.expert_version` of what `collect` makes."""
@@ -85,8 +86,6 @@ def render_demos(
 
 
 def _render_part(task: TaskConfig, states: Path, name: str, path: Path, with_absolute: bool) -> None:
-    from prism_policy.envs.robosuite import PROPRIO
-
     env = kept_env(task, render_images=True)
     with open_demos(states) as file:
         demo = file["data"][name]

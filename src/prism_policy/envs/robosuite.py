@@ -22,10 +22,8 @@ from prism_policy.envs.simulators import mujoco, prepare_robosuite, robosuite
 from prism_policy.errors import PrismError
 from prism_policy.tasks import SPECS, task_names
 from prism_policy.tasks.spec import ROBOSUITE, Simulator
-from prism_policy.utils.observations import Observation
+from prism_policy.utils.observations import PROPRIO, Observation
 
-PROPRIO = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
-"""What makes up `proprio`, in this order, by robomimic's names; the quaternion is (x, y, z, w)."""
 ENV_KWARGS = {
     "control_freq": 20,
     "has_renderer": False,
