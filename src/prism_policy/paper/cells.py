@@ -193,5 +193,5 @@ def run_cell(
             train_run(cell.folder, cell.config, device=device)
         every = math.ceil(n_episodes / VIDEOS)
         asked = Asked(n_episodes, tuple(checkpoints), (cell.seed,), "evaluate", every)
-        evaluate_runs([cell.folder], asked, workers)
+        evaluate_runs([cell.folder], asked, workers, device)
     return True

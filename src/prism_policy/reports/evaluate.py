@@ -18,11 +18,11 @@ from rich.table import Table
 
 from prism_policy.config import config_json
 from prism_policy.config.presets import encoder_name
-from prism_policy.config.settings import EvalConfig, RunConfig, TaskConfig, check, single_tasks
+from prism_policy.config.settings import Device, EvalConfig, RunConfig, TaskConfig, check, single_tasks
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import LAST_TEN, Stream, stages_of_failures, summarise_run
-from prism_policy.evaluation.rollouts import available_cores, evaluate, states_path
+from prism_policy.evaluation.rollouts import evaluate, states_path
 from prism_policy.evaluation.statistics import mean_and_std, wilson_interval
 from prism_policy.evaluation.videos import grid_video, observe_moments, render_videos
 from prism_policy.policies import Policy
@@ -33,6 +33,8 @@ from prism_policy.run_folder import kept_checkpoints, load_policy
 from prism_policy.saliency.heatmaps import draw_keypoints, draw_saliency
 from prism_policy.saliency.run import film_failure
 from prism_policy.tasks import task_spec
+from prism_policy.utils.cores import available_cores
+from prism_policy.utils.device import pick_device
 from prism_policy.utils.files import alone_in, write_text
 from prism_policy.utils.memory import PeakMemory
 from prism_policy.utils.progress import Bar, console
@@ -115,13 +117,17 @@ class Plan:
         ]
 
 
-def evaluate_runs(folders: Sequence[Path], asked: Asked, workers: int | None = None) -> list[dict[str, Any]]:
+def evaluate_runs(
+    folders: Sequence[Path], asked: Asked, workers: int | None = None, device: Device = "auto", preset: str = ""
+) -> list[dict[str, Any]]:
     """Measure trained runs and write their videos and reports; returns their summaries.
 
     Args:
         folders: run folders with weights.
         asked: checkpoints, seeds and episodes.
         workers: simulator processes, kept from one run to the next; None is one for each core.
+        device: where policies compute.
+        preset: name of the runs' sizes, for their summaries; by default the one in an earlier summary.
 
     Raises:
         PrismError: no run folder, or no weights in it; an unknown checkpoint; another process measures one of them;
@@ -132,15 +138,17 @@ def evaluate_runs(folders: Sequence[Path], asked: Asked, workers: int | None = N
     if asked.video_every is not None and asked.video_every < 0:
         raise PrismError(f"video_every: expected 0 or more, got {asked.video_every}")
     once = {folder.resolve(): folder for folder in folders}.values()
-    plans = [_plan(folder, asked) for folder in once]  # bad input comes before the work
+    plans = [_plan(folder, asked, preset) for folder in once]  # bad input comes before the work
     if asked.rerun:
         check_rerun()
-    return measure(plans, asked, workers)
+    return measure(plans, asked, workers, device)
 
 
-def measure(plans: Sequence[Plan], asked: Asked, workers: int | None = None) -> list[dict[str, Any]]:
+def measure(
+    plans: Sequence[Plan], asked: Asked, workers: int | None = None, wanted: Device = "auto"
+) -> list[dict[str, Any]]:
     """Rollouts of all runs, then videos, figures, summary and report of each; returns the summaries."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device(wanted)
     simulators = WorkerPool(available_cores() if workers is None else workers)
     with PeakMemory() as memory, ExitStack() as claims:
         for plan in plans:
@@ -191,7 +199,7 @@ def _present(plan: Plan, asked: Asked, memory: PeakMemory, device: torch.device)
     return summary
 
 
-def _plan(folder: Path, asked: Asked) -> Plan:
+def _plan(folder: Path, asked: Asked, preset: str) -> Plan:
     config = config_json.load(RunConfig, folder / "config.json")
     settings = config.evaluate
     seeds = (settings.seed,) if asked.seeds is None else tuple(dict.fromkeys(asked.seeds))
@@ -207,7 +215,8 @@ def _plan(folder: Path, asked: Asked) -> Plan:
     for checkpoint in checkpoints:
         load_policy(folder, checkpoint)
     before = folder / "results" / "summary.json"
-    preset = json.loads(before.read_text()).get("preset", "") if before.exists() else ""
+    if not preset and before.exists():
+        preset = json.loads(before.read_text()).get("preset", "")
     return Plan(folder, config, checkpoints, seeds, preset)
 
 

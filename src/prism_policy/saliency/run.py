@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prism_policy.config.settings import RunConfig, TaskConfig
+from prism_policy.config.settings import Device, RunConfig, TaskConfig
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import Stream, streams
 from prism_policy.policies import Policy
@@ -45,14 +45,14 @@ class Asked:
     format: str = "png"
 
 
-def show(folders: Sequence[Path], asked: Asked, out: Path) -> Study:
+def show(folders: Sequence[Path], asked: Asked, out: Path, device: Device = "auto") -> Study:
     """Look at these runs, write everything into `out`, and print the numbers.
 
     Raises:
         PrismError: no run folder, runs that do not take the same frames, an unknown camera, method, target, stage or
             episode, nothing to compare, no simulator and no dataset, or a place that may not be written to.
     """
-    subjects = load_subjects(folders)
+    subjects = load_subjects(folders, device)
     cameras = _check(subjects, asked)
     history = max(s.config.policy.n_obs_steps for s in subjects)
     first = sources(subjects[0].folder, subjects[0].config, [asked.episode], history)[0]

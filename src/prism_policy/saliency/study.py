@@ -13,7 +13,7 @@ import torch
 
 from prism_policy.config import config_json
 from prism_policy.config.presets import encoder_name
-from prism_policy.config.settings import RunConfig
+from prism_policy.config.settings import Device, RunConfig
 from prism_policy.errors import PrismError
 from prism_policy.models.encoder import crop_size
 from prism_policy.policies import Policy
@@ -34,6 +34,7 @@ from prism_policy.saliency.metrics import (
     share_on,
     verdict,
 )
+from prism_policy.utils.device import pick_device
 
 Maps = dict[str, np.ndarray]
 """camera -> (F, h, w): saliency of the newest frames, of what the network sees of them."""
@@ -71,7 +72,7 @@ class Subject:
         return f"{self.side}, seed {self.config.seed}"
 
 
-def load_subjects(folders: Sequence[Path]) -> list[Subject]:
+def load_subjects(folders: Sequence[Path], wanted: Device = "auto") -> list[Subject]:
     """The policies of these run folders, which must take the same frames.
 
     Raises:
@@ -81,7 +82,8 @@ def load_subjects(folders: Sequence[Path]) -> list[Subject]:
         raise PrismError("expected at least one run folder, got none; see `prism saliency --help`")
     if len({f.resolve() for f in folders}) < len(folders):
         raise PrismError(f"expected each run once, got {', '.join(map(str, folders))}")
-    found = [Subject(f, config_json.load(RunConfig, f / "config.json"), load_policy(f)) for f in folders]
+    device = pick_device(wanted)
+    found = [Subject(f, config_json.load(RunConfig, f / "config.json"), load_policy(f).to(device)) for f in folders]
     first = found[0]
     for other in found[1:]:
         for name in ("name", "cameras", "render"):

@@ -13,14 +13,16 @@ from prism_policy.config.settings import Device, RunConfig, Tracker, single_task
 from prism_policy.demos.dataset import training_windows
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.evaluation.results import summarise
-from prism_policy.evaluation.rollouts import available_cores, evaluate
+from prism_policy.evaluation.rollouts import evaluate
 from prism_policy.policies import Policy
 from prism_policy.run_folder import open_run
 from prism_policy.training.distributed import join
 from prism_policy.training.loggers import check_trackers, trackers
 from prism_policy.training.trainer import Rollout, train
+from prism_policy.utils.cores import available_cores
+from prism_policy.utils.device import pick_device
 from prism_policy.utils.files import alone_in, read_lines
-from prism_policy.utils.progress import Bar, console
+from prism_policy.utils.progress import Bar, Stage, console, untimed
 
 
 def train_run(
@@ -30,27 +32,32 @@ def train_run(
     device: Device = "auto",
     track: Sequence[Tracker] = (),
     max_s: float = math.inf,
+    stage: Stage = untimed,
 ) -> None:
     """Train, or go on training, the run in `folder`, and say how it went.
+
+    Args:
+        stage: a context around each stage, "demos", "render" and "train", such as one that takes its time.
 
     Raises:
         PrismError: bad input, see each stage; another process trains this run; `max_s` is over.
     """
     check_trackers(track)
-    with join() as ranks, ExitStack() as claims:
-        where = ranks.device(device)
+    with join(device) as ranks, ExitStack() as claims:
+        where = pick_device(device, ranks.local)
         ranks.check(config)  # what cannot work is found before anything is made
         with ranks.first_alone():
             open_run(folder, config)
             if ranks.first:
                 claims.enter_context(alone_in(folder, "training"))
-            windows, valid = training_windows(config)
+            windows, valid = training_windows(config, stage)
         simulator = config.task.spec.simulator
         rollout = _rollout(folder, config) if importlib.util.find_spec(simulator.package) else None
         if rollout is None and 0 < config.train.rollout_every <= config.train.steps:
             missing = f"{simulator.name} is not installed (pip install prism-policy[{simulator.extra}])"
             console.print(f"No rollouts while training: {missing}")
         with (
+            stage("train"),
             trackers(track if ranks.first else (), folder, config) as others,
             Bar("Training", config.train.steps) as bar,
         ):
