@@ -170,7 +170,7 @@ class TestReplay:
     def test_drawing_keeps_names_and_masks_of_a_file(self, tmp_path: Path) -> None:
         from prism_policy.config.settings import RenderConfig, TaskConfig
         from prism_policy.data.robomimic import open_demos, read_demos, read_masks
-        from prism_policy.demos.collect import render_demos
+        from prism_policy.demos.render import render_demos
 
         demos = {"demo_4": community.recorded_demo(), "demo_17": community.recorded_demo()}
         path = community.write_file(
@@ -189,7 +189,7 @@ class TestReplay:
     @pytest.mark.parametrize("without", ["states", "task"])
     def test_what_cannot_be_drawn_is_named(self, without: str, tmp_path: Path) -> None:
         from prism_policy.config.settings import TaskConfig
-        from prism_policy.demos.collect import render_demos
+        from prism_policy.demos.render import render_demos
 
         demo = community.recorded_demo()
         if without == "states":

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Self, get_args
+from typing import Annotated, Self
 
 import tyro
 
 from prism_policy.config import presets
-from prism_policy.config.settings import AnyTask, PolicyKind, RunConfig
-from prism_policy.errors import PrismError
+from prism_policy.config.settings import PolicyKind, RunConfig
 
 Flat = tyro.conf.arg(name="")
 """Of a config inside a command: its fields are flags without a prefix."""
@@ -61,18 +60,6 @@ class RunCommand(Command):
         if command.help_all:
             settings = ["--help"]
         return command, tyro.cli(RunConfig, args=settings, prog=prog, default=command.defaults())
-
-
-def known_task(name: str) -> AnyTask:
-    """The task of this name.
-
-    Raises:
-        PrismError: no such task.
-    """
-    known = {task: task for task in get_args(AnyTask)}
-    if name not in known:
-        raise PrismError(f"unknown task '{name}'; available: {', '.join(known)}")
-    return known[name]
 
 
 def value_of(flag: str, arguments: Sequence[str], default: str) -> str:

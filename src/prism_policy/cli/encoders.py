@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import tyro
 
-from prism_policy.cli.command import Command, Flat, known_task, value_of
+from prism_policy.cli.command import Command, Flat, value_of
 from prism_policy.config import presets
 from prism_policy.config.ranges import check_ranges
-from prism_policy.config.settings import Device, ProbeConfig, TaskName
+from prism_policy.config.settings import Device, ProbeConfig
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Probe(Command):
     @classmethod
     def parse(cls, arguments: Sequence[str], prog: str) -> Callable[[], None]:
         """The probe that these arguments ask for; the task decides the camera unless `--camera` does."""
-        task = cast(TaskName, known_task(value_of("--task", arguments, ProbeConfig.task)))
+        task = value_of("--task", arguments, ProbeConfig.task)
         default = cls(ProbeConfig(task=task, camera=presets.task_config(task).cameras[0]))
         return tyro.cli(cls, args=list(arguments), prog=prog, default=default).run
 

@@ -6,8 +6,8 @@ these types; nothing is changed behind the user's back, derived values are prope
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 from prism_policy.config.ranges import (
     Count,
@@ -20,9 +20,8 @@ from prism_policy.config.ranges import (
     check_ranges,
 )
 from prism_policy.errors import PrismError
-
-if TYPE_CHECKING:
-    from prism_policy.tasks.libero import LiberoTask
+from prism_policy.tasks import task_spec
+from prism_policy.tasks.spec import TaskSpec
 
 Pooling = Literal["spatial_softmax", "avg", "max", "none"]
 Fusion = Literal["last", "concat", "tdca"]
@@ -33,23 +32,12 @@ Norm = Literal["group", "batch"]
 Precision = Literal["float32", "bfloat16"]
 PolicyKind = Literal["ddpm", "flow_matching", "meanflow"]
 ActionMode = Literal["delta", "absolute"]
-TaskName = Literal["lift", "can", "square", "tool_hang"]
-SuiteName = Literal["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"]
-AnyTask = Literal[TaskName, SuiteName]
 TaskInput = Literal["learned", "language"]
 Balance = Literal["task", "frame"]
 ReferenceFrame = Literal["base", "world"]
 Device = Literal["auto", "cpu", "cuda"]
 Tracker = Literal["tensorboard", "wandb"]
 Decay = Annotated[float, Range(0, 1, open_high=True)]
-
-TASKS: dict[str, str] = {
-    "lift": "Lift",
-    "can": "PickPlaceCan",
-    "square": "NutAssemblySquare",
-    "tool_hang": "ToolHang",
-}
-"""Our name of a task -> robosuite's. LIBERO's are in `libero_suites`."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +54,12 @@ class RenderConfig:
     """Draw reflections."""
 
 
-CAMERAS = ("agentview", "frontview", "birdview", "sideview", "robot0_robotview", "robot0_eye_in_hand")
-"""Cameras of robosuite's scenes."""
-
-
 @dataclass(frozen=True)
 class TaskConfig:
     """A simulated task, or several of a LIBERO suite, as the policy meets them."""
 
-    name: AnyTask = "lift"
-    """Which task, or which suite."""
+    name: str = "lift"
+    """Which task (lift, can, square, tool_hang, libero_spatial_3), or which suite (libero_spatial)."""
     cameras: tuple[str, ...] = ("agentview", "robot0_eye_in_hand")
     """Cameras the policy sees."""
     max_steps: Count = 400
@@ -88,6 +72,11 @@ class TaskConfig:
     render: RenderConfig = RenderConfig()
     numbers: tuple[Natural, ...] = ()
     """Which tasks of a suite, by their place in it; empty is all of them."""
+
+    @property
+    def spec(self) -> TaskSpec:
+        """What is known of the task."""
+        return task_spec(self.name)
 
 
 @dataclass(frozen=True)
@@ -309,7 +298,7 @@ class EvalConfig:
 class ProbeConfig:
     """The spatial probe: encoders learn to say where things are in still scenes."""
 
-    task: TaskName = "lift"
+    task: str = "lift"
     """Whose scenes."""
     camera: str = "agentview"
     """The camera that looks at them."""
@@ -355,26 +344,39 @@ def check(config: RunConfig) -> None:
     check_ranges(config)
 
 
+def single_tasks(task: TaskConfig) -> tuple[TaskConfig, ...]:
+    """The tasks of a suite one by one, with the cameras, limit and drawing of the whole; any other task alone.
+
+    Raises:
+        PrismError: no such task; numbers that the suite does not have or that are given twice; actions that it lacks.
+    """
+    spec = task.spec
+    if task.action_mode not in spec.action_modes:
+        expected = " or ".join(map(repr, spec.action_modes))
+        raise PrismError(f"task.action_mode: expected {expected} for {task.name}, got {task.action_mode!r}")
+    if not spec.members:
+        if task.numbers:
+            raise PrismError(f"task.numbers: expected none, as '{task.name}' is a single task, got {task.numbers}")
+        return (task,)
+    if len(set(task.numbers)) < len(task.numbers):
+        raise PrismError(f"task.numbers: expected each task only once, got {task.numbers}")
+    if wrong := [number for number in task.numbers if not 0 <= number < len(spec.members)]:
+        raise PrismError(f"{task.name}: expected a task from 0 to {len(spec.members) - 1}, got {wrong[0]}")
+    numbers = task.numbers or range(len(spec.members))
+    return tuple(replace(task, name=spec.members[number], numbers=()) for number in numbers)
+
+
 def check_task(task: TaskConfig) -> None:
-    """Find what no simulation can have.
+    """Refuse what no simulation can have.
 
     Raises:
-        PrismError: tasks that the suite does not have, or see `check_cameras`.
+        PrismError: an unknown task, or one that the suite does not have; an unknown or repeated camera, or none; a
+            resolution or a number of samples out of range.
     """
-    from prism_policy.tasks.libero import single_tasks  # which builds on this module
-
     single_tasks(task)
-    check_cameras(task)
-
-
-def check_cameras(task: TaskConfig | LiberoTask) -> None:
-    """Find cameras and ways of drawing that no simulation can have.
-
-    Raises:
-        PrismError: an unknown or repeated camera, or none; a resolution or a number of samples out of range.
-    """
-    if unknown := [c for c in task.cameras if c not in CAMERAS]:
-        raise PrismError(f"unknown camera '{unknown[0]}'; task '{task.name}' has {', '.join(CAMERAS)}")
+    cameras = task.spec.simulator.cameras
+    if unknown := [camera for camera in task.cameras if camera not in cameras]:
+        raise PrismError(f"unknown camera '{unknown[0]}'; task '{task.name}' has {', '.join(cameras)}")
     if not task.cameras or len(set(task.cameras)) < len(task.cameras):
         raise PrismError(f"expected at least one camera and each only once, got {', '.join(task.cameras) or 'none'}")
     if not 8 <= task.render.resolution <= 2048:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prism_policy.envs.stages import STAGES
+from prism_policy.config.settings import TaskConfig
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.statistics import mean_and_std, wilson_interval
-from prism_policy.tasks.libero import LiberoTask, SimTask
+from prism_policy.tasks import task_spec
 from prism_policy.utils.files import read_lines
 
 Records = Sequence[Mapping[str, Any]]
@@ -39,9 +39,9 @@ class Stream:
     """Of a suite, such as libero_spatial_3."""
 
     @classmethod
-    def of(cls, run: Path, checkpoint: str, split: str, seed: int, task: SimTask) -> Stream:
+    def of(cls, run: Path, checkpoint: str, split: str, seed: int, task: TaskConfig) -> Stream:
         """That of a task; only those of a suite are told apart."""
-        return cls(run, checkpoint, split, seed, task.name if isinstance(task, LiberoTask) else "")
+        return cls(run, checkpoint, split, seed, task.name if task.spec.suite else "")
 
     @property
     def name(self) -> str:
@@ -153,6 +153,6 @@ def summarise_run(run: Path, split: str, checkpoint: str, kept: Sequence[str]) -
 
 def stages_of_failures(task: str, counts: Mapping[str, int]) -> list[tuple[str, int]]:
     """Furthest stage reached and number of failures that ended there, those nearest to success first."""
-    names = ["", *STAGES.get(task, ())]
+    names = ["", *task_spec(task).stages]
     order = sorted(counts, key=lambda name: names.index(name) if name in names else 0, reverse=True)
     return [(name or "nothing", counts[name]) for name in order]

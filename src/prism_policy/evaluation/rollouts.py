@@ -13,14 +13,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from prism_policy.config.settings import EvalConfig, PolicyConfig, RunConfig
+from prism_policy.config.settings import EvalConfig, PolicyConfig, RunConfig, TaskConfig, single_tasks
 from prism_policy.data.actions import decode_absolute
 from prism_policy.envs.episode import episode_rng
-from prism_policy.envs.workers import Outcome, Request, Simulators
+from prism_policy.envs.workers import Outcome, Request, WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.policies import Policy
 from prism_policy.policies.instructions import told
-from prism_policy.tasks.libero import SimTask, single_tasks
 from prism_policy.utils.cores import available_cores
 from prism_policy.utils.files import atomic, disk_errors, read_lines, write_lines, write_text
 
@@ -38,10 +37,10 @@ def evaluate(
     config: RunConfig,
     policy: Policy,
     stream: EvalConfig | None = None,
-    simulators: Simulators | None = None,
+    simulators: WorkerPool | None = None,
     on_episode: Callable[[list[dict[str, Any]]], None] | None = None,
     other_weights: Literal["refuse", "drop"] = "refuse",
-    task: SimTask | None = None,
+    task: TaskConfig | None = None,
 ) -> list[dict[str, Any]]:
     """Roll out the episodes of a stream; returns one record an episode, in order.
 
@@ -117,7 +116,7 @@ def evaluate(
     threads = torch.get_num_threads()
     try:
         with ExitStack() as stack:
-            simulators = simulators or stack.enter_context(Simulators(available_cores()))
+            simulators = simulators or stack.enter_context(WorkerPool(available_cores()))
             simulators.rollouts(
                 task,
                 missing,
@@ -182,7 +181,7 @@ def episode_noise(split: str, seed: int, episode: int) -> torch.Generator:
 
 
 def _open_stream(
-    folder: Path, task: SimTask, policy: Policy, stream: EvalConfig, other_weights: str
+    folder: Path, task: TaskConfig, policy: Policy, stream: EvalConfig, other_weights: str
 ) -> list[dict[str, Any]]:
     """Make the folder of a stream or accept it; returns the records of those of its episodes that are done."""
     manifest, journal = folder / "stream.json", folder / "episodes.jsonl"
@@ -190,7 +189,7 @@ def _open_stream(
         "split": stream.split,
         "seed": stream.seed,
         "weights": policy.fingerprint(),
-        "task": {"name": task.name, **dataclasses.asdict(task)},
+        "task": dataclasses.asdict(task),
         "policy": dataclasses.asdict(policy.config),
     }
     wanted = json.loads(json.dumps(wanted))  # as it comes back: lists for tuples

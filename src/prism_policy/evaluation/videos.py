@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from prism_policy.envs.pool import WorkerPool, environment
-from prism_policy.tasks.libero import SimTask
+from prism_policy.config.settings import TaskConfig
+from prism_policy.envs.make import kept_env
+from prism_policy.envs.workers import WorkerPool
 from prism_policy.utils.video import mark_outcome, read_video, tile, write_video
 
 VIDEO_RESOLUTION = 240  # [px]: enough to see the fingers close
@@ -18,7 +19,7 @@ GRID_WIDTH = 1280  # [px]
 
 
 def render_videos(
-    task: SimTask,
+    task: TaskConfig,
     episodes: Sequence[dict[str, Any]],
     states: Callable[[int], Path],
     folder: Path,
@@ -53,8 +54,8 @@ def grid_video(folder: Path, episodes: Sequence[dict[str, Any]]) -> None:
     write_video(target, tile([read_video(path) for path in paths], GRID_WIDTH), fps=20)
 
 
-def _video(task: SimTask, record: dict[str, Any], states: Path, path: Path) -> None:
-    env = environment(task, render_images=True)
+def _video(task: TaskConfig, record: dict[str, Any], states: Path, path: Path) -> None:
+    env = kept_env(task, render_images=True)
     outcome = "success" if record["success"] else "failure"
     text = f"episode {record['episode']}: {outcome} after {record['steps']} steps"
     frames = (
@@ -64,7 +65,7 @@ def _video(task: SimTask, record: dict[str, Any], states: Path, path: Path) -> N
     write_video(path, mark_outcome(frames, text, record["success"], scale=1), fps=env.metadata["render_fps"])
 
 
-def observe_moments(task: SimTask, states: Path, count: int, n_obs_steps: int) -> dict[str, dict[str, Any]]:
+def observe_moments(task: TaskConfig, states: Path, count: int, n_obs_steps: int) -> dict[str, dict[str, Any]]:
     """Observations at `count` moments spread evenly over an episode, drawn in a process of their own.
 
     Returns:
@@ -74,8 +75,8 @@ def observe_moments(task: SimTask, states: Path, count: int, n_obs_steps: int) -
         return pool.submit(_moments, task, states, count, n_obs_steps).result()
 
 
-def _moments(task: SimTask, path: Path, count: int, n_obs_steps: int) -> dict[str, dict[str, Any]]:
-    env = environment(task, render_images=True)
+def _moments(task: TaskConfig, path: Path, count: int, n_obs_steps: int) -> dict[str, dict[str, Any]]:
+    env = kept_env(task, render_images=True)
     states = np.load(path, allow_pickle=False)
     moments = {}
     for step in np.unique(np.linspace(0, len(states) - 1, count).astype(int)):
@@ -85,13 +86,13 @@ def _moments(task: SimTask, path: Path, count: int, n_obs_steps: int) -> dict[st
     return moments
 
 
-def observe_all(task: SimTask, states: Path) -> list[dict[str, Any]]:
+def observe_all(task: TaskConfig, states: Path) -> list[dict[str, Any]]:
     """The observation of every state of an episode, drawn in a process of their own."""
     with WorkerPool(1) as pool:
         found: list[dict[str, Any]] = pool.submit(_observations, task, states).result()
     return found
 
 
-def _observations(task: SimTask, states: Path) -> list[dict[str, Any]]:
-    env = environment(task, render_images=True)
+def _observations(task: TaskConfig, states: Path) -> list[dict[str, Any]]:
+    env = kept_env(task, render_images=True)
     return [env.observe(state) for state in np.load(states, allow_pickle=False)]

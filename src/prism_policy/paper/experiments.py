@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from prism_policy.config.settings import AnyTask, PolicyKind
+from prism_policy.config.settings import PolicyKind
 from prism_policy.errors import PrismError
-from prism_policy.tasks.libero import SUITES
+from prism_policy.tasks import task_spec
 
 Key = tuple[str, str, str]
 """Block, row and column of an entry."""
@@ -18,7 +18,7 @@ Key = tuple[str, str, str]
 class Variant:
     """What is trained, whatever the seed and the scale."""
 
-    task: AnyTask
+    task: str
     policy: PolicyKind
     encoder: str
     truncate: bool = False
@@ -101,7 +101,7 @@ class Experiment:
 
 def select(
     whole: Experiment,
-    tasks: Sequence[AnyTask] | None = None,
+    tasks: Sequence[str] | None = None,
     policies: Sequence[PolicyKind] | None = None,
     numbers: Sequence[int] | None = None,
 ) -> Experiment:
@@ -119,7 +119,7 @@ def select(
             raise PrismError(f"{what}: expected at least one of {', '.join(had)}, got none")
         if other := [name for name in asked or () if name not in had]:
             raise PrismError(f"{whole.name} has no {what} '{other[0]}'; it has {', '.join(had)}")
-    if numbers and not any(v.task in SUITES for v in variants):
+    if numbers and not any(task_spec(v.task).members for v in variants):
         raise PrismError(f"numbers: expected none, as {whole.name} has no LIBERO suite, got {tuple(numbers)}")
     kept, shown = {}, set()
     for entry in sorted(whole.entries, key=lambda e: "Avg." in e.key):
@@ -128,7 +128,7 @@ def select(
         )
         # A mean over what another entry already shows is none.
         if found and not ("Avg." in entry.key and (entry.block, found) in shown):
-            some = tuple(replace(v, numbers=tuple(numbers or ())) if v.task in SUITES else v for v in found)
+            some = tuple(replace(v, numbers=tuple(numbers or ())) if task_spec(v.task).members else v for v in found)
             partial = len(found) < len(entry.variants) or some != found
             kept[entry.key] = replace(entry, variants=some, partial=partial)
             shown.add((entry.block, found))

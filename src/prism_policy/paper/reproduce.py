@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
-from prism_policy.config.settings import AnyTask, Device, PolicyKind
+from prism_policy.config.settings import Device, PolicyKind, single_tasks
 from prism_policy.errors import PrismError
 from prism_policy.paper.cells import SCALES, Cell, Scale, find_cells, run_cell
 from prism_policy.paper.experiments import Experiment, Variant, select
@@ -22,14 +22,14 @@ from prism_policy.paper.printed import experiment
 from prism_policy.paper.ray_cluster import run_on_ray
 from prism_policy.paper.tables import Results, results
 from prism_policy.paper.writers import cells_csv, entries_csv, markdown, page
-from prism_policy.tasks.libero import SUITES, single_tasks
+from prism_policy.tasks import task_spec
 from prism_policy.utils.files import write_text
 from prism_policy.utils.progress import Bar, console
 
 TRAIN_S: dict[Scale, float] = {"nano": 500, "small": 800, "paper": 12_000, "smoke": 20}
 """Guess at the training of flow matching and SSPool on two views of 84 px [s]: nano on two CPU cores, small and paper
 on a large GPU."""
-EPISODE_S: dict[AnyTask, float] = {
+EPISODE_S: dict[str, float] = {
     "lift": 2,
     "can": 6,
     "square": 7,
@@ -38,7 +38,7 @@ EPISODE_S: dict[AnyTask, float] = {
     "libero_10": 15,
 }
 """Guess at an evaluated episode on two CPU cores [s]."""
-DEMOS_A_MINUTE: dict[AnyTask, float] = {
+DEMOS_A_MINUTE: dict[str, float] = {
     "lift": 200,
     "can": 50,
     "square": 50,
@@ -62,7 +62,7 @@ class Plan:
     """Read where they are there, never run."""
     train: bool
     """Whether to train what is not; otherwise only what is trained already gets measured."""
-    datasets: Mapping[AnyTask, Sequence[Path]]
+    datasets: Mapping[str, Sequence[Path]]
 
     def measured(self, cell: Cell) -> bool:
         """Whether nothing is left to do."""
@@ -88,9 +88,9 @@ class Plan:
             parts.append(f"{', '.join(used)} ({task})")
         return f"trained on {' and '.join(parts)}"
 
-    def _named(self, task: AnyTask) -> str:
+    def _named(self, task: str) -> str:
         """A task, or the tasks of a suite that were asked for."""
-        if task not in SUITES:
+        if not task_spec(task).members:
             return task
         numbers = next(cell.config.task.numbers for cell in self.cells if cell.variant.task == task)
         return f"each of {task}'s tasks {', '.join(map(str, numbers))}" if numbers else f"each task of {task}"
@@ -99,12 +99,12 @@ class Plan:
 def make_plan(
     name: str,
     scale: Scale = "nano",
-    tasks: Sequence[AnyTask] | None = None,
+    tasks: Sequence[str] | None = None,
     policies: Sequence[PolicyKind] | None = None,
     seeds: Sequence[int] | None = None,
     n_episodes: int = 50,
     cells_dir: Path = Path("runs/cells"),
-    datasets: Mapping[AnyTask, Sequence[Path]] | None = None,
+    datasets: Mapping[str, Sequence[Path]] | None = None,
     train: bool = True,
     numbers: Sequence[int] | None = None,
 ) -> Plan:
@@ -128,9 +128,7 @@ def make_plan(
     return Plan(chosen, scale, seeds, n_episodes, cells, references, train, datasets or {})
 
 
-def _fitting(
-    datasets: Mapping[AnyTask, Sequence[Path]] | None, variants: set[Variant]
-) -> Mapping[AnyTask, Sequence[Path]]:
+def _fitting(datasets: Mapping[str, Sequence[Path]] | None, variants: set[Variant]) -> Mapping[str, Sequence[Path]]:
     return {task: files for task, files in (datasets or {}).items() if any(v.task == task for v in variants)}
 
 
@@ -204,7 +202,7 @@ def _demonstrations(plan: Plan, untrained: Sequence[Cell]) -> str:
     }
     if not needed:
         return "those of the given files"
-    counts: dict[AnyTask, int] = {}
+    counts: dict[str, int] = {}
     for task, single, demos in needed:
         counts[task] = counts.get(task, 0) + demos.num_demos * len(single)
     minutes = sum(count / DEMOS_A_MINUTE[task] for task, count in counts.items())

@@ -18,8 +18,8 @@ from rich.table import Table
 
 from prism_policy.config import config_json
 from prism_policy.config.presets import encoder_name
-from prism_policy.config.settings import Device, EvalConfig, RunConfig, check
-from prism_policy.envs.workers import Simulators
+from prism_policy.config.settings import Device, EvalConfig, RunConfig, TaskConfig, check, single_tasks
+from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import LAST_TEN, Stream, stages_of_failures, summarise_run
 from prism_policy.evaluation.rollouts import evaluate, states_path
@@ -32,7 +32,7 @@ from prism_policy.reports.rerun import check_rerun, record
 from prism_policy.run_folder import kept_checkpoints, load_policy
 from prism_policy.saliency.heatmaps import draw_keypoints, draw_saliency
 from prism_policy.saliency.run import film_failure
-from prism_policy.tasks.libero import SimTask, single_tasks, task_named
+from prism_policy.tasks import task_spec
 from prism_policy.utils.cores import available_cores
 from prism_policy.utils.device import pick_device
 from prism_policy.utils.files import alone_in, write_text
@@ -101,12 +101,12 @@ class Plan:
     preset: str
 
     @property
-    def tasks(self) -> tuple[SimTask, ...]:
+    def tasks(self) -> tuple[TaskConfig, ...]:
         """What is simulated, one after the other."""
         return single_tasks(self.config.task)
 
     @property
-    def streams(self) -> list[tuple[Stream, EvalConfig, SimTask]]:
+    def streams(self) -> list[tuple[Stream, EvalConfig, TaskConfig]]:
         """Every checkpoint with every task and seed; seeds last, as another task's simulator takes seconds to make."""
         settings = self.config.evaluate
         return [
@@ -149,7 +149,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Rollouts of all runs, then videos, figures, summary and report of each; returns the summaries."""
     device = pick_device(wanted)
-    simulators = Simulators(available_cores() if workers is None else workers)
+    simulators = WorkerPool(available_cores() if workers is None else workers)
     with PeakMemory() as memory, ExitStack() as claims:
         for plan in plans:
             claims.enter_context(alone_in(plan.folder / "results", "writing"))
@@ -164,7 +164,7 @@ def measure(
         return [_present(plan, asked, memory, device) for plan in plans]
 
 
-def _roll_out(plan: Plan, simulators: Simulators, device: torch.device, title: str) -> None:
+def _roll_out(plan: Plan, simulators: WorkerPool, device: torch.device, title: str) -> None:
     loaded, policy = "", None
     for stream, settings, task in plan.streams:
         if policy is None or loaded != stream.checkpoint:
@@ -243,7 +243,7 @@ def _every(n_episodes: int, most: int) -> int:
     return math.ceil(n_episodes / most)
 
 
-def _film(stream: Stream, task: SimTask, settings: EvalConfig, asked: Asked, most: int) -> None:
+def _film(stream: Stream, task: TaskConfig, settings: EvalConfig, asked: Asked, most: int) -> None:
     """Videos of every k-th episode and the grid of them."""
     every = _given(asked.video_every, _every(settings.n_episodes, most))
     if every < 1:
@@ -254,7 +254,7 @@ def _film(stream: Stream, task: SimTask, settings: EvalConfig, asked: Asked, mos
     grid_video(stream.videos, records)
 
 
-def _record(stream: Stream, task: SimTask, policy: Policy, settings: EvalConfig, most: int) -> None:
+def _record(stream: Stream, task: TaskConfig, policy: Policy, settings: EvalConfig, most: int) -> None:
     """Rerun recordings of every k-th episode."""
     every = _every(settings.n_episodes, most)
     episodes = range(0, settings.n_episodes, every)
@@ -329,7 +329,7 @@ def _print_table(summary: dict[str, Any]) -> None:
             seconds = row["median_seconds_to_success"]
             rate = f"{row['n_success']} of {row['n_episodes']} ({row['success_rate']:.0%})"
             time_to = "" if seconds is None else f"{seconds:.1f} s"
-            table.add_row(f"{name} {task_named(name).instruction}", rate, f"{low:.0%} to {high:.0%}", time_to)
+            table.add_row(f"{name} {task_spec(name).instruction}", rate, f"{low:.0%} to {high:.0%}", time_to)
         console.print(table)
     if ten := summary.get("mean_of_last_10"):
         console.print(f"Mean of the last 10 checkpoints: {ten['mean']:.1%}, standard deviation {ten['std']:.1%}")

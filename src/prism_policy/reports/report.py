@@ -23,7 +23,7 @@ from prism_policy.config.settings import RunConfig
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import Stream, stages_of_failures, streams
 from prism_policy.reports.charts import bars, interval, loss_curve, percent
-from prism_policy.tasks.libero import task_named
+from prism_policy.tasks import task_spec
 from prism_policy.utils.files import read_lines, write_text
 
 # The browser may load nothing and run no script: what the page shows is what it holds.
@@ -174,7 +174,7 @@ def _episodes(measured: Sequence[Stream]) -> str:
             for e in episodes
         )
         if len(found) > 1:
-            name = f", {task_named(stream.task).instruction}" if stream.task else ""
+            name = f", {task_spec(stream.task).instruction}" if stream.task else ""
             parts.append(f'<p class="soft">Seed {stream.seed}{escape(name)}</p>')
         parts.append(f'<ol class="strip" start="0">{strip}</ol>')
     filmed = {stream.task: (stream, episodes) for stream, episodes in reversed(found)}  # the first seed of each task
@@ -213,7 +213,7 @@ def _tasks(summary: dict[str, Any]) -> list[str]:
         return []
     rows = [
         (
-            task_named(name).instruction,
+            task_spec(name).instruction,
             f"{row['n_success']} of {row['n_episodes']}",
             row["success_rate"],
             *row["wilson_95"],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prism_policy.config.settings import Device, RunConfig
+from prism_policy.config.settings import Device, RunConfig, TaskConfig
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import Stream, streams
 from prism_policy.policies import Policy
@@ -17,7 +17,6 @@ from prism_policy.saliency.clips import Clip, Pick, Source, draw_clips, evaluate
 from prism_policy.saliency.figures import draw_grid, draw_numbers, draw_stages, film
 from prism_policy.saliency.study import Study, Subject, load_subjects, look, sides, study
 from prism_policy.saliency.tables import contrasts, in_words, markdown, randomised_in_words, write_tables
-from prism_policy.tasks.libero import SimTask
 from prism_policy.utils.progress import Bar, console
 
 REPORT_FRAMES = 40
@@ -126,7 +125,7 @@ def _print(found: Study, asked: Asked) -> None:
         console.print(sentence, markup=False)
 
 
-def film_failure(config: RunConfig, policy: Policy, stream: Stream, task: SimTask) -> Path | None:
+def film_failure(config: RunConfig, policy: Policy, stream: Stream, task: TaskConfig) -> Path | None:
     """A video of a stream's first failed episode with the saliency beside it; None where none failed.
 
     A sampler of many steps is too slow for a report: there it is the saliency of one call of the network.
