@@ -37,8 +37,8 @@ def test_demonstrations_are_made_drawn_and_told_about(tmp_path: Path) -> None:
     assert "2 demonstrations of PickPlaceCan" in told
     assert (tmp_path / "images-contact.png").stat().st_size > 1000
     run = (
-        "--task can --dataset images.hdf5 --encoder sspool --out run --policy.encoder.width 16 --policy.down-dims 16 32 "
-        "--train.steps 4 --train.batch-size 4 --train.valid-every 2 --task.cameras agentview "
+        "--task can --dataset images.hdf5 --encoder sspool --out run --policy.encoder.width 16 "
+        "--policy.down-dims 16 32 --train.steps 4 --train.batch-size 4 --train.valid-every 2 --task.cameras agentview "
         "--task.render.resolution 32 --task.max-steps 10"
     )
     # Two stages of the trunk are left at 32 px: deeper ones have no room for keypoints.
