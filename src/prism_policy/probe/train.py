@@ -88,6 +88,7 @@ def probe(
     Raises:
         PrismError: an encoder that cannot work, another configuration in the folder, no simulator, no OpenGL.
     """
+    where = pick_device(device)
     report = progress or (lambda title, done, total: None)
     encoders = {name: replace(encoder, width=config.width) for name, encoder in encoders.items()}
     _check(config, encoders, resolutions, seeds)
@@ -113,7 +114,6 @@ def probe(
         write_lines(journal, lines)
         report("Probing", kept + len(lines) - start, len(wanted))
 
-    where = pick_device(device)
     if where.type == "cuda":
         for name, r, seed in missing:
             finish(_train(name, encoders[name], config, files[r], r, seed, where))
