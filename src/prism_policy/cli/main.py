@@ -172,10 +172,17 @@ class Evaluate:
 
     def run(self) -> None:
         """Do it."""
-        from prism_policy.reports.evaluate import Asked, evaluate_runs, print_runs, print_summary
+        from prism_policy.reports.evaluate import EvalOptions, evaluate_runs, print_runs, print_summary
 
-        asked = Asked(self.n_episodes, self.checkpoints, self.seeds, self.split, self.video_every, self.rerun)
-        summaries = evaluate_runs(self.folders, asked, self.workers)
+        options = EvalOptions(
+            n_episodes=self.n_episodes,
+            checkpoints=self.checkpoints,
+            seeds=self.seeds,
+            split=self.split,
+            video_every=self.video_every,
+            rerun=self.rerun,
+        )
+        summaries = evaluate_runs(self.folders, options, self.workers)
         for folder, summary in zip(self.folders, summaries, strict=True):
             print_summary(folder, summary)
         if len(summaries) > 1:

@@ -64,7 +64,7 @@ class Reproduce:
 
     def run(self) -> None:
         """Do it."""
-        from prism_policy.paper.reproduce import Where, make_plan, print_plan, reproduce
+        from prism_policy.paper.reproduce import ClusterOptions, make_plan, print_plan, reproduce
 
         scale = "smoke" if self.smoke else self.scale
         n_episodes = self.n_episodes if self.n_episodes is not None else 2 if self.smoke else 50
@@ -86,8 +86,8 @@ class Reproduce:
         if self.dry_run:
             print("Nothing was done (--dry-run).")
             return
-        where = Where(self.device, self.workers, self.ray, self.gpus_per_cell, self.cpus_per_cell)
-        path = reproduce(plan, out, where)
+        options = ClusterOptions(self.device, self.workers, self.ray, self.gpus_per_cell, self.cpus_per_cell)
+        path = reproduce(plan, out, options)
         print(f"Table: {path} (also table.md, table.csv, cells.csv, figure.png)")
         more = [*plan.seeds, max(plan.seeds) + 1]
         print(f"Next:  prism reproduce {self.name} ... --seeds {' '.join(map(str, more))}   (runs only what is new)")

@@ -10,7 +10,7 @@ from prism_policy.data.frames import open_frames
 from prism_policy.data.windows import Windows
 from prism_policy.demos.cache import default_cache_dir
 from prism_policy.demos.collect import collect, render_demos
-from prism_policy.reports.evaluate import Asked, Ledger, Plan, measure
+from prism_policy.reports.evaluate import EvalOptions, Timings, evaluate_runs
 from prism_policy.run_folder import open_run
 from prism_policy.training.trainer import train
 from prism_policy.utils.memory import PeakMemory
@@ -27,13 +27,13 @@ def quickstart(folder: Path, config: RunConfig, preset: str) -> dict[str, Any]:
         PrismError: bad input, see each stage.
     """
     open_run(folder, config)
-    ledger = Ledger(folder / "results" / "ledger.json")
+    timings = Timings(folder / "results" / "timings.json")
     with PeakMemory() as memory:
-        with ledger.stage("demos", memory), Bar("Demonstrations", config.demos.num_demos) as bar:
+        with timings.stage("demos", memory), Bar("Demonstrations", config.demos.num_demos) as bar:
             states = collect(config.task, config.demos, progress=bar.count)
-        with ledger.stage("render", memory), Bar("Rendering", config.demos.num_demos) as bar:
+        with timings.stage("render", memory), Bar("Rendering", config.demos.num_demos) as bar:
             images = render_demos(states, config.task, progress=bar.count)
-        with ledger.stage("train", memory):
+        with timings.stage("train", memory):
             if not (folder / "weights.safetensors").exists():
                 with Bar("Training", config.train.steps) as bar:
                     frames = open_frames(images, config.task.cameras, default_cache_dir(), config.task.action_mode)
@@ -41,4 +41,4 @@ def quickstart(folder: Path, config: RunConfig, preset: str) -> dict[str, Any]:
                     windows = Windows(frames, shape.horizon, shape.n_obs_steps, shape.n_action_steps)
                     train(folder, config, windows, bar.train)
                     del frames, windows
-    return measure([Plan(folder, config, ("last",), (config.evaluate.seed,), preset)], Asked())[0]
+    return evaluate_runs([folder], EvalOptions(), preset=preset)[0]

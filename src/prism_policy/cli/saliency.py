@@ -55,16 +55,21 @@ class Saliency:
     def run(self) -> None:
         """Do it."""
         from prism_policy.saliency.attribution import Attribution
-        from prism_policy.saliency.run import Asked, show
+        from prism_policy.saliency.run import SaliencyOptions, run_saliency
 
-        how = Attribution(self.method, self.target, self.stage, self.noise_level, self.samples)
-        episodes = self.episodes if self.episodes is not None else 12 if self.compare else 1
-        frames = self.frames if self.frames is not None else 40 if episodes == 1 else 8
-        asked = Asked(
-            how, self.episode, episodes, frames, self.camera, self.compare, self.video, self.checks, self.format
+        options = SaliencyOptions(
+            how=Attribution(self.method, self.target, self.stage, self.noise_level, self.samples),
+            compare=self.compare,
+            episode=self.episode,
+            episodes=self.episodes,
+            frames=self.frames,
+            cameras=self.camera,
+            video=self.video,
+            checks=self.checks,
+            format=self.format,
         )
         out = self.out or (self.folders[0] if self.folders else Path()) / "saliency"
-        show(self.folders, asked, out)
+        run_saliency(self.folders, options, out)
         print(f"Result: {out} (pictures, {'film.mp4, ' if self.video else ''}table.md, numbers.json)")
         if not self.compare:
             print(f"Next:   prism saliency --compare {self.folders[0]} OTHER_RUN")

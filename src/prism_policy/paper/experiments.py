@@ -16,7 +16,7 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Variant:
-    """What is trained, whatever the seed and the scale."""
+    """A policy to train, but for its seed and scale."""
 
     task: AnyTask
     policy: PolicyKind
@@ -62,7 +62,7 @@ class Entry:
 
     @property
     def key(self) -> Key:
-        """Its place."""
+        """Its place in the table."""
         return self.block, self.row, self.column
 
 
@@ -114,24 +114,24 @@ def select(
     had_tasks, had_policies = (
         tuple(dict.fromkeys(x)) for x in zip(*((v.task, v.policy) for v in variants), strict=True)
     )
-    for what, asked, had in (("tasks", tasks, had_tasks), ("policies", policies, had_policies)):
-        if asked is not None and not asked:
+    for what, chosen, had in (("tasks", tasks, had_tasks), ("policies", policies, had_policies)):
+        if chosen is not None and not chosen:
             raise PrismError(f"{what}: expected at least one of {', '.join(had)}, got none")
-        if other := [name for name in asked or () if name not in had]:
+        if other := [name for name in chosen or () if name not in had]:
             raise PrismError(f"{whole.name} has no {what} '{other[0]}'; it has {', '.join(had)}")
     if numbers and not any(v.task in SUITES for v in variants):
         raise PrismError(f"numbers: expected none, as {whole.name} has no LIBERO suite, got {tuple(numbers)}")
     kept, shown = {}, set()
     for entry in sorted(whole.entries, key=lambda e: "Avg." in e.key):
-        found = tuple(
+        variants_kept = tuple(
             v for v in entry.variants if v.task in (tasks or had_tasks) and v.policy in (policies or had_policies)
         )
         # A mean over what another entry already shows is none.
-        if found and not ("Avg." in entry.key and (entry.block, found) in shown):
-            some = tuple(replace(v, numbers=tuple(numbers or ())) if v.task in SUITES else v for v in found)
-            partial = len(found) < len(entry.variants) or some != found
+        if variants_kept and not ("Avg." in entry.key and (entry.block, variants_kept) in shown):
+            some = tuple(replace(v, numbers=tuple(numbers or ())) if v.task in SUITES else v for v in variants_kept)
+            partial = len(some) < len(entry.variants) or some != variants_kept
             kept[entry.key] = replace(entry, variants=some, partial=partial)
-            shown.add((entry.block, found))
+            shown.add((entry.block, variants_kept))
     entries = tuple(kept[e.key] for e in whole.entries if e.key in kept)
     keys = {e.key for e in entries}
     comparisons = tuple(c for c in whole.comparisons if {c.a, c.b} <= keys)

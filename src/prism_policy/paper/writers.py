@@ -16,28 +16,28 @@ from prism_policy.paper.tables import MISSING, Grid, Results, facts, grids
 _CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def markdown(told: Results, picture: str = "figure.png") -> str:
+def markdown(results: Results, picture: str = "figure.png") -> str:
     """The page in Markdown."""
-    parts = [f"# {told.experiment.title}", *facts(told), f"![{told.experiment.title}]({picture})"]
-    for grid in grids(told):
+    parts = [f"# {results.experiment.title}", *facts(results), f"![{results.experiment.title}]({picture})"]
+    for grid in grids(results):
         rows = [grid.header, ["---"] * len(grid.header), *grid.rows]
         table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
         parts += [f"## {grid.title}", table, *([grid.note] if grid.note else [])]
-    parts += ["## How the paper was read", "\n".join(f"- {line}" for line in told.experiment.readings)]
+    parts += ["## How the paper was read", "\n".join(f"- {line}" for line in results.experiment.readings)]
     return "\n\n".join(parts) + "\n"
 
 
-def page(told: Results, picture: bytes) -> str:
+def page(results: Results, picture: bytes) -> str:
     """The page in HTML, which loads nothing."""
     style = files("prism_policy.reports").joinpath("report.css").read_text(encoding="utf-8")
-    title = escape(told.experiment.title)
+    title = escape(results.experiment.title)
     image = base64.b64encode(picture).decode()
-    body = [f"<header><h1>{title}</h1></header>", *(f"<p>{escape(fact)}</p>" for fact in facts(told))]
+    body = [f"<header><h1>{title}</h1></header>", *(f"<p>{escape(fact)}</p>" for fact in facts(results))]
     body.append(f'<figure class="picture"><img alt="{title}" src="data:image/png;base64,{image}"></figure>')
-    for grid in grids(told):
+    for grid in grids(results):
         body.append(f"<section><h2>{escape(grid.title)}</h2>{_html_table(grid)}")
         body.append(f'<p class="soft">{escape(grid.note)}</p></section>')
-    readings = "".join(f"<li>{escape(line)}</li>" for line in told.experiment.readings)
+    readings = "".join(f"<li>{escape(line)}</li>" for line in results.experiment.readings)
     body.append(f"<section><h2>How the paper was read</h2><ul>{readings}</ul></section>")
     body.append(f"<footer>Written by prism-policy {__version__}.</footer>")
     return f"""<!doctype html>
@@ -85,11 +85,11 @@ def _unbroken(text: str) -> str:
     return text.replace(" ± ", "&nbsp;±&nbsp;").replace(" to ", "&nbsp;to&nbsp;").replace(" of ", "&nbsp;of&nbsp;")
 
 
-def entries_csv(told: Results) -> str:
+def entries_csv(results: Results) -> str:
     """A line an entry; what was not measured, or not printed in the paper, is empty."""
     rows = []
-    for entry in told.experiment.entries:
-        found = told.scores[entry.key]
+    for entry in results.experiment.entries:
+        found = results.scores[entry.key]
         mine = {}
         if found is not None:
             mean, deviation = found.mean_and_std
@@ -107,7 +107,7 @@ def entries_csv(told: Results) -> str:
             {**dict(zip(("block", "row", "column"), entry.key, strict=True)), "checkpoint": entry.checkpoint}
             | dict.fromkeys(_OURS) | mine
             | {"paper_mean": entry.paper, "paper_std": entry.paper_std, "paper_is_over_more": entry.partial}
-            | {"ours_scale": told.scale, "ours_data": told.data}
+            | {"ours_scale": results.scale, "ours_data": results.data}
         )  # fmt: skip
     return _csv(rows)
 
@@ -123,11 +123,11 @@ _OURS = (
 )
 
 
-def cells_csv(told: Results) -> str:
+def cells_csv(results: Results) -> str:
     """A line a cell."""
     rows = []
-    for (variant, seed), cell in told.cells.items():
-        found = cell.records("last", told.n_episodes)
+    for (variant, seed), cell in results.cells.items():
+        found = cell.records("last", results.n_episodes)
         rows.append(
             {
                 **_columns(variant),

@@ -21,7 +21,7 @@ from prism_policy import __version__
 from prism_policy.config import config_json
 from prism_policy.config.settings import RunConfig
 from prism_policy.errors import PrismError
-from prism_policy.evaluation.results import Stream, stages_of_failures, streams
+from prism_policy.evaluation.results import EpisodeSet, episode_sets, stages_of_failures
 from prism_policy.reports.charts import bars, interval, loss_curve, percent
 from prism_policy.tasks.libero import task_named
 from prism_policy.utils.files import read_lines, write_text
@@ -57,7 +57,7 @@ def write_report(run_dir: Path) -> Path:
     """
     run = config_json.load(RunConfig, run_dir / "config.json")
     summary = _read_summary(run_dir / "results" / "summary.json")
-    measured = streams(run_dir, str(summary.get("checkpoint", "last")), str(summary.get("split", "evaluate")))
+    measured = episode_sets(run_dir, str(summary.get("checkpoint", "last")), str(summary.get("split", "evaluate")))
     metrics = read_lines(run_dir / "metrics.jsonl")
     title = f"{summary.get('task', run.task.name)}: {percent(summary['success_rate'])} success"
     style = files("prism_policy.reports").joinpath("report.css").read_text(encoding="utf-8")
@@ -162,7 +162,7 @@ def _headline(run: RunConfig, summary: dict[str, Any]) -> str:
 </header>"""
 
 
-def _episodes(measured: Sequence[Stream]) -> str:
+def _episodes(measured: Sequence[EpisodeSet]) -> str:
     found = [(stream, stream.records()) for stream in measured]
     if not any(episodes for _, episodes in found):
         return _missing("No episodes.jsonl of this checkpoint in results/: no outcomes to show.")
@@ -252,7 +252,7 @@ def choose_episodes(episodes: Sequence[dict[str, Any]], count: int = NUM_VIDEOS)
     return chosen
 
 
-def _videos(stream: Stream, episodes: Sequence[dict[str, Any]], count: int = NUM_VIDEOS) -> str:
+def _videos(stream: EpisodeSet, episodes: Sequence[dict[str, Any]], count: int = NUM_VIDEOS) -> str:
     folder = stream.videos
     filmed = {int(e["episode"]): folder / f"episode_{int(e['episode']):03d}.mp4" for e in episodes}
     filmed = {number: path for number, path in filmed.items() if path.is_file()}
@@ -301,7 +301,7 @@ def _pictures(folder: Path, run: RunConfig) -> str:
     return "\n".join(parts)
 
 
-def _failure(measured: Sequence[Stream]) -> str:
+def _failure(measured: Sequence[EpisodeSet]) -> str:
     """The first failed episode with its saliency beside it, where it was filmed."""
     for stream in measured[:1]:
         for path in sorted((stream.run / "figures" / stream.name).glob("episode_*_saliency.mp4"))[:1]:
