@@ -5,36 +5,46 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from community import demo, env_args, write_file
-from prism_policy.config import presets
-from prism_policy.config.config_json import override
+from prism_policy.cli.train import Train
 from prism_policy.config.settings import PolicyKind, RunConfig
 from prism_policy.data.frames import Frames
 from prism_policy.data.robomimic import read_demos
 from prism_policy.data.windows import Windows
 
 SETTINGS = (
-    'task.cameras=["agentview"]',
-    "task.render.resolution=32",
-    "policy.encoder.width=16",
-    "policy.encoder.stages=[2]",  # deeper ones have no room for keypoints at 32 px
-    "policy.down_dims=[16,32]",
-    "policy.step_embed_dim=16",
-    "train.batch_size=8",
-    "train.steps=12",
-    "train.warmup_steps=2",
-    "train.log_every=1",
+    "--task.cameras agentview",
+    "--task.render.resolution 32",
+    "--policy.encoder.width 16",
+    "--policy.encoder.stages 2",  # deeper ones have no room for keypoints at 32 px
+    "--policy.down-dims 16 32",
+    "--policy.step-embed-dim 16",
+    "--train.batch-size 8",
+    "--train.steps 12",
+    "--train.warmup-steps 2",
+    "--train.log-every 1",
 )
 
 
-def small_config(*settings: str, kind: PolicyKind = "flow_matching") -> RunConfig:
-    """SSPool at 32 px; `settings` as after `--set`."""
-    return override(presets.nano("lift", kind, "sspool"), (*SETTINGS, *settings))
+def config_of(*flags: str) -> RunConfig:
+    """The settings that `prism train` makes of these flags, such as "--train.steps 12"."""
+    return Train.parse_run(split(flags))[1]
+
+
+def split(flags: Sequence[str]) -> list[str]:
+    """The words of flags, as a shell makes them."""
+    return " ".join(flags).split()
+
+
+def small_config(*flags: str, kind: PolicyKind = "flow_matching") -> RunConfig:
+    """SSPool at 32 px."""
+    return config_of(f"--policy {kind} --encoder sspool", *SETTINGS, *flags)
 
 
 def write_demos(path: Path, actions: int = 7, size: int = 32) -> Path:
@@ -56,7 +66,7 @@ def small_windows(folder: Path) -> Windows:
 def command(folder: Path, *arguments: str | Path, settings: tuple[str, ...] = ()) -> list[str]:
     """`prism train` of the demonstrations in `folder`."""
     run = ["train", "--dataset", folder / "demos.hdf5", "--encoder", "sspool", *arguments]
-    return [sys.executable, "-m", "prism_policy", *map(str, run), "--set", *SETTINGS, *settings]
+    return [sys.executable, "-m", "prism_policy", *map(str, run), *split((*SETTINGS, *settings))]
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -67,7 +77,7 @@ def environment(folder: Path) -> dict[str, str]:
 def prism_train(
     folder: Path, *arguments: str | Path, settings: tuple[str, ...] = (), code: int = 0, **named: Any
 ) -> str:
-    """Run the command; returns what it printed, or its one sentence of complaint."""
+    """Run the command; returns what it printed, or its one sentence (of an unknown flag: its box) of complaint."""
     done = subprocess.run(
         command(folder, *arguments, settings=settings),
         env=environment(folder),
@@ -79,6 +89,7 @@ def prism_train(
     assert done.returncode == code, done.stdout + done.stderr
     if code == 0:
         return done.stdout
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("prism: ")
+    if not done.stderr.startswith("╭"):  # tyro's box about flags
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert done.stderr.startswith("prism: ")
     return done.stderr

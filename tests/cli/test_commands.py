@@ -39,17 +39,13 @@ def test_demonstrations_are_made_drawn_and_told_about(tmp_path: Path) -> None:
     told = prism(tmp_path, "info", "images.hdf5", "--replay", "1")
     assert "2 demonstrations of PickPlaceCan" in told
     assert (tmp_path / "images-contact.png").stat().st_size > 1000
-    sizes = ("policy.encoder.width=16", "policy.down_dims=[16, 32]", "train.steps=4", "train.batch_size=4")
-    sizes = (
-        *sizes,
-        "train.valid_every=2",
-        'task.cameras=["agentview"]',
-        "task.render.resolution=32",
-        "task.max_steps=10",
+    run = (
+        "--task can --dataset images.hdf5 --encoder sspool --out run --policy.encoder.width 16 --policy.down-dims 16 32 "
+        "--train.steps 4 --train.batch-size 4 --train.valid-every 2 --task.cameras agentview "
+        "--task.render.resolution 32 --task.max-steps 10"
     )
-    run = ("--task", "can", "--dataset", "images.hdf5", "--encoder", "sspool", "--out", "run", "--set", *sizes)
     # Two stages of the trunk are left at 32 px: deeper ones have no room for keypoints.
-    told = prism(tmp_path, "train", *run, "policy.encoder.stages=[2]")
+    told = prism(tmp_path, "train", *run.split(), "--policy.encoder.stages", "2")
     assert "Next: prism evaluate run" in told
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "valid_loss" in line] == [2, 4]
@@ -68,5 +64,5 @@ def test_demonstrations_are_made_drawn_and_told_about(tmp_path: Path) -> None:
     assert "resolution: expected 8 to 2048 px, got 4" in prism(
         tmp_path, "render", "can.hdf5", "--resolution", "4", code=2
     )
-    assert "num_demos of 1 or more" in prism(tmp_path, "collect", "--num-demos", "0", code=2)
+    assert "num_demos: expected at least 1, got 0" in prism(tmp_path, "collect", "--num-demos", "0", code=2)
     assert "not found" in prism(tmp_path, "render", "nothing.hdf5", code=2)

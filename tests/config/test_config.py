@@ -1,14 +1,13 @@
 """Configurations survive JSON, and what does not fit is named."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from prism_policy.config import presets
-from prism_policy.config.config_json import from_dict, load, override, to_json
+from prism_policy.config.config_json import from_dict, load, to_json
 from prism_policy.config.settings import RunConfig
 from prism_policy.errors import PrismError
 
@@ -58,22 +57,3 @@ def test_smoke_changes_sizes_only() -> None:
     small = presets.smoke(config)
     assert small.policy == config.policy
     assert replace(small.task, max_steps=config.task.max_steps) == config.task
-
-
-def test_fields_are_set_by_path_with_json_or_a_word() -> None:
-    config = override(
-        presets.nano(),
-        ["train.lr=2e-3", "policy.down_dims=[32, 64]", "task.action_mode=absolute", "train.ema_power=null"],
-    )
-    assert (config.train.lr, config.policy.down_dims) == (2e-3, (32, 64))
-    assert (config.task.action_mode, config.train.ema_power) == ("absolute", None)
-    assert config.policy.encoder == presets.nano().policy.encoder
-    for assignment, message in {
-        "train.lr": "expected FIELD=VALUE such as train.lr=1e-3, got 'train.lr'",
-        "train.speed=1": "unknown field 'train.speed'; TrainConfig has",
-        "training.lr=1": "unknown field 'training.lr': there is no group 'training'",
-        "train.lr.x=1": "unknown field 'train.lr.x': there is no group 'train.lr'",
-        "train.steps=many": "train.steps: expected",
-    }.items():
-        with pytest.raises(PrismError, match=re.escape(message)):
-            override(config, [assignment])

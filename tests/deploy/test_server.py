@@ -269,7 +269,7 @@ def test_frames_that_change_their_size_are_refused(policy: Policy) -> None:
 
 
 def test_absolute_actions_are_sent_as_a_controller_takes_them(tmp_path: Path) -> None:
-    config = small_config("task.action_mode=absolute")
+    config = small_config("--task.action-mode absolute")
     absolute = load_policy(write_run(tmp_path / "run", config, actions=10))
     found = Session(absolute, True, 3).answer(stacked(0, 1))["actions"]
     np.testing.assert_allclose(found, decode_absolute(expected(absolute, 3, (0, 1))[0]), rtol=0, atol=1e-5)

@@ -13,12 +13,12 @@ import h5py
 import numpy as np
 import pytest
 
-from prism_policy.config import config_json, presets
 from prism_policy.config.settings import DemoConfig
 from prism_policy.data.libero import export_libero, libero_episodes
 from prism_policy.data.robomimic import write_demo
 from prism_policy.errors import PrismError
 from prism_policy.tasks.libero import LiberoTask, libero_task, libero_tasks
+from small_run import config_of
 
 try:
     version("rpent-libero")
@@ -278,11 +278,10 @@ def test_a_policy_of_two_tasks_is_trained_and_measured_alike_by_one_worker_and_t
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PRISM_CACHE", str(tmp_path / "cache"))
-    config = config_json.override(
-        presets.nano("libero_spatial", encoder_name="sspool"),
-        ["task.numbers=[2,3]", "task.max_steps=24", "demos.num_demos=2", "train.steps=4", "train.rollout_every=2",
-         "train.rollout_episodes=2"],
-    )  # fmt: skip
+    config = config_of(
+        "--task libero_spatial --encoder sspool --task.numbers 2 3 --task.max-steps 24 --demos.num-demos 2",
+        "--train.steps 4 --train.rollout-every 2 --train.rollout-episodes 2",
+    )
     for workers in (1, 2):
         run = tmp_path / f"run{workers}"
         train_run(run, config)

@@ -23,6 +23,7 @@ from prism_policy.paper.cells import SCALES, Cell, find_cells, run_cell, run_con
 from prism_policy.paper.experiments import Variant
 from prism_policy.paper.printed import experiment
 from prism_policy.paper.reproduce import ClusterOptions, estimate, print_plan, reproduce
+from small_run import config_of
 
 
 @pytest.fixture
@@ -44,9 +45,7 @@ def test_a_cell_without_marks_is_the_preset() -> None:
     for scale, preset in (("nano", presets.nano), ("small", presets.small), ("paper", presets.paper)):
         assert run_config(Variant("lift", "ddpm", "avgpool"), 2, scale) == preset("lift", "ddpm", "avgpool", 2)
     shuffled = run_config(Variant("lift", "flow_matching", "sspool", shuffle=True), 1, "nano")
-    wanted = config_json.override(
-        presets.nano(encoder_name="sspool", seed=1), ["policy.encoder.shuffle_keypoints=true"]
-    )
+    wanted = config_of("--encoder sspool --seed 1 --policy.encoder.shuffle-keypoints")
     assert shuffled == wanted
 
 

@@ -30,14 +30,14 @@ from prism_policy.reports.report import write_report
 from prism_policy.run_folder import make_policy
 from prism_policy.tasks.libero import LiberoTask, libero_task, single_tasks, task_named
 from prism_policy.training.trainer import train
-from small_run import SETTINGS, small_config
+from small_run import SETTINGS, config_of, small_config
 
 NUMBERS = (2, 8)
 
 
 def suite_config(*settings: str) -> RunConfig:
     """Two tasks of libero_spatial at 32 px."""
-    config = config_json.override(presets.nano("libero_spatial", encoder_name="sspool"), (*SETTINGS, *settings))
+    config = config_of("--task libero_spatial --encoder sspool", *SETTINGS, *settings)
     return replace(config, task=replace(config.task, numbers=NUMBERS))
 
 
@@ -73,14 +73,14 @@ def test_a_suite_is_its_tasks_with_the_cameras_limit_and_drawing_of_the_whole() 
 @pytest.mark.parametrize(
     ("task", "setting", "message"),
     [
-        ("lift", "task.numbers=[0]", "task.numbers: expected none, as 'lift' is a single task"),
-        ("libero_10", "task.numbers=[10]", "libero_10: expected a task from 0 to 9, got 10"),
-        ("libero_10", "task.numbers=[1,1]", "expected each task only once"),
-        ("libero_10", "task.action_mode=absolute", "task.action_mode: expected 'delta' for libero_10"),
+        ("lift", "--task.numbers 0", "task.numbers: expected none, as 'lift' is a single task"),
+        ("libero_10", "--task.numbers 10", "libero_10: expected a task from 0 to 9, got 10"),
+        ("libero_10", "--task.numbers 1 1", "expected each task only once"),
+        ("libero_10", "--task.action-mode absolute", "task.action_mode: expected 'delta' for libero_10"),
     ],
 )
 def test_tasks_that_a_suite_does_not_have_are_named(task: str, setting: str, message: str) -> None:
-    config = config_json.override(presets.nano(task), [setting])
+    config = config_of(f"--task {task}", setting)
     with pytest.raises(PrismError, match=message.replace("[", r"\[")):
         check(config)
 
@@ -190,7 +190,7 @@ def test_a_batch_tells_each_window_s_task_and_holds_as_many_of_each() -> None:
 
 def test_a_policy_learns_to_do_what_it_is_told(tmp_path: Path) -> None:
     """The same picture, two tasks, opposite actions: only the instruction can tell."""
-    config = suite_config("train.steps=150", "train.lr=3e-3", "train.log_every=50", "train.rollout_every=0")
+    config = suite_config("--train.steps 150", "--train.lr 3e-3", "--train.log-every 50", "--train.rollout-every 0")
     names = [t.name for t in single_tasks(config.task)]
     windows = windows_of([coloured(names[0], 90, 0.8, 40), coloured(names[1], 90, -0.8, 40)], config)
     policy = train(tmp_path, config, windows)

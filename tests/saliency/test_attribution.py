@@ -9,8 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prism_policy.config import presets
-from prism_policy.config.config_json import override
 from prism_policy.config.settings import PolicyKind
 from prism_policy.errors import PrismError
 from prism_policy.models.resnet import ResNet
@@ -27,7 +25,7 @@ from prism_policy.saliency.attribution import (
     on_pixels,
     saliency,
 )
-from small_run import small_config
+from small_run import config_of, small_config
 
 WATCHED, ALSO = (slice(10, 20), slice(30, 45)), (slice(50, 60), slice(5, 20))  # rows, columns
 
@@ -86,7 +84,7 @@ def test_the_chunk_looks_at_both_regions() -> None:
 @pytest.mark.parametrize("level", [None, 0.4], ids=["sampler", "one call"])
 @pytest.mark.parametrize("kind", ["flow_matching", "meanflow", "ddpm"])
 def test_gradient_is_the_slope_by_finite_differences(kind: PolicyKind, level: float | None) -> None:
-    policy = small_policy(kind, "policy.ddpm.num_inference_steps=5", "policy.ddpm.clip_sample=false").double()
+    policy = small_policy(kind, "--policy.ddpm.num-inference-steps 5", "--policy.ddpm.no-clip-sample").double()
     observation = random_observation(("agentview",), size=32)
     observation["proprio"] = observation["proprio"].double()
     noise = policy.draw_noise(2, torch.Generator().manual_seed(1)).double()
@@ -193,7 +191,7 @@ def test_a_cell_of_the_trunk_is_centred_where_maps_are_drawn(stage: int, cell: t
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_map_repeats_and_does_not_depend_on_the_batch(method: str) -> None:
-    policy = small_policy("flow_matching", "policy.encoder.shuffle_keypoints=true")
+    policy = small_policy("flow_matching", "--policy.encoder.shuffle-keypoints")
     observation, how = random_observation(("agentview",), size=32), Attribution(method=method, samples=2)
     both = saliency(policy, observation, how)["agentview"]
     assert (saliency(policy, observation, how)["agentview"] == both).all()
@@ -212,8 +210,8 @@ def test_saliency_is_the_input_gradient_by_default() -> None:
 
 
 def test_layercam_reads_any_stage_of_shared_and_own_trunks() -> None:
-    for share in ("true", "false"):
-        config = override(presets.nano(), (f"policy.encoder.share_cameras={share}",))
+    for share in ("share-cameras", "no-share-cameras"):
+        config = config_of(f"--policy.encoder.{share}")
         policy = make_policy(config, 9, 7).eval()
         observation = random_observation(tuple(policy.encoder.cameras), batch=1)
         for stage in (1, 4):

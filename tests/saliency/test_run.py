@@ -14,7 +14,6 @@ from PIL import Image
 
 from prism_policy.cli import main as cli
 from prism_policy.config import config_json, presets
-from prism_policy.config.config_json import override
 from prism_policy.config.settings import DemoConfig, RunConfig, TaskConfig
 from prism_policy.errors import PrismError
 from prism_policy.run_folder import make_policy, save_normalizer, save_weights
@@ -24,7 +23,7 @@ from prism_policy.saliency.figures import draw_grid, draw_keypoints, draw_metric
 from prism_policy.saliency.study import Subject, contrast, load_subjects, run_study, saliency_maps, sides, summary
 from prism_policy.saliency.tables import as_json, in_words, markdown, randomised_in_words
 from prism_policy.utils.video import read_video
-from small_run import small_config, write_demos
+from small_run import config_of, small_config, write_demos
 
 
 def untrained_run(folder: Path, config: RunConfig) -> Path:
@@ -88,7 +87,7 @@ def test_runs_that_cannot_be_looked_at_are_refused(
     run = run_on_file(tmp_path)
     assert "config.json" in prism(monkeypatch, capsys, tmp_path / "nothing")
     assert "expected each run once" in prism(monkeypatch, capsys, run, run)
-    other = untrained_run(tmp_path / "other", small_config("task.render.resolution=48"))
+    other = untrained_run(tmp_path / "other", small_config("--task.render.resolution 48"))
     assert "expected runs that take the same frames, got task.render" in prism(monkeypatch, capsys, run, other)
     (tmp_path / "demos.hdf5").unlink()
     assert "no frames to look at; run `prism evaluate" in prism(monkeypatch, capsys, run)
@@ -119,7 +118,7 @@ def test_which_frames_are_chosen() -> None:
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_side(tmp_path: Path) -> None:
-    runs = [run_on_file(tmp_path, seed=0), run_on_file(tmp_path, 'policy.encoder.pooling="avg"', seed=0),
+    runs = [run_on_file(tmp_path, seed=0), run_on_file(tmp_path, "--policy.encoder.pooling avg", seed=0),
             run_on_file(tmp_path, seed=1)]  # fmt: skip
     assert sides(load_subjects(runs)) == {"sspool": [0, 2], "avgpool": [1]}
 
@@ -205,8 +204,8 @@ def test_a_study_says_which_side_is_more_localised(tmp_path: Path) -> None:
 def test_the_command_on_the_experts_demonstrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing was evaluated and there is no file: the expert shows the task, and the simulator says what is where."""
     pytest.importorskip("robosuite", reason="needs prism-policy[sim]")
-    tiny = ("policy.down_dims=[16,32]", "policy.step_embed_dim=16")
-    runs = [untrained_run(tmp_path / n, override(presets.nano(encoder_name=n), tiny)) for n in ("prism", "avgpool")]
+    tiny = ("--policy.down-dims 16 32", "--policy.step-embed-dim 16")
+    runs = [untrained_run(tmp_path / n, config_of(f"--encoder {n}", *tiny)) for n in ("prism", "avgpool")]
     for out in ("first", "second"):
         call = ["prism", "saliency", "--compare", *map(str, runs), "--episodes", "2", "--frames", "4", "--out"]
         monkeypatch.setattr(sys, "argv", [*call, str(tmp_path / out)])

@@ -30,7 +30,7 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> Windows:
 
 def a_state(norm: str = "group", seed: int = 0) -> TrainState:
     torch.manual_seed(seed)
-    config = small_config(f"policy.encoder.norm={norm}")
+    config = small_config(f"--policy.encoder.norm {norm}")
     policy = make_policy(config, 9, 7).to(memory_format=torch.channels_last)
     return TrainState(policy, config.train)
 
@@ -173,7 +173,7 @@ def test_two_damaged_checkpoints_are_named_and_the_training_starts_anew(
 
 
 def test_batchnorms_running_statistics_resume_to_the_bit_and_act(tmp_path: Path, windows: Windows) -> None:
-    config = small_config("policy.encoder.norm=batch", "train.checkpoint_minutes=0")
+    config = small_config("--policy.encoder.norm batch", "--train.checkpoint-minutes 0")
     open_run(tmp_path / "whole", config)
     whole = train(tmp_path / "whole", config, windows)
 
@@ -204,7 +204,7 @@ def chunk(policy: Policy, windows: Windows) -> dict[str, Tensor]:
 
 
 def test_kept_checkpoints_are_the_averaged_weights_of_their_updates(tmp_path: Path, windows: Windows) -> None:
-    config = small_config("train.keep_every=5", "train.log_every=4")
+    config = small_config("--train.keep-every 5", "--train.log-every 4")
     open_run(tmp_path, config)
     train(tmp_path, config, windows)
     kept = sorted(p.name for p in (tmp_path / "checkpoints").glob("update_*"))

@@ -28,7 +28,7 @@ from small_run import command, environment, prism_train, small_config, small_win
 
 KINDS: tuple[PolicyKind, ...] = get_args(PolicyKind)
 PROCESSES = 2
-STABLE = ("train.eps=0.01", "train.lr=0.01", "train.steps=16")
+STABLE = ("--train.eps 0.01", "--train.lr 0.01", "--train.steps 16")
 """A large epsilon, for with a small one Adam makes rounding, where the gradient vanishes, as large as a true step."""
 ROUNDING = {"atol": 5e-5, "rtol": 1e-3}
 """Of weights after 16 steps of some 0.01: half a percent of one step."""
@@ -66,11 +66,11 @@ def _train_together(rank: int, at: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=PROCESSES)
     ranks, windows = Ranks(rank, PROCESSES, rank), small_windows(folder / f"of_{rank}")
     for kind in KINDS:
-        train(folder / kind, of_kind(kind, "train.keep_every=8"), windows, ranks=ranks)
+        train(folder / kind, of_kind(kind, "--train.keep-every 8"), windows, ranks=ranks)
         train(folder / f"{kind}_joined", of_kind(kind), windows, ranks=ranks)
         with pytest.raises(PrismError, match="stopped at update 1 of 16"):
             train(folder / f"{kind}_left", of_kind(kind), windows, max_s=0, ranks=ranks)
-    settings = ("train.steps=80", "train.log_every=0", "train.checkpoint_minutes=0.005")
+    settings = ("--train.steps 80", "--train.log-every 0", "--train.checkpoint-minutes 0.005")
     train(folder / "paced", small_config(*settings), windows, ranks=ranks)
     gc.collect()  # the models of trainings that were stopped, which hold the group: torch may abort at its end else
     dist.barrier()
@@ -161,9 +161,9 @@ def test_the_cause_is_told_from_what_followed() -> None:
     ("arguments", "settings", "sentence"),
     [
         (("--processes", "3"), (), "batch_size 8 does not divide among 3 processes"),
-        (("--processes", "2"), ("policy.encoder.norm=batch",), "norm 'batch' with several processes"),
-        (("--processes", "2"), ("train.stepz=3",), "unknown field 'train.stepz'"),
-        (("--processes", "2"), ("policy.horizon=2",), "need a horizon of at least"),
+        (("--processes", "2"), ("--policy.encoder.norm batch",), "norm 'batch' with several processes"),
+        (("--processes", "2"), ("--train.stepz 3",), "Unrecognized options: --train.stepz"),
+        (("--processes", "2"), ("--policy.horizon 2",), "need a horizon of at least"),
     ],
 )
 def test_bad_input_of_several_processes_is_one_sentence(
@@ -191,7 +191,7 @@ def started(folder: Path, *settings: str) -> subprocess.Popen[str]:
     return process
 
 
-LONG = ("train.steps=120", "train.checkpoint_minutes=0", "train.eps=0.01")
+LONG = ("--train.steps 120", "--train.checkpoint-minutes 0", "--train.eps 0.01")
 
 
 @pytest.mark.slow
@@ -222,7 +222,7 @@ def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on(tmp_path: 
 def test_several_processes_that_are_told_to_stop_do_so_with_a_checkpoint(
     tmp_path: Path, number: signal.Signals, group: bool
 ) -> None:
-    process = started(tmp_path, *LONG[:1], "train.checkpoint_minutes=0")
+    process = started(tmp_path, *LONG[:1], "--train.checkpoint-minutes 0")
     (os.killpg if group else os.kill)(process.pid, number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
@@ -231,5 +231,5 @@ def test_several_processes_that_are_told_to_stop_do_so_with_a_checkpoint(
     with (tmp_path / "run" / "checkpoints" / "last.safetensors").open("rb") as file:
         head = file.read(20000).decode(errors="ignore")
     assert re.search(r'"updates":"(\d+)"', head)[1] == str(lines[-1]["step"])  # type: ignore[index]
-    prism_train(tmp_path, "--out", tmp_path / "run", settings=(*LONG[:1], "train.checkpoint_minutes=0"))
+    prism_train(tmp_path, "--out", tmp_path / "run", settings=(*LONG[:1], "--train.checkpoint-minutes 0"))
     assert [line["step"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")] == list(range(1, 121))

@@ -19,7 +19,7 @@ from prism_policy.policies.flow_matching import FlowMatchingPolicy
 from prism_policy.training import health as guards
 from prism_policy.training.trainer import train
 from prism_policy.utils.files import read_lines
-from small_run import SETTINGS, environment, prism_train, small_config, small_windows, write_demos
+from small_run import SETTINGS, environment, prism_train, small_config, small_windows, split, write_demos
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_training_gone_wrong_stops_names_its_windows_and_saves_nothing_of_it(
     if log_every > 1 and fault == "explosion":
         pytest.skip("a mean over seven updates is not yet ten times the first")
     at_update(monkeypatch, 7, change)
-    settings = (f"train.log_every={log_every}", "train.keep_every=7", "train.checkpoint_minutes=0")
+    settings = (f"--train.log-every {log_every}", "--train.keep-every 7", "--train.checkpoint-minutes 0")
     config = small_config(*(settings if log_every == 1 else settings[:2]))
     with pytest.raises(PrismError, match=sentence):
         train(tmp_path, config, windows)
@@ -111,7 +111,7 @@ def test_a_batch_that_does_not_fit_is_answered_with_the_largest_half_that_does()
 
         batch = {"mask": torch.zeros(32, 2), "images": {"a": torch.zeros(32)}, "share": torch.tensor(1.0)}
         expected = 2 ** int(math.log2(fits))
-        with pytest.raises(PrismError, match=rf"out of memory at a batch of 64 windows; {2 * expected} fit: --set"):
+        with pytest.raises(PrismError, match=rf"out of memory at a batch of 64 windows; {2 * expected} fit: --train"):
             guards.advise_batch_size(MemoryError(), update, batch, 64)  # 32 of the 64 were this process's
         assert tried == [rows for rows in (16, 8, 4, 2, 1) if rows >= expected]
 
@@ -142,7 +142,7 @@ def test_out_of_memory_in_any_part_of_an_update_is_one_sentence(
 
     monkeypatch.setattr(FlowMatchingPolicy, "chunk_loss", forward)
     monkeypatch.setattr(torch.optim.AdamW, "step", moments)
-    with pytest.raises(PrismError, match=r"out of memory at a batch of 8 windows; 2 fit: --set train\.batch_size=2"):
+    with pytest.raises(PrismError, match=r"out of memory at a batch of 8 windows; 2 fit: --train\.batch-size 2"):
         train(tmp_path, small_config(), windows)
     assert rows == [8, 4, 2]
     assert not (tmp_path / "checkpoints" / "last.safetensors").exists()
@@ -164,7 +164,7 @@ def test_without_a_compiler_compiling_is_refused_before_the_first_update(
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(PrismError, match=r"needs a C\+\+ compiler"):
-        train(tmp_path, small_config("train.compile=true"), windows)
+        train(tmp_path, small_config("--train.compile"), windows)
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
@@ -195,9 +195,9 @@ def test_half_of_the_batch_that_is_advised_surely_fits_into_the_same_memory(tmp_
             "--out",
             tmp_path / str(batch_size),
         ]
-        sizes = ["task.render.resolution=84", "train.steps=2", f"train.batch_size={batch_size}"]
+        sizes = ["--task.render.resolution 84", "--train.steps 2", f"--train.batch-size {batch_size}"]
         return subprocess.run(
-            [sys.executable, "-c", WITHIN, str(mib), *map(str, run), "--set", *SETTINGS, *sizes],
+            [sys.executable, "-c", WITHIN, str(mib), *map(str, run), *split((*SETTINGS, *sizes))],
             env=environment(tmp_path),
             capture_output=True,
             text=True,

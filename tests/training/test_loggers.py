@@ -17,7 +17,7 @@ def test_tensorboards_files_hold_the_figures_of_metrics_jsonl(tmp_path: Path) ->
     pytest.importorskip("tensorboard", reason="needs prism-policy[track]")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config = small_config("train.log_every=5", "train.rollout_every=10", "train.valid_every=6")
+    config = small_config("--train.log-every 5", "--train.rollout-every 10", "--train.valid-every 6")
     windows = small_windows(tmp_path)
     folder = tmp_path / "run"
     with trackers(["tensorboard"], folder, config) as calls:

@@ -18,7 +18,7 @@ import prism_policy as pp
 from prism_policy.utils.files import read_lines
 from small_run import command, environment, prism_train, write_demos
 
-UPDATES = ("train.steps=60", "train.checkpoint_minutes=0.001", "train.keep_every=20", "train.valid_every=15")
+UPDATES = ("--train.steps 60", "--train.checkpoint-minutes 0.001", "--train.keep-every 20", "--train.valid-every 15")
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +138,9 @@ def test_a_damaged_checkpoint_is_told_and_costs_one_checkpoint(
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (("train.stepz=3",), "unknown field 'train.stepz'; TrainConfig has balance, batch_size"),
-        (('task.cameras=["sideview"]',), "lacks camera 'sideview'; it has agentview"),
-        (("train.lr=0.5",), "holds another run: train.lr is 0.001 there and 0.5 now"),
+        (("--train.stepz 3",), "Unrecognized options: --train.stepz"),
+        (("--task.cameras sideview",), "lacks camera 'sideview'; it has agentview"),
+        (("--train.lr 0.5",), "holds another run: train.lr is 0.001 there and 0.5 now"),
     ],
 )
 def test_bad_input_is_one_sentence_and_changes_nothing(

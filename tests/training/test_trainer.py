@@ -220,9 +220,9 @@ def test_a_training_is_adamw_under_a_warmed_up_cosine_with_an_average_of_the_wei
     tmp_path: Path, kind: PolicyKind
 ) -> None:
     """The same in float64, from the formulas of Loshchilov and Hutter (2019), Algorithm 2, and of diffusion policy."""
-    settings = ("train.steps=9", "train.warmup_steps=3", "train.lr=0.01", "train.weight_decay=0.1")
+    settings = ("--train.steps 9", "--train.warmup-steps 3", "--train.lr 0.01", "--train.weight-decay 0.1")
     # A large epsilon, for with a small one Adam makes rounding where the gradient vanishes as large as a true step.
-    config = small_config(*settings, "train.eps=0.1", "train.betas=[0.8,0.95]", "train.keep_every=5", kind=kind)
+    config = small_config(*settings, "--train.eps 0.1", "--train.betas 0.8 0.95", "--train.keep-every 5", kind=kind)
     windows = small_windows(tmp_path)
     open_run(tmp_path / "run", config)
     trained = train(tmp_path / "run", config, windows)
@@ -268,7 +268,7 @@ def test_a_gradients_norm_is_clipped_where_it_is_asked_for(tmp_path: Path) -> No
     windows = small_windows(tmp_path)
     moved = {}
     for clip in (0.0, 1e-9):
-        config = small_config(f"train.grad_clip={clip}", "train.weight_decay=0", "train.eps=1")
+        config = small_config(f"--train.grad-clip {clip}", "--train.weight-decay 0", "--train.eps 1")
         folder = tmp_path / str(clip)
         train(folder, config, windows)
         state = load_file(folder / "checkpoints" / "last.safetensors")
@@ -279,7 +279,7 @@ def test_a_gradients_norm_is_clipped_where_it_is_asked_for(tmp_path: Path) -> No
 @pytest.mark.parametrize("kind", get_args(PolicyKind))
 def test_in_bfloat16_the_loss_goes_the_way_of_float32(tmp_path: Path, kind: PolicyKind) -> None:
     windows = small_windows(tmp_path)
-    exact, rough = (curve(tmp_path / p, small_config(f"train.precision={p}", kind=kind), windows) for p in PRECISIONS)
+    exact, rough = (curve(tmp_path / p, small_config(f"--train.precision {p}", kind=kind), windows) for p in PRECISIONS)
     # bfloat16 has eight bits: a prediction is off by some 2^-8 of its size, and so is the mean of its squares.
     assert rough == pytest.approx(exact, rel=0.02)
     assert rough != exact
@@ -293,7 +293,8 @@ PRECISIONS = get_args(Precision)
 def test_compiled_the_loss_goes_the_way_of_eager(tmp_path: Path) -> None:
     windows = small_windows(tmp_path)
     eager, compiled = (
-        curve(tmp_path / c, small_config(f"train.compile={c}", "train.eps=0.001"), windows) for c in ("false", "true")
+        curve(tmp_path / c, small_config(f"--train.{c}", "--train.eps 0.001"), windows)
+        for c in ("no-compile", "compile")
     )
     assert compiled == pytest.approx(eager, rel=1e-4)  # fused operations round differently
 
@@ -325,8 +326,8 @@ RATES = {3: 0.5, 6: 0.8, 9: 0.8, 12: 0.1}
 def test_rollouts_stand_in_the_figures_of_their_update_whenever_it_was_killed(
     tmp_path: Path, killed: set[int], minutes: int
 ) -> None:
-    settings = ("train.rollout_every=3", "train.log_every=2", "train.keep_every=6", "train.valid_every=4")
-    config = small_config(*settings, f"train.checkpoint_minutes={minutes}")
+    settings = ("--train.rollout-every 3", "--train.log-every 2", "--train.keep-every 6", "--train.valid-every 4")
+    config = small_config(*settings, f"--train.checkpoint-minutes {minutes}")
     windows = small_windows(tmp_path)
     reference = train(tmp_path / "plain", config, windows)
     folder, calls, shown = tmp_path / "run", [], []
@@ -357,7 +358,7 @@ def test_rollouts_stand_in_the_figures_of_their_update_whenever_it_was_killed(
 
 
 def test_told_to_stop_during_rollouts_it_stops_and_measures_them_later(tmp_path: Path) -> None:
-    config = small_config("train.rollout_every=6")
+    config = small_config("--train.rollout-every 6")
     windows = small_windows(tmp_path)
     told = []
 
@@ -382,7 +383,7 @@ def test_told_to_stop_during_rollouts_it_stops_and_measures_them_later(tmp_path:
 def test_each_line_of_the_figures_says_what_was_trained_since_the_one_before(tmp_path: Path) -> None:
     windows = small_windows(tmp_path)
     each = curve(tmp_path / "each", small_config(), windows)
-    config = small_config("train.log_every=5")
+    config = small_config("--train.log-every 5")
     assert curve(tmp_path / "fifth", config, windows) == pytest.approx(
         [sum(each[:5]) / 5, sum(each[5:10]) / 5, sum(each[10:]) / 2]
     )

@@ -16,7 +16,7 @@ from prism_policy.demos.collect import Progress, collect, render_demos
 from prism_policy.errors import PrismError
 from prism_policy.policies.instructions import task_vectors
 from prism_policy.tasks.libero import LiberoTask, SimTask, single_tasks
-from prism_policy.utils.progress import Bar
+from prism_policy.utils.progress import Bar, Stage, untimed
 
 
 def fit_to_dataset(config: RunConfig) -> RunConfig:
@@ -81,17 +81,18 @@ def _fit_to_file(config: RunConfig, path: Path, task: LiberoTask | None) -> Reco
         if held[camera] != (size, size):
             raise PrismError(
                 f"{path}: expected images of {size}x{size} px from camera '{camera}', got {held[camera]}; draw others "
-                f"with `prism render`, or set task.render.resolution={held[camera][0]}"
+                f"with `prism render`, or choose --task.render.resolution {held[camera][0]}"
             )
     for name, reason in flaws.items():
         raise PrismError(f"{path}, {name}: {reason}")
     return recorded
 
 
-def training_windows(config: RunConfig) -> tuple[Windows, Windows | None]:
+def training_windows(config: RunConfig, stage: Stage = untimed) -> tuple[Windows, Windows | None]:
     """Windows to learn from and held-out ones: those of the file's masks `train` and `valid`, else all and none.
 
-    Scripted demonstrations are made and drawn first where they are not in the cache yet.
+    Scripted demonstrations are made and drawn first where they are not in the cache yet, in the stages "demos" and
+    "render".
 
     Raises:
         PrismError: as `collect`, `render_demos` and `open_frames`.
@@ -99,7 +100,7 @@ def training_windows(config: RunConfig) -> tuple[Windows, Windows | None]:
     tasks = single_tasks(config.task)
     several = isinstance(tasks[0], LiberoTask)
     if not config.dataset:
-        files = scripted_demos(tasks, config.demos)
+        files = scripted_demos(tasks, config.demos, stage)
     elif several:
         files = libero_files(Path(config.dataset), [task for task in tasks if isinstance(task, LiberoTask)])
     else:
@@ -129,18 +130,18 @@ def training_windows(config: RunConfig) -> tuple[Windows, Windows | None]:
     return train, valid
 
 
-def scripted_demos(tasks: Sequence[SimTask], demos: DemoConfig) -> dict[str, Path]:
+def scripted_demos(tasks: Sequence[SimTask], demos: DemoConfig, stage: Stage = untimed) -> dict[str, Path]:
     """The scripted expert's demonstrations of each task with images, by the task's name; made where they are missing.
 
     Raises:
         PrismError: as `collect` and `render_demos`.
     """
     files, total = {}, len(tasks) * demos.num_demos
-    with Bar("Demonstrations", total) as bar:
+    with stage("demos"), Bar("Demonstrations", total) as bar:
         states = [
             collect(task, demos, progress=_counted(bar, i * demos.num_demos, total)) for i, task in enumerate(tasks)
         ]
-    with Bar("Rendering", total) as bar:
+    with stage("render"), Bar("Rendering", total) as bar:
         for i, (task, path) in enumerate(zip(tasks, states, strict=True)):
             files[task.name] = render_demos(path, task, progress=_counted(bar, i * demos.num_demos, total))
     return files

@@ -18,10 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from prism_policy.config import presets
-from prism_policy.config.settings import EncoderConfig, PolicyConfig
+from prism_policy.config.settings import Device, EncoderConfig, PolicyConfig
 from prism_policy.errors import PrismError
 from prism_policy.models.encoder import VisualEncoder
 from prism_policy.policies import build_policy
+from prism_policy.utils.device import pick_device
 from prism_policy.utils.progress import Bar, console
 
 PROPRIO_DIM, ACTION_DIM = 9, 10
@@ -63,6 +64,7 @@ def encoder_costs(
     batch_size: int = 1,
     rounds: int = ROUNDS,
     on_row: Callable[[EncoderCost], None] | None = None,
+    device: torch.device | None = None,
 ) -> list[EncoderCost]:
     """A row for each resolution and encoder, at the given width of the trunk. No policy's weights are allocated.
 
@@ -70,6 +72,7 @@ def encoder_costs(
         batch_size: images in the timed forward.
         rounds: forwards that are timed after two that are not; 0 times nothing.
         on_row: called with each row as it is ready.
+        device: where forwards are timed; None is a GPU where there is one.
 
     Raises:
         PrismError: no resolution, a batch below 1, or what the encoder says of a width or resolution that does not fit.
@@ -86,11 +89,11 @@ def encoder_costs(
         for name, config in encoders.items():
             config = replace(config, width=width)
             counted.append((name, resolution, config, baseline, _parameters(config, resolution)))
-    rows = []
+    rows, device = [], device or pick_device()
     for name, resolution, config, baseline, (numbers, encoder, policy) in counted:
         operations = _operations(config, resolution)
         fits = encoder <= TIMED_PARAMETERS and batch_size * operations <= TIMED_OPERATIONS
-        forward_ms = _forward_ms(config, resolution, batch_size, rounds) if rounds and fits else None
+        forward_ms = _forward_ms(config, resolution, batch_size, rounds, device) if rounds and fits else None
         growth = policy / baseline - 1
         rows.append(EncoderCost(name, resolution, numbers, encoder, policy, growth, operations, forward_ms))
         if on_row is not None:
@@ -119,8 +122,7 @@ def _operations(config: EncoderConfig, resolution: int) -> int:
     return int(counter.get_total_flops())
 
 
-def _forward_ms(config: EncoderConfig, resolution: int, batch_size: int, rounds: int) -> float:
-    device = timing_device()
+def _forward_ms(config: EncoderConfig, resolution: int, batch_size: int, rounds: int, device: torch.device) -> float:
     encoder = VisualEncoder(config, {"camera": (resolution, resolution)}).eval()
     encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.randint(0, 256, (batch_size, resolution, resolution, 3), dtype=torch.uint8, device=device)
@@ -133,11 +135,6 @@ def _forward_ms(config: EncoderConfig, resolution: int, batch_size: int, rounds:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)
     return 1000 * statistics.median(seconds[2:] or seconds[-1:])
-
-
-def timing_device() -> torch.device:
-    """Where forwards are timed: on CUDA where there is one, else on the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def device_name(device: torch.device) -> str:
@@ -175,7 +172,12 @@ def encoder_table(rows: Sequence[EncoderCost]) -> Table:
 
 
 def print_encoders(
-    resolutions: Sequence[int], width: int, batch_size: int = 1, threads: int | None = None, as_json: bool = False
+    resolutions: Sequence[int],
+    width: int,
+    batch_size: int = 1,
+    threads: int | None = None,
+    as_json: bool = False,
+    wanted: Device = "auto",
 ) -> None:
     """Count and time every preset, and print the table or JSON.
 
@@ -186,10 +188,11 @@ def print_encoders(
         if threads < 1:
             raise PrismError(f"threads: expected at least 1, got {threads}")
         torch.set_num_threads(threads)
-    device = device_name(timing_device())
+    device = pick_device(wanted)
+    name = device_name(device)
     if as_json:
-        rows = encoder_costs(presets.ENCODERS, resolutions, width, batch_size)
-        facts = {"device": device, "width": width, "batch_size": batch_size, "encoders": [asdict(r) for r in rows]}
+        rows = encoder_costs(presets.ENCODERS, resolutions, width, batch_size, device=device)
+        facts = {"device": name, "width": width, "batch_size": batch_size, "encoders": [asdict(r) for r in rows]}
         console.out(json.dumps(facts, indent=2), highlight=False)
         return
     ready: list[EncoderCost] = []
@@ -199,13 +202,13 @@ def print_encoders(
             ready.append(row)
             bar.update(len(ready), f"{row.encoder} at {row.resolution} px")
 
-        rows = encoder_costs(presets.ENCODERS, resolutions, width, batch_size, on_row=on_row)
+        rows = encoder_costs(presets.ENCODERS, resolutions, width, batch_size, on_row=on_row, device=device)
         bar.update(len(rows), f"{len(rows)} counted and timed")
     console.print(encoder_table(rows))
     console.print(
         f"Numbers a camera. Policy: one camera, 2 frames, proprioception of {PROPRIO_DIM}, actions of {ACTION_DIM}, "
         f"U-Net 256/512/1024.\n"
         f"GFLOPs: one image's forward, convolutions and matrix products; a multiply-add counts as 2.\n"
-        f"Forward: a batch of {batch_size} in evaluation mode, float32, on {device}; median of {ROUNDS}.\n"
+        f"Forward: a batch of {batch_size} in evaluation mode, float32, on {name}; median of {ROUNDS}.\n"
         f"Next: prism quickstart --encoder {BASELINE}"
     )

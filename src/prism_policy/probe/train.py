@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from prism_policy.config import config_json, presets
-from prism_policy.config.settings import EncoderConfig, ProbeConfig, RenderConfig, TaskConfig
+from prism_policy.config.settings import Device, EncoderConfig, ProbeConfig, RenderConfig, TaskConfig
 from prism_policy.data.robomimic import demo_names, open_demos
 from prism_policy.demos.collect import collect_scenes, render_demos
 from prism_policy.envs.episode import Split
@@ -35,10 +35,12 @@ from prism_policy.errors import PrismError
 from prism_policy.models.encoder import VisualEncoder
 from prism_policy.probe.results import Line, draw, markdown_table, rows, table
 from prism_policy.run_folder import claim_folder
+from prism_policy.utils.device import pick_device
 from prism_policy.utils.files import read_lines, write_lines, write_text
 from prism_policy.utils.memory import freed_memory_is_kept
 from prism_policy.utils.progress import Bar, console
 
+CPU = torch.device("cpu")
 Progress = Callable[[str, int, int], None]
 """Called with a title, the units done and their total."""
 
@@ -62,6 +64,7 @@ def probe(
     cache_dir: Path | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
+    device: Device = "auto",
 ) -> list[Line]:
     """Train and measure every encoder at every resolution from every seed; what `folder` already holds is not repeated.
 
@@ -76,6 +79,7 @@ def probe(
         cache_dir: where scenes are kept, as in `collect`.
         workers: trainings at a time on a CPU, one thread each; None is one for each core. A GPU does one at a time.
         progress: called as the work goes on.
+        device: where to train.
 
     Returns:
         A line for each training asked for.
@@ -108,13 +112,14 @@ def probe(
         write_lines(journal, lines)
         report("Probing", kept + len(lines) - start, len(wanted))
 
-    if torch.cuda.is_available():
+    where = pick_device(device)
+    if where.type == "cuda":
         for name, r, seed in missing:
-            finish(_train(name, encoders[name], config, files[r], r, seed))
+            finish(_train(name, encoders[name], config, files[r], r, seed, where))
     else:
         with WorkerPool(workers) as pool:
             futures = [
-                pool.submit(_train, name, encoders[name], config, files[r], r, seed) for name, r, seed in missing
+                pool.submit(_train, name, encoders[name], config, files[r], r, seed, where) for name, r, seed in missing
             ]
             for future in as_completed(futures):
                 finish(future.result())
@@ -131,6 +136,7 @@ def print_probe(
     resolutions: Sequence[int],
     seeds: Sequence[int],
     workers: int | None = None,
+    device: Device = "auto",
 ) -> None:
     """`probe` for the command line: names of encoders or JSON files in, a progress bar and a table out.
 
@@ -149,7 +155,7 @@ def print_probe(
         bar.update(done)
 
     with bars:
-        lines = probe(folder, config, chosen, resolutions, seeds, workers=workers, progress=progress)
+        lines = probe(folder, config, chosen, resolutions, seeds, workers=workers, progress=progress, device=device)
     header, cells = table(lines)
     shown = Table(
         *map(escape, header), title=f"Held-out error, task {config.task}, camera {config.camera} (± 95% over seeds)"
@@ -267,17 +273,23 @@ def _scene_files(
 
 
 def _train(
-    name: str, encoder: EncoderConfig, config: ProbeConfig, files: tuple[Path, Path], resolution: int, seed: int
+    name: str,
+    encoder: EncoderConfig,
+    config: ProbeConfig,
+    files: tuple[Path, Path],
+    resolution: int,
+    seed: int,
+    device: torch.device,
 ) -> Line:
     """One encoder from one seed. Runs in a process of its own on a CPU."""
     from prism_policy.envs.scenes import tracked
 
-    if not torch.cuda.is_available():
+    if device.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     train, test = (read_scenes(path, config.camera) for path in files)
     started = time.perf_counter()
     with freed_memory_is_kept():
-        model, targets = fit(encoder, config, train, {t.name: t.folds for t in tracked(config.task)}, seed)
+        model, targets = fit(encoder, config, train, {t.name: t.folds for t in tracked(config.task)}, seed, device)
     seconds = time.perf_counter() - started
     visual = model[0]
     assert isinstance(visual, VisualEncoder)
@@ -295,10 +307,14 @@ def _train(
 
 
 def fit(
-    encoder: EncoderConfig, config: ProbeConfig, scenes: Scenes, folds: dict[str, int], seed: int
+    encoder: EncoderConfig,
+    config: ProbeConfig,
+    scenes: Scenes,
+    folds: dict[str, int],
+    seed: int,
+    device: torch.device = CPU,
 ) -> tuple[nn.Sequential, Targets]:
     """Train an encoder and a linear layer on its output by mean squared error; the seed decides everything."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
     size = scenes.frames.shape[1:3]
     visual = VisualEncoder(encoder, {config.camera: (size[0], size[1])})

@@ -65,7 +65,7 @@ class Ranks:
         if self.world > 1 and config.policy.encoder.norm == "batch":
             raise PrismError(
                 "norm 'batch' with several processes: each would normalise by its own rows; choose "
-                "policy.encoder.norm=group, or one process"
+                "--policy.encoder.norm group, or one process"
             )
 
     def wrap(self, policy: nn.Module, device: torch.device) -> nn.Module:

@@ -118,7 +118,7 @@ def advise_batch_size(
             continue
         share = batch_size * rows // len(batch["mask"])
         raise PrismError(
-            f"out of memory at a batch of {batch_size} windows; {share} fit: --set train.batch_size={share}, or "
+            f"out of memory at a batch of {batch_size} windows; {share} fit: --train.batch-size {share}, or "
             "more processes"
         )
     raise PrismError(

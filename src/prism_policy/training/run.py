@@ -23,7 +23,7 @@ from prism_policy.training.trainer import Rollout, train
 from prism_policy.utils.cores import available_cores
 from prism_policy.utils.device import pick_device
 from prism_policy.utils.files import alone_in, read_lines
-from prism_policy.utils.progress import Bar, console
+from prism_policy.utils.progress import Bar, Stage, console, untimed
 
 
 def train_run(
@@ -33,8 +33,12 @@ def train_run(
     device: Device = "auto",
     track: Sequence[Tracker] = (),
     max_s: float = math.inf,
+    stage: Stage = untimed,
 ) -> None:
     """Train, or go on training, the run in `folder`, and say how it went.
+
+    Args:
+        stage: a context around each stage, "demos", "render" and "train", such as one that takes its time.
 
     Raises:
         PrismError: bad input, see each stage; another process trains this run; `max_s` is over.
@@ -47,13 +51,14 @@ def train_run(
             open_run(folder, config)
             if ranks.first:
                 claims.enter_context(alone_in(folder, "training"))
-            windows, valid = training_windows(config)
+            windows, valid = training_windows(config, stage)
         suite = config.task.name in SUITES
         rollout = _rollout(folder, config) if importlib.util.find_spec("libero" if suite else "robosuite") else None
         if rollout is None and 0 < config.train.rollout_every <= config.train.steps:
             missing, extra = ("LIBERO", "libero") if suite else ("robosuite", "sim")
             console.print(f"No rollouts while training: {missing} is not installed (pip install prism-policy[{extra}])")
         with (
+            stage("train"),
             trackers(track if ranks.first else (), folder, config) as others,
             Bar("Training", config.train.steps) as bar,
         ):

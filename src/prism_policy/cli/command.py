@@ -1,0 +1,82 @@
+"""What the commands have in common: a dataclass whose fields are the flags, parsed by tyro."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Self, get_args
+
+import tyro
+
+from prism_policy.config import presets
+from prism_policy.config.settings import AnyTask, PolicyKind, RunConfig
+from prism_policy.errors import PrismError
+
+Flat = tyro.conf.arg(name="")
+"""Of a config inside a command: its fields are flags without a prefix."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its docstring and its fields' are the help, `run` does the work."""
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str], prog: str) -> Callable[[], None]:
+        """The work that these arguments ask for."""
+        return tyro.cli(cls, args=list(arguments), prog=prog).run
+
+    def run(self) -> None:
+        """Do the work and print where the result lies and what to run next."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class RunCommand(Command):
+    """A command that trains: its own flags choose the defaults of all settings of a run, dotted flags change them."""
+
+    task: Annotated[str, tyro.conf.arg(name="task.name", aliases=("--task",))] = "lift"
+    """Task to learn: lift, can, square or tool_hang, or a LIBERO suite such as libero_spatial."""
+    policy: Annotated[PolicyKind, tyro.conf.arg(name="policy.kind", aliases=("--policy",))] = "flow_matching"
+    """Generative model of the actions."""
+    encoder: Annotated[str, tyro.conf.arg(help=f"Visual encoder: {', '.join(presets.ENCODERS)}.")] = "prism"
+    seed: int = 0
+    """Seed of weights, batches and noise; also of scripted demonstrations and of evaluated episodes."""
+    help_all: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """List every other setting with its default, then exit."""
+
+    def defaults(self) -> RunConfig:
+        """The settings before dotted flags change them."""
+        raise NotImplementedError
+
+    @classmethod
+    def parse_run(cls, arguments: Sequence[str], prog: str = "prism") -> tuple[Self, RunConfig]:
+        """The command and the settings of its run.
+
+        Raises:
+            PrismError: no such task or encoder.
+            SystemExit: 2 after an explanation, of a flag that there is not or a value of the wrong type; 0 after help.
+        """
+        command, settings = tyro.cli(cls, args=list(arguments), prog=prog, return_unknown_args=True)
+        if command.help_all:
+            settings = ["--help"]
+        return command, tyro.cli(RunConfig, args=settings, prog=prog, default=command.defaults())
+
+
+def known_task(name: str) -> AnyTask:
+    """The task of this name.
+
+    Raises:
+        PrismError: no such task.
+    """
+    known = {task: task for task in get_args(AnyTask)}
+    if name not in known:
+        raise PrismError(f"unknown task '{name}'; available: {', '.join(known)}")
+    return known[name]
+
+
+def value_of(flag: str, arguments: Sequence[str], default: str) -> str:
+    """What the arguments say of a flag on which the defaults of others depend."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(flag, dest="value", default=default)
+    return str(parser.parse_known_args(arguments)[0].value)

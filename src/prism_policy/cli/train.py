@@ -1,0 +1,118 @@
+"""The commands that train: quickstart and train."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from prism_policy.cli.command import RunCommand, known_task
+from prism_policy.config import presets
+from prism_policy.config.settings import Device, RunConfig, Tracker, check
+
+
+@dataclass(frozen=True)
+class Train(RunCommand):
+    """Train a policy on demonstrations: those of a file, or a scripted expert's, which are collected where missing.
+
+    Learns from the file's mask `train` (nine of ten demonstrations) and validates on the others. Writes weights,
+    settings and metrics into the run folder. Stop it whenever you like: the same command goes on from its last
+    checkpoint and ends with the same weights. Next: prism evaluate RUN.
+
+    Every setting of a run is a flag, too: --train.steps 3000 --train.batch-size 128 --train.lr 1e-3
+    --policy.encoder.width 32 --task.cameras agentview --task.action-mode absolute. See --help-all.
+    """
+
+    preset: Literal["nano", "small", "paper"] = "nano"
+    """Sizes and schedule: nano for two CPU cores; small (a fifth of the updates) and paper for a GPU."""
+    dataset: Path | None = None
+    """HDF5 file of demonstrations with images (of a suite: a folder); by default a scripted expert's."""
+    device: Device = "auto"
+    """Where to compute; auto is a GPU where there is one."""
+    processes: int = 1
+    """Processes (GPUs) of this machine that share each batch; for several machines see docs/training.md."""
+    track: tuple[Tracker, ...] = ()
+    """Log metrics to TensorBoard (RUN/tensorboard) or Weights & Biases, too."""
+    max_minutes: float | None = None
+    """Stop after this time, with a checkpoint to go on from."""
+    out: Path | None = None
+    """Run folder; by default runs/train-TASK-POLICY-ENCODER-PRESET-sSEED."""
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str], prog: str) -> Callable[[], None]:
+        """The training that these arguments ask for, in this process or in several."""
+        command, config = cls.parse_run(arguments, prog)
+        return partial(command.train, config, arguments)
+
+    def defaults(self) -> RunConfig:
+        """The preset's settings."""
+        preset = {"nano": presets.nano, "small": presets.small, "paper": presets.paper}[self.preset]
+        config = preset(known_task(self.task), self.policy, self.encoder, self.seed)
+        return replace(config, dataset=str(self.dataset.absolute()) if self.dataset else "")
+
+    def train(self, config: RunConfig, arguments: Sequence[str] = ()) -> None:
+        """Train, and print where the policy lies."""
+        check(config)
+
+        from prism_policy.demos.dataset import fit_to_dataset
+        from prism_policy.training.distributed import is_launched, launch
+        from prism_policy.training.run import train_run
+
+        if self.processes > 1 and not is_launched():
+            launch(self.processes, ["train", *arguments])
+            return
+        if config.dataset:
+            config = fit_to_dataset(config)
+        folder = self.out or Path("runs") / f"train-{self.task}-{self.policy}-{self.encoder}-{self.preset}-s{self.seed}"
+        limit = math.inf if self.max_minutes is None else 60 * self.max_minutes
+        train_run(folder, config, device=self.device, track=self.track, max_s=limit)
+
+
+@dataclass(frozen=True)
+class Quickstart(RunCommand):
+    """Collect demonstrations, train a policy, evaluate it and write a report: ten minutes on two CPU cores for Lift.
+
+    The same as `prism train` with the preset nano, then `prism evaluate`. A scripted expert collects the demonstrations
+    in simulation (kept in ~/.cache/prism-policy, or $PRISM_CACHE), a small policy learns from their images, and 20
+    unseen episodes measure its success. Stop it whenever you like: the same command goes on where it was.
+
+    Every setting of a run is a flag, too, such as --task.cameras agentview --task.action-mode absolute. See --help-all.
+    """
+
+    smoke: bool = False
+    """Run the same path at the smallest size, in about a minute; its success rate means nothing."""
+    device: Device = "auto"
+    """Where to compute; auto is a GPU where there is one."""
+    out: Path | None = None
+    """Run folder; by default runs/quickstart-TASK-POLICY-ENCODER-sSEED."""
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str], prog: str) -> Callable[[], None]:
+        """The run that these arguments ask for."""
+        command, config = cls.parse_run(arguments, prog)
+        return partial(command.train, config)
+
+    def defaults(self) -> RunConfig:
+        """The preset nano, or with `--smoke` the smallest sizes."""
+        config = presets.nano(known_task(self.task), self.policy, self.encoder, self.seed)
+        return presets.smoke(config) if self.smoke else config
+
+    def train(self, config: RunConfig) -> None:
+        """Train and evaluate, and print success and where the report lies."""
+        check(config)
+
+        from prism_policy.reports.evaluate import EvalOptions, Timings, evaluate_runs, print_summary
+        from prism_policy.training.run import train_run
+        from prism_policy.utils.memory import PeakMemory
+
+        preset = "smoke" if self.smoke else "nano"
+        name = f"{'smoke' if self.smoke else 'quickstart'}-{self.task}-{self.policy}-{self.encoder}-s{self.seed}"
+        folder = self.out or Path("runs") / (name + "-absolute" * (config.task.action_mode == "absolute"))
+        with PeakMemory() as memory:
+            timings = folder / "results" / "timings.json"
+            train_run(folder, config, device=self.device, stage=lambda stage: Timings(timings).stage(stage, memory))
+        (summary,) = evaluate_runs([folder], EvalOptions(), device=self.device, preset=preset)
+        print_summary(folder, summary)
