@@ -68,11 +68,7 @@ class EpisodeSet:
         return states_path(self.folder, episode)
 
     def simulated(self) -> dict[str, Any]:
-        """The settings of the task that was simulated.
-
-        Raises:
-            PrismError: settings.json is missing or damaged.
-        """
+        """The settings of the task that was simulated."""
         path = self.folder / "settings.json"
         try:
             task: dict[str, Any] = json.loads(path.read_text())["task"]

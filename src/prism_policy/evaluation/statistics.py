@@ -14,11 +14,7 @@ Z95 = 1.959964
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95% score interval of a proportion: sound for few episodes and at 0 and 100%, unlike the normal one.
-
-    Raises:
-        PrismError: no episodes, or more successes than episodes.
-    """
+    """Wilson's 95% score interval of a proportion: sound for few episodes and at 0 and 100%, unlike the normal one."""
     if not 0 <= successes <= n or n == 0:
         raise PrismError(f"expected 0 <= successes <= n and n > 0, got {successes} of {n}")
     from scipy.stats import binomtest  # takes a second to import
@@ -78,11 +74,7 @@ class Paired:
 
 
 def pair(a: Sequence[bool], b: Sequence[bool]) -> Paired:
-    """Count the outcomes of A and B on the same starts, given in the same order.
-
-    Raises:
-        PrismError: no outcomes, or different numbers of them.
-    """
+    """Count the outcomes of A and B on the same starts, given in the same order."""
     if not a or len(a) != len(b):
         raise PrismError(f"expected outcomes of the same episodes, at least one, got {len(a)} and {len(b)}")
     pairs = list(zip(a, b, strict=True))

@@ -105,11 +105,7 @@ def select(
     policies: Sequence[PolicyKind] | None = None,
     numbers: Sequence[int] | None = None,
 ) -> Experiment:
-    """The experiment on some of its tasks (of a suite: `numbers`) and policies; means over fewer are marked partial.
-
-    Raises:
-        PrismError: none asked for, or some that the experiment does not have.
-    """
+    """The experiment on some of its tasks (of a suite: `numbers`) and policies; means over fewer are marked partial."""
     variants = [v for e in whole.entries for v in e.variants]
     had_tasks, had_policies = (
         tuple(dict.fromkeys(x)) for x in zip(*((v.task, v.policy) for v in variants), strict=True)

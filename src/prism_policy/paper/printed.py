@@ -117,7 +117,7 @@ def _table3() -> Experiment:
         "SSPool (Trunc.)": (variant("sspool", True), 7.3),
         "MS-SSPool": (variant("ms_sspool"), 11.3),
     }
-    entries = [Entry("ToolHang, one view, 84 px", row, "SR", *found) for row, found in rows.items()]
+    entries = [Entry("ToolHang, one view, 84 px", row, "SR", *printed) for row, printed in rows.items()]
     return Experiment(
         "table3",
         "Table 3: pooling on low-resolution ToolHang",
@@ -148,11 +148,11 @@ def _table4() -> Experiment:
     kinds: dict[str, PolicyKind] = {"Flow Matching": "flow_matching", "Diffusion": "ddpm"}
     tasks: dict[str, TaskName] = {**SHORT_TASKS, "ToolHang": "tool_hang"}
     entries = []
-    for (block, row), found in numbers.items():
+    for (block, row), printed in numbers.items():
         encoder = "prism" if row == "PRISM" else "sspool"
         single = [Variant(t, kinds[block], encoder, views=1 if t == "tool_hang" else 2) for t in tasks.values()]
         parts = [(column, (variant,)) for column, variant in zip(tasks, single, strict=True)]
-        for (column, variants), (mean, std) in zip([*parts, ("Avg.", tuple(single))], found, strict=True):
+        for (column, variants), (mean, std) in zip([*parts, ("Avg.", tuple(single))], printed, strict=True):
             entries.append(Entry(block, row, column, variants, mean, std))
     comparisons = tuple(
         Comparison((block, "PRISM", column), (block, "Base.", column), gain)
@@ -203,8 +203,8 @@ def _table6() -> Experiment:
     block = "Flow matching, one policy a suite"
     entries = [
         Entry(block, row, column, (Variant(suite, "flow_matching", "prism" if row == "PRISM" else "sspool"),), number)
-        for row, found in numbers.items()
-        for (column, suite), number in zip(suites.items(), found, strict=True)
+        for row, printed in numbers.items()
+        for (column, suite), number in zip(suites.items(), printed, strict=True)
     ]
     return Experiment(
         "table6",
@@ -212,7 +212,7 @@ def _table6() -> Experiment:
         tuple(entries),
         _against(entries, "Base."),
         (
-            "One policy learns all tasks of a suite, told by a learned vector which it is to do; the paper does not "
+            "One policy learns all tasks of a suite, told the task by a learned vector; the paper does not "
             "say what its policies are told.",
             "Seen by two cameras, agentview and the wrist's; the paper does not say, nor its resolution.",
             "The paper gives neither the number of rollouts nor a deviation. Here an episode begins at one of the "
@@ -323,11 +323,7 @@ NAMES = tuple(_EXPERIMENTS)
 
 
 def experiment(name: str) -> Experiment:
-    """The whole experiment of this name.
-
-    Raises:
-        PrismError: there is none.
-    """
+    """The whole experiment of this name."""
     if name == "table7":
         raise PrismError(f"{name} joins when the real robot does; available: {', '.join(NAMES)}")
     if name not in _EXPERIMENTS:

@@ -59,11 +59,7 @@ def score(entry: Entry, cells: Cells, seeds: Sequence[int], n_episodes: int) -> 
 def difference(
     comparison: Comparison, entries: Mapping[Key, Entry], cells: Cells, seeds: Sequence[int], n_episodes: int
 ) -> Paired | None:
-    """Two entries on the same starts, over the seeds that both have complete; None where there is none.
-
-    Raises:
-        PrismError: the starts differ after all, as after a change of the simulator.
-    """
+    """Two entries on the same starts, over the seeds that both have complete; None where there is none."""
     a, b = entries[comparison.a], entries[comparison.b]
     scores = [score(entry, cells, seeds, n_episodes) for entry in (a, b)]
     shared = [seed for seed in seeds if all(s is not None and seed in s.seeds for s in scores)]

@@ -45,9 +45,6 @@ def record(path: Path, task: SimTask, policy: Policy, states: Path, split: str, 
         policy: what acted.
         states: file of the episode's states.
         split: with seed and episode, decides the policy's noise.
-
-    Raises:
-        PrismError: Rerun is not installed; the disk is full.
     """
     check_rerun()
     import rerun as rr

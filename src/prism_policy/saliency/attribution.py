@@ -51,11 +51,7 @@ class Attribution:
     """Of the policy's noise and of SmoothGrad's."""
 
     def check(self, policy: Policy) -> None:
-        """Refuse what this policy does not have.
-
-        Raises:
-            PrismError: an unknown method, target or stage, or a number out of range.
-        """
+        """Refuse what this policy does not have."""
         if self.method not in METHODS:
             raise PrismError(f"unknown method '{self.method}'; there are {', '.join(METHODS)}")
         if self.target not in ("chunk", "gripper", *map(str, range(policy.action_dim))):
@@ -284,9 +280,6 @@ def saliency(policy: Policy, observation: Observation, how: Attribution) -> dict
     """Saliency maps of any number of observations by any method, >= 0, float32 (B, To, H, W) a camera.
 
     Every observation meets the same noise, whatever else is asked for with it.
-
-    Raises:
-        PrismError: see `Attribution.check`.
     """
     how.check(policy)
     noise = policy.draw_noise(1, torch.Generator().manual_seed(how.seed))

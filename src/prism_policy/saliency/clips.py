@@ -70,11 +70,7 @@ class Clip:
 
 
 def sources(folder: Path, config: RunConfig, episodes: Sequence[int], n_obs_steps: int) -> list[Source]:
-    """Episodes of a run: evaluated ones, or else demonstrations of its file, or else of the scripted expert.
-
-    Raises:
-        PrismError: there is no such episode.
-    """
+    """Episodes of a run: evaluated ones, or else demonstrations of its file, or else of the scripted expert."""
     task = single_tasks(config.task)[0]  # of a suite, the first one
     evaluated = next((s for s in episode_sets(folder) if s.records() and s.task in ("", task.name)), None)
     if evaluated is not None:
@@ -101,11 +97,7 @@ def sources(folder: Path, config: RunConfig, episodes: Sequence[int], n_obs_step
 
 
 def evaluated_source(episodes: EpisodeSet, task: SimTask, n_obs_steps: int, episode: int) -> Source:
-    """One episode of a set.
-
-    Raises:
-        PrismError: there is no such episode, or its states are missing.
-    """
+    """One episode of a set."""
     records = {int(r["episode"]): r for r in episodes.records()}
     path = episodes.states(episode)
     if episode not in records or not path.is_file():
@@ -129,9 +121,6 @@ def draw_clips(
     Args:
         wanted: of each episode at most so many frames, and which.
         progress: called with (done, total).
-
-    Raises:
-        PrismError: the simulator is missing, or a file does not hold the episode.
     """
     clips = []
     with WorkerPool(min(workers or 2, len(wanted))) as pool:

@@ -115,11 +115,7 @@ def _outline(axis: Any, clip: Clip, camera: str, column: int, crop: float = 1.0)
 
 
 def draw_keypoints(subject: Subject, clip: Clip, cameras: Sequence[str], path: Path) -> None:
-    """Keypoints of all stages at once: frames across, a row a camera.
-
-    Raises:
-        PrismError: the encoder has no keypoints.
-    """
+    """Keypoints of all stages at once: frames across, a row a camera."""
     heatmaps = _heatmaps(subject, clip)
     stages = subject.policy.encoder.config.stages_read
     size = max(_INCHES * len(clip) + 0.3, _TITLE_INCHES), _INCHES * len(cameras) + 0.8
@@ -138,11 +134,7 @@ def draw_keypoints(subject: Subject, clip: Clip, cameras: Sequence[str], path: P
 
 
 def draw_stages(subject: Subject, clip: Clip, camera: str, path: Path) -> None:
-    """Keypoints with their spread: frames across, a row a stage, and what the attention takes from each stage.
-
-    Raises:
-        PrismError: the encoder has no keypoints.
-    """
+    """Keypoints with their spread: frames across, a row a stage, and what the attention takes from each stage."""
     encoder = subject.policy.encoder
     heatmaps = _heatmaps(subject, clip)[camera]
     with torch.no_grad():

@@ -76,11 +76,7 @@ class Subject:
 
 
 def load_subjects(folders: Sequence[Path], device: Device = "auto") -> list[Subject]:
-    """The policies of these run folders, which must take the same frames.
-
-    Raises:
-        PrismError: no runs, one twice, no run folder, or runs of different tasks, cameras or resolutions.
-    """
+    """The policies of these run folders, which must take the same frames."""
     if not folders:
         raise PrismError("expected at least one run folder, got none; see `prism saliency --help`")
     if len({f.resolve() for f in folders}) < len(folders):
