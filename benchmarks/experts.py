@@ -15,9 +15,10 @@ from PIL import Image, ImageDraw
 
 from prism_policy.config import presets
 from prism_policy.config.settings import DemoConfig
-from prism_policy.envs.experts import EXPERTS, Demonstration, demonstrate
+from prism_policy.envs.experts import Demonstration, demonstrate, expert_type
 from prism_policy.envs.robosuite import RobosuiteEnv
 from prism_policy.evaluation.statistics import wilson_interval
+from prism_policy.tasks import probe_tasks, task_spec
 
 COLUMNS = (
     "task", "success", "Wilson 95%", "steps: median", "90%", "limit of a rollout", "within it", "s an episode",
@@ -28,7 +29,7 @@ COLUMNS = (
 def main() -> None:
     """Print a row a task, the failures with the stages they went through last, and draw what `--sheet` asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--task", choices=list(EXPERTS), action="append")
+    parser.add_argument("--task", choices=probe_tasks(), action="append")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--noise", type=float, default=DemoConfig().noise)
@@ -36,7 +37,7 @@ def main() -> None:
     arguments = parser.parse_args()
     demos = DemoConfig(noise=arguments.noise, seed=arguments.seed)
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
-    for task in arguments.task or EXPERTS:
+    for task in arguments.task or probe_tasks():
         config = presets.paper(task).task
         env = RobosuiteEnv(config, render_images=False)
         steps, failures = [], []
@@ -64,7 +65,7 @@ def main() -> None:
 def path(task: str, demo: Demonstration) -> list[str]:
     """Names of the stages in the order they were gone through."""
     changes = np.flatnonzero(np.diff(demo.stages.astype(int), prepend=-1))
-    return [EXPERTS[task].stages[demo.stages[i]] for i in changes]
+    return [expert_type(task_spec(task)).stages[demo.stages[i]] for i in changes]
 
 
 def sheet(env: RobosuiteEnv, demo: Demonstration, camera: str, columns: int = 6, size: int = 256) -> Image.Image:
@@ -76,7 +77,7 @@ def sheet(env: RobosuiteEnv, demo: Demonstration, camera: str, columns: int = 6,
     picture = Image.new("RGB", (columns * size, rows * size))
     for i, t in enumerate(times):
         frame = Image.fromarray(env.render(camera, size, demo.states[t]))
-        ImageDraw.Draw(frame).text((4, 4), f"{t} {EXPERTS[env.task.name].stages[demo.stages[t]]}", fill="red")
+        ImageDraw.Draw(frame).text((4, 4), f"{t} {expert_type(env.task.spec).stages[demo.stages[t]]}", fill="red")
         picture.paste(frame, (i % columns * size, i // columns * size))
     return picture
 

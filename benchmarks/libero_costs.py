@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from prism_policy.config.presets import task_config
 from prism_policy.config.settings import RenderConfig
 from prism_policy.envs.libero import LiberoEnv
 from prism_policy.envs.rendering import Renderer
-from prism_policy.tasks.libero import SUITES, libero_tasks
+from prism_policy.tasks import task_spec
+from prism_policy.tasks.libero_names import SUITES
 
 SETTINGS = {
     "LIBERO's defaults: 4x MSAA, shadows, reflections": (RenderConfig(128, 4, True, True), False),
@@ -35,9 +37,9 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"memory after the imports: {resident():.0f} MiB", flush=True)
     print(f"| task | {' | '.join(SETTINGS)} | step | reset | chunk of 8, 2 frames drawn | MiB |\n|{'---|' * 8}")
-    for task in libero_tasks(arguments.suite):
-        if task.number not in (arguments.task or [task.number]):
-            continue
+    members = task_spec(arguments.suite).members
+    for number in arguments.task or range(len(members)):
+        task = task_config(members[number])
         env = LiberoEnv(task)
         env.reset(options={"episode": 0})  # the first compiles
         actions = np.full((8, 7), 0.1)

@@ -11,12 +11,13 @@ from itertools import pairwise
 
 import numpy as np
 
+from prism_policy.config.presets import task_config
 from prism_policy.config.settings import DemoConfig
 from prism_policy.envs.experts.demonstration import Demonstration, demonstrate
 from prism_policy.envs.experts.libero import LiberoExpert
 from prism_policy.envs.libero import LiberoEnv
 from prism_policy.evaluation.statistics import wilson_interval
-from prism_policy.tasks.libero import SUITES, libero_task
+from prism_policy.tasks.libero_names import SUITES
 
 COLUMNS = ("task", "success", "Wilson 95%", "steps: median", "most", "within the limit", "s an episode", "replayed")
 
@@ -35,7 +36,7 @@ def main() -> None:
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
     total = successes = 0
     for number in arguments.task or range(len(SUITES[arguments.suite])):
-        task = libero_task(arguments.suite, number)
+        task = task_config(f"{arguments.suite}_{number}")
         env = LiberoEnv(task, render_images=False)
         steps, failures, replayed, again = [], [], 0, 0
         started = time.perf_counter()
@@ -52,7 +53,7 @@ def main() -> None:
         total, successes = total + n, successes + len(steps)
         within = np.mean(np.array(steps) <= task.max_steps) if steps else 0.0
         row = (
-            f"{number} {task.instruction}", f"{len(steps)}/{n}", interval(len(steps), n),
+            f"{number} {task.spec.instruction}", f"{len(steps)}/{n}", interval(len(steps), n),
             f"{np.median(steps):.0f}" if steps else "", max(steps, default=0), f"{within:.0%}", f"{seconds / n:.1f}",
             f"{again}/{replayed}",
         )  # fmt: skip

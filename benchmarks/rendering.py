@@ -8,18 +8,18 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from typing import get_args
 
 from prism_policy.config import presets
-from prism_policy.config.settings import RenderConfig, TaskName
+from prism_policy.config.settings import RenderConfig
 from prism_policy.envs.rendering import Renderer
 from prism_policy.envs.robosuite import RobosuiteEnv
+from prism_policy.tasks import probe_tasks
 
 
 def main() -> None:
     """Print a table of milliseconds a frame, one row a setting and camera."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--task", choices=get_args(TaskName), default="lift")
+    parser.add_argument("--task", choices=probe_tasks(), default="lift")
     parser.add_argument("--resolution", type=int, default=84)
     parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()

@@ -18,8 +18,8 @@ from prism_policy.config.settings import DemoConfig
 from prism_policy.data.actions import decode_absolute, encode_absolute
 from prism_policy.data.robomimic import read_demos
 from prism_policy.demos.collect import collect
-from prism_policy.envs.experts import EXPERTS
 from prism_policy.envs.robosuite import RobosuiteEnv
+from prism_policy.tasks import probe_tasks
 
 
 def replay(env: RobosuiteEnv, states: np.ndarray, actions: np.ndarray) -> tuple[bool, float]:
@@ -34,7 +34,7 @@ def replay(env: RobosuiteEnv, states: np.ndarray, actions: np.ndarray) -> tuple[
 def main() -> None:
     """Print a row a task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=list(EXPERTS), nargs="+", default=list(EXPERTS))
+    parser.add_argument("--task", choices=probe_tasks(), nargs="+", default=probe_tasks())
     parser.add_argument("--demos", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

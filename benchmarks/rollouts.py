@@ -12,19 +12,21 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from timing import in_turn, ratio
 
 from prism_policy.config import presets
-from prism_policy.config.settings import TASKS, RunConfig, TaskConfig, TaskName
-from prism_policy.envs.opengl import choose_opengl
-from prism_policy.envs.workers import Request, Simulators, worker_start
+from prism_policy.config.settings import RunConfig, TaskConfig
+from prism_policy.envs.process import worker_start
+from prism_policy.envs.simulators import prepare_opengl
+from prism_policy.envs.workers import Request, WorkerPool
 from prism_policy.evaluation.rollouts import acting_threads, episode_noise, sample_chunks
 from prism_policy.policies import Policy
 from prism_policy.run_folder import make_policy
+from prism_policy.tasks import probe_tasks
 
 EPISODES = 4
 
@@ -34,7 +36,7 @@ def plain_loop(connection: Connection, task: TaskConfig) -> None:
     import robosuite
 
     env = robosuite.make(
-        TASKS[task.name],
+        task.spec.env_name,
         robots="Panda",
         use_camera_obs=True,
         has_offscreen_renderer=True,
@@ -73,7 +75,7 @@ def random_act(requests: Sequence[Request]) -> list[np.ndarray]:
 def main() -> None:
     """Print a table of steps a second."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--task", choices=get_args(TaskName), default="lift")
+    parser.add_argument("--task", choices=probe_tasks(), default="lift")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--preset", choices=("nano", "paper"), default="nano")
     parser.add_argument("--steps", type=int, default=48, help="of an episode; nothing ends earlier")
@@ -81,7 +83,7 @@ def main() -> None:
     config: RunConfig = getattr(presets, arguments.preset)(arguments.task)
     policy = make_policy(config, 9, 7).eval()  # untrained: it costs the same, and no episode ends early
     task = replace(config.task, max_steps=arguments.steps)
-    choose_opengl()
+    prepare_opengl()
     cores = sorted(os.sched_getaffinity(0))[:2]
 
     def pinned(count: int) -> None:
@@ -98,7 +100,7 @@ def main() -> None:
         ours.send(arguments.steps)
         ours.recv()
 
-    def rollouts(simulators: Simulators, cores: int, act: Any, threads: int) -> Callable[[], None]:
+    def rollouts(simulators: WorkerPool, cores: int, act: Any, threads: int) -> Callable[[], None]:
         def run() -> None:
             pinned(cores)
             ends = []
@@ -110,7 +112,7 @@ def main() -> None:
         return run
 
     act = policy_act(policy)
-    with Simulators(1) as one, Simulators(2) as two:
+    with WorkerPool(1) as one, WorkerPool(2) as two:
         rollouts(one, 1, random_act, 1)()  # its worker starts where it is to stay
         variants = {
             "plain robosuite loop, no policy, one core": (plain, 1, 1),

@@ -13,10 +13,10 @@ import sys
 from prism_policy.errors import PrismError
 
 try:
-    from prism_policy.envs.libero import LiberoEnv
-    from prism_policy.tasks.libero import libero_task
+    from prism_policy.config.presets import task_config
+    from prism_policy.envs.make import make_env
 
-    env = LiberoEnv(libero_task("libero_spatial", 0), render_images=False)
+    env = make_env(task_config("libero_spatial_0"), render_images=False)
     env.reset()
     env.close()
 except PrismError as error:

@@ -10,18 +10,21 @@ import h5py
 import numpy as np
 import pytest
 
+from libero_files import export_libero, to_axis_angle
 from prism_policy.cli.demos import Import
+from prism_policy.config import presets
+from prism_policy.config.settings import TaskConfig, single_tasks
 from prism_policy.data.libero import (
     describe_libero,
-    export_libero,
     import_libero,
     libero_episodes,
-    to_axis_angle,
 )
 from prism_policy.data.robomimic import read_demos
 from prism_policy.demos.dataset import libero_files
 from prism_policy.errors import PrismError
-from prism_policy.tasks.libero import SUITES, find_task, instruction, libero_task, libero_tasks, wordings
+from prism_policy.tasks import SPECS, task_spec
+from prism_policy.tasks.libero import find_task, wordings
+from prism_policy.tasks.libero_names import SUITES
 
 TITLE = SUITES["libero_spatial"][3]
 STEPS = (6, 9)
@@ -107,14 +110,14 @@ def test_an_import_reads_as_this_librarys_demonstrations(recorded: Path, tmp_pat
 def test_a_folder_of_liberos_files_becomes_a_dataset_of_their_suite(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tasks = libero_tasks("libero_spatial")[3:5]
+    tasks = [presets.task_config(name) for name in task_spec("libero_spatial").members[3:5]]
     (tmp_path / "theirs").mkdir()
     for task in tasks:
-        write_libero(tmp_path / "theirs" / f"{task.title}_demo.hdf5", task.title)
+        write_libero(tmp_path / "theirs" / f"{task.spec.env_name}_demo.hdf5", task.spec.env_name)
     Import(tmp_path / "theirs", tmp_path / "ours", "libero_spatial").run()
     assert f"Next: prism render {tmp_path / 'ours'}" in capsys.readouterr().out
     assert [file.name for file in libero_files(tmp_path / "ours", tasks).values()] == [
-        f"{task.title}_demo.hdf5" for task in tasks
+        f"{task.spec.env_name}_demo.hdf5" for task in tasks
     ]
     with pytest.raises(PrismError, match="ours exists; choose another --out"):
         Import(tmp_path / "theirs", tmp_path / "ours").run()
@@ -204,10 +207,10 @@ def test_suites_have_their_tasks_and_sentences_no_scene() -> None:
     assert {suite: len(titles) for suite, titles in SUITES.items()} == {
         "libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90,
     }  # fmt: skip
-    assert len(libero_tasks("libero_10")) == 10
-    assert instruction(SUITES["libero_10"][2]) == "turn on the stove and put the moka pot on it"
-    assert not any("SCENE" in instruction(title) for titles in SUITES.values() for title in titles)
-    with pytest.raises(PrismError, match="unknown suite 'libero_99'; there are libero_spatial"):
-        libero_tasks("libero_99")
+    assert len(task_spec("libero_10").members) == 10
+    assert task_spec("libero_10_2").instruction == "turn on the stove and put the moka pot on it"
+    assert not any("SCENE" in spec.instruction for spec in SPECS.values())
+    with pytest.raises(PrismError, match=r"unknown task 'libero_99'; there are lift.* libero_spatial"):
+        task_spec("libero_99")
     with pytest.raises(PrismError, match="expected a task from 0 to 9, got 10"):
-        libero_task("libero_10", 10)
+        single_tasks(TaskConfig("libero_10", numbers=(10,)))

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,15 @@ import pytest
 
 pytest.importorskip("robosuite", reason="needs prism-policy[sim]")
 
-from prism_policy.config.settings import DemoConfig, TaskConfig, TaskName
+from prism_policy.config.settings import DemoConfig, TaskConfig
 from prism_policy.data.robomimic import read_attributes, read_demos
+from prism_policy.demos import cache as cache_module
 from prism_policy.demos import collect as module
-from prism_policy.demos.collect import collect, render_demos
+from prism_policy.demos import render as render_module
+from prism_policy.demos.collect import collect
+from prism_policy.demos.render import render_demos
 from prism_policy.errors import PrismError
+from prism_policy.tasks import SPECS, task_spec
 
 TASK, DEMOS = TaskConfig("lift"), DemoConfig(num_demos=3)
 
@@ -76,7 +81,7 @@ def test_the_data_are_complete_and_say_how_they_were_made(states: Path, images: 
 def test_finished_work_is_reused_without_starting_a_worker(
     states: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.WorkerPool, "submit", None)
+    monkeypatch.setattr(cache_module.WorkerPool, "submit", None)
     assert collect(TASK, DEMOS, states.parents[1]) == states
     assert render_demos(states, TASK, states.parents[1]) == images
     assert not (images.parent / "parts").exists()
@@ -111,7 +116,7 @@ def test_a_damaged_file_is_made_again_and_said_so(
         path.unlink()
     monkeypatch.setattr(module, "_collect_parts", lambda *_: ([part], "{}", {}))
     part = tmp_path / "part.hdf5"
-    module._write_part(part, {"actions": np.zeros((2, 7))}, {}, True, "{}")
+    cache_module.write_part(part, {"actions": np.zeros((2, 7))}, {}, True, "{}")
     assert collect(TASK, DEMOS, tmp_path) == path
     assert "damaged" in capsys.readouterr().out
     assert len(read_demos(path)) == 1  # the new one
@@ -203,12 +208,12 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
             collect(TASK, demos, tmp_path, workers=1)
     assert len(list(tmp_path.glob("states-*/parts/part_*.hdf5"))) == 1
     assert not list(tmp_path.glob("states-*/demos.hdf5"))
-    monkeypatch.setattr(module.WorkerPool, "submit", None)  # what is there suffices
+    monkeypatch.setattr(cache_module.WorkerPool, "submit", None)  # what is there suffices
     assert len(read_demos(collect(TASK, demos, tmp_path))) == 1
 
 
 def test_an_expert_that_keeps_failing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_read_success", lambda part: False)
+    monkeypatch.setattr(module, "part_success", lambda part: False)
     with pytest.raises(PrismError, match=r"expected 3 successes .* choose a smaller noise"):
         collect(TASK, DEMOS, tmp_path)
 
@@ -224,9 +229,9 @@ def test_an_unknown_camera_is_one_sentence(states: Path, tmp_path: Path) -> None
         render_demos(states, TaskConfig("lift", cameras=("front",)), tmp_path, workers=1)
 
 
-# What each version of `STATES_VERSION` means, of the first demonstration from seed 0: steps, pushed steps, mean action.
+# What each `expert_version` means, of the first demonstration from seed 0: steps, pushed steps, mean action.
 # Processors differ in the last bits of sums, hence the tolerance; a change beyond it needs a new version.
-MEANT: dict[tuple[TaskName, int], tuple[int, int, list[float]]] = {
+MEANT: dict[tuple[str, int], tuple[int, int, list[float]]] = {
     ("lift", 1): (61, 13, [0.09062, 0.09027, -0.16787, 0.00322, 0.01978, 0.01796, -0.31148]),
     ("can", 1): (129, 23, [0.14062, 0.31519, -0.02403, -0.01735, 0.01861, -0.0011, 0.25581]),
     ("square", 1): (154, 33, [0.21548, 0.02254, -0.03938, -0.01247, 0.02092, 0.11513, 0.37662]),
@@ -235,9 +240,9 @@ MEANT: dict[tuple[TaskName, int], tuple[int, int, list[float]]] = {
 
 
 @pytest.mark.parametrize("task", ["lift", "can", "square", "tool_hang"])
-def test_every_tasks_demonstrations_are_what_their_version_means(task: TaskName, tmp_path: Path) -> None:
+def test_every_tasks_demonstrations_are_what_their_version_means(task: str, tmp_path: Path) -> None:
     path = collect(TaskConfig(task), DemoConfig(num_demos=1), tmp_path, workers=1)
-    steps, pushed, action = MEANT[task, module.STATES_VERSION[task]]
+    steps, pushed, action = MEANT[task, task_spec(task).expert_version]
     with h5py.File(path) as file:
         demo = file["data/demo_0"]
         assert demo["rewards"][-1] == 1
@@ -247,7 +252,7 @@ def test_every_tasks_demonstrations_are_what_their_version_means(task: TaskName,
 
 
 def test_images_and_scenes_are_what_their_versions_mean(tmp_path: Path) -> None:
-    assert (module.IMAGES_VERSION, module.SCENES_VERSION) == (1, 1)  # a new version needs new numbers below
+    assert (render_module.IMAGES_VERSION, module.SCENES_VERSION) == (1, 1)  # a new version needs new numbers below
     states = collect(TASK, DemoConfig(num_demos=1), tmp_path, workers=1)
     with h5py.File(render_demos(states, TASK, tmp_path, workers=1)) as file:
         demo = file["data/demo_0"]
@@ -267,7 +272,7 @@ def test_another_version_is_another_cache(states: Path, monkeypatch: pytest.Monk
     made: list[dict[str, Any]] = []
     monkeypatch.setattr(module, "cached", lambda name, key, *_, **__: made.append(key))
     collect(TASK, DEMOS)
-    monkeypatch.setitem(module.STATES_VERSION, "lift", 2)
+    monkeypatch.setitem(SPECS, "lift", replace(SPECS["lift"], expert_version=2))
     collect(TASK, DEMOS)
     assert [key["version"] for key in made] == [1, 2]
     assert "source" not in json.loads((states.parent / "manifest.json").read_text())

@@ -24,19 +24,18 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.sync.client import connect
 
 from prism_policy.cli.main import Serve
-from prism_policy.config.settings import RunConfig
+from prism_policy.config.settings import RunConfig, single_tasks
 from prism_policy.data.actions import decode_absolute
 from prism_policy.deploy.client import PolicyClient
 from prism_policy.deploy.msgpack_numpy import pack, unpack
 from prism_policy.deploy.server import Session
 from prism_policy.envs.episode import episode_rng
-from prism_policy.envs.pool import make_env
-from prism_policy.envs.workers import Simulators
+from prism_policy.envs.make import make_env
+from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.rollouts import NOISE_STREAM, evaluate, states_path
 from prism_policy.policies import Policy
 from prism_policy.run_folder import load_policy, make_policy, open_run, save_normalizer, save_weights
-from prism_policy.tasks.libero import single_tasks
 from small_run import small_config
 
 
@@ -343,7 +342,7 @@ def test_an_episode_through_the_server_is_that_of_evaluate(tiny_config: RunConfi
     folder = write_run(tmp_path / "run", config)
     (task,) = single_tasks(config.task)
     torch.set_num_threads(1)
-    with Simulators(1) as simulators:
+    with WorkerPool(1) as simulators:
         stream = replace(config.evaluate, n_episodes=2)
         evaluate(tmp_path / "results", config, load_policy(folder), stream, simulators)
     env = make_env(task)

@@ -170,7 +170,7 @@ def test_an_unknown_camera_is_named_with_those_there_are() -> None:
 
 def test_an_unknown_task_is_named_with_those_there_are() -> None:
     with pytest.raises(PrismError, match="unknown task 'juggle'; there are lift"):
-        RobosuiteEnv(dataclasses.replace(TASK, name="juggle"))  # type: ignore[arg-type]
+        RobosuiteEnv(dataclasses.replace(TASK, name="juggle"))
 
 
 @pytest.mark.parametrize("action", [np.zeros(6), np.full(7, np.nan)])

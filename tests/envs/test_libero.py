@@ -13,11 +13,13 @@ import h5py
 import numpy as np
 import pytest
 
-from prism_policy.config.settings import DemoConfig
-from prism_policy.data.libero import export_libero, libero_episodes
+from libero_files import export_libero
+from prism_policy.config import presets
+from prism_policy.config.settings import DemoConfig, TaskConfig
+from prism_policy.data.libero import libero_episodes
 from prism_policy.data.robomimic import write_demo
 from prism_policy.errors import PrismError
-from prism_policy.tasks.libero import LiberoTask, libero_task, libero_tasks
+from prism_policy.tasks import SPECS
 from small_run import config_of
 
 try:
@@ -33,6 +35,10 @@ from prism_policy.training.run import train_run
 
 Envs = Callable[[str, int], LiberoEnv]
 STOVE = ("libero_10", 2)  # a stove to be turned on and a pot
+MAKE = (
+    "from prism_policy.config.presets import task_config\nfrom prism_policy.envs.make import make_env\n"
+    "make_env(task_config('libero_spatial_0'), render_images=False)"
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +47,7 @@ def envs() -> Iterator[Envs]:
 
     def env(suite: str, number: int) -> LiberoEnv:
         if (suite, number) not in made:
-            made[suite, number] = LiberoEnv(libero_task(suite, number))
+            made[suite, number] = LiberoEnv(presets.task_config(f"{suite}_{number}"))
         return made[suite, number]
 
     yield env
@@ -139,7 +145,7 @@ def test_a_scene_is_drawn_alike_whether_it_has_met_a_reset_or_not(envs: Envs) ->
     """Demonstrations are drawn without one, policies see it after one: robosuite hides the grip's marks there."""
     env = envs(*STOVE)
     env.reset(options={"episode": 0})
-    fresh = LiberoEnv(libero_task(*STOVE))
+    fresh = LiberoEnv(presets.task_config("libero_10_2"))
     for camera, frame in fresh.observe(env.state)["images"].items():
         assert np.array_equal(frame, env.observe()["images"][camera])
     fresh.close()
@@ -197,7 +203,7 @@ def test_an_exported_demonstration_is_causal_in_the_simulator(envs: Envs, tmp_pa
     with h5py.File(tmp_path / "ours.hdf5", "w") as file:
         write_demo(file.create_group("data/demo_0"), arrays, {"model_file": env.model_xml, "fixtures": env.fixtures})
         file["data"].attrs["env_args"] = env.metadata_json()
-    path = export_libero(tmp_path / "ours.hdf5", tmp_path / "theirs.hdf5", env.task)
+    path = export_libero(tmp_path / "ours.hdf5", tmp_path / "theirs.hdf5", env.task.spec)
     with h5py.File(path) as file:
         model = str(file["data/demo_0"].attrs["model_file"])
     episode = next(libero_episodes(path))
@@ -217,7 +223,7 @@ def test_a_state_of_another_task_is_refused(envs: Envs) -> None:
 
 def test_an_unknown_camera_is_named() -> None:
     with pytest.raises(PrismError, match="unknown camera 'front'; this task has 'frontview'"):
-        LiberoEnv(LiberoTask(cameras=("front",)), render_images=False)
+        LiberoEnv(TaskConfig("libero_spatial_0", ("front",)), render_images=False)
 
 
 def test_initial_states_need_no_torch_and_run_nothing(tmp_path: Path) -> None:
@@ -233,7 +239,7 @@ def test_initial_states_need_no_torch_and_run_nothing(tmp_path: Path) -> None:
 
 
 def test_the_simulator_loads_no_torch() -> None:
-    code = "import sys, prism_policy.envs.experts.libero; print('torch' in sys.modules)"
+    code = f"{MAKE}\nimport sys, prism_policy.envs.experts.libero; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert run.stdout == "False\n"
     assert run.stderr == ""  # gym and robosuite advertise on import
@@ -264,7 +270,7 @@ def test_the_assets_are_linked_where_libero_looks(tmp_path: Path) -> None:
 
 def test_no_question_is_asked_on_the_first_import(tmp_path: Path) -> None:
     run = subprocess.run(
-        [sys.executable, "-c", "import prism_policy.envs.libero"],
+        [sys.executable, "-c", f"{MAKE}.close()"],
         env={**os.environ, "PRISM_CACHE": str(tmp_path), "HOME": str(tmp_path / "home"), "LIBERO_CONFIG_PATH": ""},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
@@ -298,9 +304,9 @@ def test_a_policy_of_two_tasks_is_trained_and_measured_alike_by_one_worker_and_t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", [*libero_tasks("libero_spatial"), *libero_tasks("libero_10")], ids=lambda t: t.name)
-def test_every_task_resets_steps_and_renders(task: LiberoTask) -> None:
-    env = LiberoEnv(task)
+@pytest.mark.parametrize("task", [*SPECS["libero_spatial"].members, *SPECS["libero_10"].members])
+def test_every_task_resets_steps_and_renders(task: str) -> None:
+    env = LiberoEnv(presets.task_config(task))
     for split in ("evaluate", "collect"):
         observation, info = env.reset(seed=0, options={"split": split, "episode": 1})
         assert env.observation_space.contains(observation)
@@ -313,9 +319,9 @@ def test_every_task_resets_steps_and_renders(task: LiberoTask) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", [*libero_tasks("libero_spatial"), *libero_tasks("libero_10")], ids=lambda t: t.name)
-def test_every_task_has_an_expert(task: LiberoTask) -> None:
-    env = LiberoEnv(task, render_images=False)
+@pytest.mark.parametrize("task", [*SPECS["libero_spatial"].members, *SPECS["libero_10"].members])
+def test_every_task_has_an_expert(task: str) -> None:
+    env = LiberoEnv(presets.task_config(task), render_images=False)
     done = [demonstrate(env, DemoConfig(noise=0.0, seed=4), episode).success for episode in range(3)]
     assert sum(done) >= 2
     env.close()
@@ -331,6 +337,6 @@ def test_every_task_has_an_expert(task: LiberoTask) -> None:
     ],
 )
 def test_the_expert_does_it_from_starts_where_it_used_to_be_stuck(number: int, episode: int) -> None:
-    env = LiberoEnv(libero_task("libero_spatial", number), render_images=False)
+    env = LiberoEnv(presets.task_config(f"libero_spatial_{number}"), render_images=False)
     assert demonstrate(env, DemoConfig(noise=0.0, seed=9), episode).success
     env.close()

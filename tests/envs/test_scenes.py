@@ -5,10 +5,11 @@ import pytest
 
 from prism_policy.config.settings import TaskConfig
 from prism_policy.envs.robosuite import RobosuiteEnv
-from prism_policy.envs.scenes import OBJECTS, SPREAD, scene, tracked
+from prism_policy.envs.scenes import scene, tracked
+from prism_policy.tasks import probe_tasks
 
 
-@pytest.fixture(scope="module", params=OBJECTS)
+@pytest.fixture(scope="module", params=probe_tasks())
 def env(request: pytest.FixtureRequest) -> RobosuiteEnv:
     return RobosuiteEnv(TaskConfig(request.param), render_images=False)
 
@@ -20,7 +21,7 @@ def test_poses_are_those_of_the_state(env: RobosuiteEnv) -> None:
     env.set_state(state)
     data = env.sim_env.sim.data
     np.testing.assert_allclose(poses["hand"][:3], env.observe()["proprio"][:3], atol=1e-6)
-    for thing in OBJECTS[env.task.name]:
+    for thing in env.task.spec.tracked:
         np.testing.assert_allclose(poses[thing.name][:3], data.get_body_xpos(thing.body), atol=1e-9)
         axis = data.get_body_xmat(thing.body)[:, thing.heading]
         if thing.folds:
@@ -43,7 +44,7 @@ def test_scenes_vary_and_stay_on_the_table(env: RobosuiteEnv) -> None:
     scenes = [scene(env, "collect", 0, i) for i in range(12)]
     for thing in tracked(env.task.name):
         poses = np.stack([p[thing.name] for _, p in scenes])
-        assert (np.ptp(poses[:, :2], axis=0) > min(SPREAD[env.task.name], 0.05)).all()
+        assert (np.ptp(poses[:, :2], axis=0) > min(env.task.spec.spread, 0.05)).all()
         if thing.name != "hand":
             assert np.ptp(poses[:, 2]) < 0.01, "objects are moved sideways, not lifted"
     for state, _ in scenes:

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 
 from prism_policy.config import presets
-from prism_policy.config.settings import DemoConfig, TaskName
+from prism_policy.config.settings import DemoConfig
 
 pytest.importorskip("robosuite", reason="needs prism-policy[sim]")
 
-from prism_policy.envs.experts import EXPERTS, demonstrate
+from prism_policy.envs.experts import demonstrate, expert_type
 from prism_policy.envs.robosuite import RobosuiteEnv
-from prism_policy.envs.stages import STAGES, furthest_stage
+from prism_policy.envs.stages import furthest_stage
+from prism_policy.tasks import task_spec
 
-BEGINNINGS: dict[TaskName, dict[str, str]] = {
+BEGINNINGS: dict[str, dict[str, str]] = {
     "lift": {"approach": "", "lift": "grasped"},
     "can": {"approach": "", "carry": "grasped", "release": "over the bin"},
     "square": {"approach": "", "carry": "grasped", "insert": "aligned"},
@@ -30,23 +31,24 @@ BEGINNINGS: dict[TaskName, dict[str, str]] = {
 
 
 @pytest.mark.parametrize("task", list(BEGINNINGS))
-def test_stages_are_those_of_the_expert(task: TaskName) -> None:
+def test_stages_are_those_of_the_expert(task: str) -> None:
     env = RobosuiteEnv(presets.task_config(task), render_images=False)
+    expert, stages = expert_type(env.task.spec), env.task.spec.stages
     demo = demonstrate(env, DemoConfig(noise=0.0), 0)
     assert demo.success
     for begun, reached in BEGINNINGS[task].items():
-        first = int(np.argmax(demo.stages == EXPERTS[task].stages.index(begun)))
+        first = int(np.argmax(demo.stages == expert.stages.index(begun)))
         assert furthest_stage(env, demo.states[: first + 1], False) == reached, begun
     # An episode that is not done has all but the last one; one that is has the last.
-    assert furthest_stage(env, demo.states, False) == STAGES[task][-2]
-    assert furthest_stage(env, demo.states[:1], True) == STAGES[task][-1]
+    assert furthest_stage(env, demo.states, False) == stages[-2]
+    assert furthest_stage(env, demo.states[:1], True) == stages[-1]
     env.close()
 
 
 def test_looking_again_at_states_does_not_depend_on_what_the_simulation_did_before() -> None:
     env = RobosuiteEnv(presets.task_config("lift"), render_images=False)
     demo = demonstrate(env, DemoConfig(noise=0.0), 0)
-    cut = demo.states[: int(np.argmax(demo.stages == EXPERTS["lift"].stages.index("lift"))) + 1]
+    cut = demo.states[: int(np.argmax(demo.stages == expert_type(task_spec("lift")).stages.index("lift"))) + 1]
     env.reset(seed=9)
     assert furthest_stage(env, cut, False) == "grasped"
     env.close()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from prism_policy.config.settings import RunConfig
-from prism_policy.envs.workers import Simulators
+from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.rollouts import episode_noise, evaluate, sample_chunks, states_path
 from prism_policy.policies import Policy
@@ -40,7 +40,7 @@ def tiny_policy(config: RunConfig) -> Policy:
 
 
 def run(folder: Path, config: RunConfig, workers: int = 1, patience: float = 120.0, **more: Any) -> list[np.ndarray]:
-    with Simulators(workers, patience) as simulators:
+    with WorkerPool(workers, patience) as simulators:
         records = evaluate(folder, config, tiny_policy(config), simulators=simulators, **more)
         assert simulators.peak_rss_mib > 100
     assert [r["episode"] for r in records] == [0, 1, 2]
@@ -95,7 +95,7 @@ def test_an_episode_that_loses_every_worker_is_named(tmp_path: Path, short: RunC
             process.kill()
         return [np.zeros((8, 7)) for _ in requests]
 
-    with Simulators(1) as simulators, pytest.raises(PrismError, match="worker of episode 7 died 3 times"):
+    with WorkerPool(1) as simulators, pytest.raises(PrismError, match="worker of episode 7 died 3 times"):
         simulators.rollouts(task, [7], kill_all, print, split="evaluate", seed=0, n_obs_steps=2)
     assert not simulator_processes()
 
@@ -104,7 +104,7 @@ def test_workers_are_kept_between_streams_and_nothing_of_one_leaks_into_the_next
     tmp_path: Path, short: RunConfig, alone: list[np.ndarray]
 ) -> None:
     policy = tiny_policy(short)
-    with Simulators(1) as simulators:
+    with WorkerPool(1) as simulators:
         evaluate(tmp_path / "s1", short, policy, replace(short.evaluate, seed=1), simulators)
         before = [p.pid for p in simulator_processes()]
         evaluate(tmp_path / "s0", short, policy, None, simulators)
@@ -134,7 +134,7 @@ def test_a_stopped_evaluation_goes_on_with_the_missing_episodes(
 
 def test_more_episodes_run_only_what_is_new(tmp_path: Path, short: RunConfig) -> None:
     policy, counts = tiny_policy(short), []
-    with Simulators(1) as simulators:
+    with WorkerPool(1) as simulators:
         for n in (1, 3, 2):
             stream, ended = replace(short.evaluate, n_episodes=n), []
             records = evaluate(tmp_path, short, policy, stream, simulators, lambda found, ended=ended: ended.append(1))
@@ -189,7 +189,7 @@ def test_bad_input_is_refused(tmp_path: Path, short: RunConfig) -> None:
     with pytest.raises(PrismError, match="at least one episode, got 0"):
         evaluate(tmp_path, short, policy, replace(short.evaluate, n_episodes=0))
     with pytest.raises(PrismError, match="at least one worker, got 0"):
-        Simulators(0)
+        WorkerPool(0)
     absolute = replace(short, task=replace(short.task, action_mode="absolute"))
     with pytest.raises(PrismError, match=r"expected a policy of 10 numbers an action.*got one of 7"):
         evaluate(tmp_path, absolute, policy)
@@ -202,7 +202,7 @@ def test_bad_input_is_refused(tmp_path: Path, short: RunConfig) -> None:
 def test_a_training_that_repeats_its_updates_drops_the_episodes_of_before(tmp_path: Path, short: RunConfig) -> None:
     one = replace(short.evaluate, n_episodes=1)
     policy, seen = tiny_policy(short), []
-    with Simulators(1) as simulators:
+    with WorkerPool(1) as simulators:
         for change in (0.0, 0.0, 0.1):
             with torch.no_grad():
                 next(policy.parameters()).add_(change)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from community import demo, write_file
 from prism_policy.config import config_json, presets
-from prism_policy.config.settings import RunConfig, check
+from prism_policy.config.settings import RunConfig, TaskConfig, check, single_tasks
 from prism_policy.data.frames import Frames, open_frames
 from prism_policy.data.recorded_env import recorded_env
 from prism_policy.data.robomimic import Episode
@@ -28,7 +28,7 @@ from prism_policy.policies import instructions as tasks
 from prism_policy.policies.instructions import Instructions, instructions_of, task_vectors, told
 from prism_policy.reports.report import write_report
 from prism_policy.run_folder import make_policy
-from prism_policy.tasks.libero import LiberoTask, libero_task, single_tasks, task_named
+from prism_policy.tasks import task_spec
 from prism_policy.training.trainer import train
 from small_run import SETTINGS, config_of, small_config
 
@@ -41,8 +41,8 @@ def suite_config(*settings: str) -> RunConfig:
     return replace(config, task=replace(config.task, numbers=NUMBERS))
 
 
-def env_args(task: LiberoTask) -> dict[str, Any]:
-    kwargs = {"robots": ["Panda"], "bddl_file_name": f"{task.suite}/{task.title}.bddl"}
+def env_args(task: TaskConfig) -> dict[str, Any]:
+    kwargs = {"robots": ["Panda"], "bddl_file_name": f"{task.spec.suite}/{task.spec.env_name}.bddl"}
     return {"env_name": "Libero_Tabletop_Manipulation", "env_version": "1.5.2", "env_kwargs": kwargs}
 
 
@@ -50,10 +50,9 @@ def write_suite(folder: Path, config: RunConfig) -> Path:
     """A file of three demonstrations for each of the config's tasks, the last one of them held out."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, task in enumerate(single_tasks(config.task)):
-        assert isinstance(task, LiberoTask)
         demos = {f"demo_{j}": demo(20 + 10 * i + j, j, ["agentview"], 32) for j in range(3)}
         masks = {"train": ["demo_0", "demo_1"], "valid": ["demo_2"]}
-        write_file(folder / f"{task.title}_demo.hdf5", demos, env_args(task), masks)
+        write_file(folder / f"{task.spec.env_name}_demo.hdf5", demos, env_args(task), masks)
     return folder
 
 
@@ -66,7 +65,7 @@ def test_a_suite_is_its_tasks_with_the_cameras_limit_and_drawing_of_the_whole() 
         ("libero_10_1", 99, ("agentview",), 84),
     ]
     assert single_tasks(presets.nano("can").task) == (presets.nano("can").task,)
-    assert task_named("libero_10_7") == libero_task("libero_10", 7)
+    assert (task_spec("libero_10_7").suite, task_spec("libero_10_7").number) == ("libero_10", 7)
     assert presets.paper("libero_10").task.render.resolution == 128
 
 
@@ -122,7 +121,7 @@ def test_only_a_policy_of_several_tasks_is_told_which() -> None:
     config = suite_config()
     known = instructions_of(config)
     assert known is not None
-    assert known.known == tuple(libero_task("libero_spatial", i).instruction for i in NUMBERS)
+    assert known.known == tuple(task_spec(f"libero_spatial_{i}").instruction for i in NUMBERS)
     assert make_policy(config, 9, 7).task_dim == 2
     one = replace(config, task=replace(config.task, numbers=(3,)))
     assert instructions_of(one) is None
@@ -136,16 +135,16 @@ def test_a_policy_acts_on_an_instruction_as_on_its_vector() -> None:
     policy = make_policy(config, 9, 7).eval()
     frames = torch.randint(0, 256, (2, 2, 32, 32, 3), dtype=torch.uint8)
     seen = {"images": {"agentview": frames}, "proprio": torch.zeros(2, 2, 9)}
-    task = libero_task("libero_spatial", 8)
+    task = presets.task_config("libero_spatial_8")
 
     def act(what: object) -> Tensor:
         return policy.act({**seen, "task": what}, torch.Generator().manual_seed(0))
 
     expected = act(torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
-    assert torch.equal(act(task.instruction), expected)
-    assert torch.equal(act([task.instruction] * 2), expected)
+    assert torch.equal(act(task.spec.instruction), expected)
+    assert torch.equal(act([task.spec.instruction] * 2), expected)
     assert torch.equal(act(told(policy, task)["task"].expand(2, -1)), expected)
-    assert not torch.equal(act(libero_task("libero_spatial", 2).instruction), expected)
+    assert not torch.equal(act(task_spec("libero_spatial_2").instruction), expected)
     with pytest.raises(PrismError, match="unknown instruction 'open the door'"):
         act("open the door")
 
@@ -199,8 +198,7 @@ def test_a_policy_learns_to_do_what_it_is_told(tmp_path: Path) -> None:
         "proprio": torch.zeros(1, 2, 9),
     }
     for task, expected in zip(single_tasks(config.task), (0.8, -0.8), strict=True):
-        assert isinstance(task, LiberoTask)
-        actions = policy.act({**seen, "task": task.instruction}, torch.Generator().manual_seed(0))
+        actions = policy.act({**seen, "task": task.spec.instruction}, torch.Generator().manual_seed(0))
         assert float(actions.mean()) == pytest.approx(expected, abs=0.25)
 
 
@@ -241,23 +239,22 @@ def test_one_task_s_file_is_a_dataset_of_that_task(tmp_path: Path) -> None:
     config = suite_config()
     folder = write_suite(tmp_path / "demos", config)
     (task, _) = single_tasks(config.task)
-    assert isinstance(task, LiberoTask)
-    file = folder / f"{task.title}_demo.hdf5"
+    file = folder / f"{task.spec.env_name}_demo.hdf5"
     assert libero_files(file, [task]) == {task.name: file}
     assert open_frames(file, ["agentview"], tmp_path / "cache").tasks == ()
 
 
 def test_env_args_name_the_task_of_a_suite() -> None:
-    task = libero_task("libero_10", 4)
+    task = presets.task_config("libero_10_4")
     recorded = recorded_env(env_args(task))
-    assert (recorded.task, recorded.libero) == ("libero_10", task)
+    assert recorded.task == task.name == "libero_10_4"
     assert recorded.task_config("x", actions=False) == task
-    theirs = {"env_name": "Libero_X", "bddl_file": f"chiliocosm/bddl_files/libero_10/{task.title}.bddl"}
-    assert recorded_env(theirs).libero == task
+    theirs = {"env_name": "Libero_X", "bddl_file": f"chiliocosm/bddl_files/libero_10/{task.spec.env_name}.bddl"}
+    assert recorded_env(theirs).task == task.name
     assert recorded_env({"bddl_file": "bddl_files/libero_10/make_tea.bddl"}).task is None
 
 
-def write_episodes(run: Path, task: LiberoTask, outcomes: str, seed: int = 0) -> None:
+def write_episodes(run: Path, task: TaskConfig, outcomes: str, seed: int = 0) -> None:
     stream = EpisodeSet.of(run, "last", "evaluate", seed, task)
     (stream.folder / "states").mkdir(parents=True)
     about = {"task": {"name": task.name, "max_steps": task.max_steps}}
@@ -265,7 +262,7 @@ def write_episodes(run: Path, task: LiberoTask, outcomes: str, seed: int = 0) ->
     lines = []
     for episode, outcome in enumerate(outcomes):
         lines.append({"episode": episode, "success": outcome == "1", "steps": 100, "stage": "lifted"})
-        np.save(stream.folder / "states" / f"episode_{episode:03d}.npy", np.array([[task.number, episode, seed]]))
+        np.save(stream.folder / "states" / f"episode_{episode:03d}.npy", np.array([[task.spec.number, episode, seed]]))
     (stream.folder / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -276,7 +273,7 @@ def write_run(run: Path, outcomes: dict[int, tuple[str, str]]) -> Path:
     (run / "config.json").write_text(config_json_text)
     for seed, pair in outcomes.items():
         for number, found in zip(NUMBERS, pair, strict=True):
-            write_episodes(run, libero_task("libero_spatial", number), found, seed)
+            write_episodes(run, presets.task_config(f"libero_spatial_{number}"), found, seed)
     return run
 
 

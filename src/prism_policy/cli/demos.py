@@ -9,12 +9,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from prism_policy.cli.command import Command, Flat, known_task, value_of
+from prism_policy.cli.command import PLAIN, Command, Flat, value_of
 from prism_policy.config.presets import demo_config, task_config
 from prism_policy.config.ranges import check_ranges
-from prism_policy.config.settings import DemoConfig, RenderConfig, SuiteName, check_cameras
+from prism_policy.config.settings import DemoConfig, RenderConfig, check_task, single_tasks
 from prism_policy.errors import PrismError
-from prism_policy.tasks.libero import LiberoTask, single_tasks
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,9 @@ class Collect(Command):
     @classmethod
     def parse(cls, arguments: Sequence[str], prog: str) -> Callable[[], None]:
         """The work that these arguments ask for; the task decides how many demonstrations, and how disturbed."""
-        task = known_task(value_of("--task", arguments, cls.task))
-        return tyro.cli(cls, args=list(arguments), prog=prog, default=cls(task, demos=demo_config(task))).run
+        task = value_of("--task", arguments, cls.task)
+        default = cls(task, demos=demo_config(task))
+        return tyro.cli(cls, args=list(arguments), prog=prog, default=default, config=PLAIN).run
 
     def run(self) -> None:
         """Collect them, and print where they lie."""
@@ -52,15 +52,13 @@ class Collect(Command):
         from prism_policy.utils.progress import Bar
 
         check_free(self.out)
-        for task in single_tasks(replace(task_config(known_task(self.task)), numbers=self.numbers)):
-            suite = isinstance(task, LiberoTask)
+        for task in single_tasks(replace(task_config(self.task), numbers=self.numbers)):
+            suite = task.spec.suite
             with Bar(f"Demonstrations of {task.name}" if suite else "Demonstrations", self.demos.num_demos) as bar:
                 file = collect(task, self.demos, workers=self.workers, progress=bar.count)
             about = read_attributes(file)
             if self.out:
-                file = copy_out(
-                    file, self.out / f"{task.title}_demo.hdf5" if isinstance(task, LiberoTask) else self.out
-                )
+                file = copy_out(file, self.out / f"{task.spec.env_name}_demo.hdf5" if suite else self.out)
             print(
                 f"{self.demos.num_demos} demonstrations, {about['total']} steps; {about['tried']} episodes were tried"
             )
@@ -111,14 +109,14 @@ class Render(Command):
         from prism_policy.data.recorded_env import read_env_args, recorded_env
         from prism_policy.data.robomimic import open_demos
         from prism_policy.demos.cache import copy_out
-        from prism_policy.demos.collect import render_demos
+        from prism_policy.demos.render import render_demos
         from prism_policy.utils.progress import Bar
 
         with open_demos(source) as demos:
             task = recorded_env(read_env_args(demos)).task_config(str(source), actions=False)
             total = len(demos["data"])
         task = replace(task, cameras=self.cameras or task.cameras, render=self.render)
-        check_cameras(task)
+        check_task(task)
         with Bar("Rendering", total) as bar:
             file = render_demos(source, task, workers=self.workers, progress=bar.count)
         return copy_out(file, out) if out else file
@@ -136,7 +134,7 @@ class Import(Command):
     """LIBERO's HDF5, or a folder of them."""
     out: Annotated[Path, tyro.conf.Positional]
     """The new file, or a folder for a folder."""
-    suite: SuiteName | None = None
+    suite: str | None = None
     """Suite that the files must belong to; by default any."""
 
     def run(self) -> None:

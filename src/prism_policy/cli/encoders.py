@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import tyro
 
-from prism_policy.cli.command import Command, Flat, known_task, value_of
+from prism_policy.cli.command import PLAIN, Command, Flat, value_of
 from prism_policy.config import presets
 from prism_policy.config.ranges import check_ranges
-from prism_policy.config.settings import Device, ProbeConfig, TaskName
+from prism_policy.config.settings import Device, ProbeConfig
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Probe(Command):
     @classmethod
     def parse(cls, arguments: Sequence[str], prog: str) -> Callable[[], None]:
         """The probe that these arguments ask for; the task decides the camera unless `--camera` does."""
-        task = cast(TaskName, known_task(value_of("--task", arguments, ProbeConfig.task)))
+        task = value_of("--task", arguments, ProbeConfig.task)
         default = cls(ProbeConfig(task=task, camera=presets.task_config(task).cameras[0]))
-        return tyro.cli(cls, args=list(arguments), prog=prog, default=default).run
+        return tyro.cli(cls, args=list(arguments), prog=prog, default=default, config=PLAIN).run
 
     def run(self) -> None:
         """Train and measure the encoders, and print the table."""
@@ -120,4 +120,4 @@ class Info(Command):
         """The inspection that these arguments ask for; the word `demos` may be left out before a file."""
         if arguments and {".", "/"} & set(arguments[0]):
             arguments = ["demos", *arguments]
-        return tyro.cli(cls, args=list(arguments), prog=prog).topic.run
+        return tyro.cli(cls, args=list(arguments), prog=prog, config=PLAIN).topic.run

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from prism_policy.cli.command import Command, known_task
-from prism_policy.config.settings import AnyTask, Device, PolicyKind
+from prism_policy.cli.command import Command
+from prism_policy.config.settings import Device, PolicyKind
 from prism_policy.errors import PrismError
+from prism_policy.tasks import task_spec
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Reproduce(Command):
         plan = make_plan(
             name=self.name,
             scale=scale,
-            tasks=None if self.tasks is None else [known_task(task) for task in self.tasks],
+            tasks=None if self.tasks is None else [task_spec(task).name for task in self.tasks],
             policies=self.policies,
             seeds=self.seeds,
             n_episodes=self.n_episodes if self.n_episodes is not None else 2 if self.smoke else 50,
@@ -97,12 +98,12 @@ class Reproduce(Command):
         print(f"Next:  prism reproduce {self.name} ... --seeds {' '.join(map(str, more))}   (runs only what is new)")
 
 
-def _files(assignments: tuple[str, ...]) -> dict[AnyTask, list[Path]]:
+def _files(assignments: tuple[str, ...]) -> dict[str, list[Path]]:
     """Files by task, from TASK=FILE each."""
-    files: dict[AnyTask, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     for assignment in assignments:
         task, equals, file = assignment.partition("=")
         if not equals:
             raise PrismError(f"--dataset: expected TASK=FILE, got {assignment!r}")
-        files.setdefault(known_task(task), []).append(Path(file))
+        files.setdefault(task_spec(task).name, []).append(Path(file))
     return files

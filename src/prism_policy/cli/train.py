@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from prism_policy.cli.command import RunCommand, known_task
+from prism_policy.cli.command import RunCommand
 from prism_policy.config import presets
 from prism_policy.config.settings import Device, RunConfig, Tracker, check
 
@@ -50,7 +50,7 @@ class Train(RunCommand):
     def defaults(self) -> RunConfig:
         """The preset's settings."""
         preset = {"nano": presets.nano, "small": presets.small, "paper": presets.paper}[self.preset]
-        config = preset(known_task(self.task), self.policy, self.encoder, self.seed)
+        config = preset(self.task, self.policy, self.encoder, self.seed)
         return replace(config, dataset=str(self.dataset.absolute()) if self.dataset else "")
 
     def train(self, config: RunConfig, arguments: Sequence[str] = ()) -> None:
@@ -97,7 +97,7 @@ class Quickstart(RunCommand):
 
     def defaults(self) -> RunConfig:
         """The preset nano, or with `--smoke` the smallest sizes."""
-        config = presets.nano(known_task(self.task), self.policy, self.encoder, self.seed)
+        config = presets.nano(self.task, self.policy, self.encoder, self.seed)
         return presets.smoke(config) if self.smoke else config
 
     def train(self, config: RunConfig) -> None:

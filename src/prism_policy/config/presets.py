@@ -1,11 +1,10 @@
-"""Functions that return a config: the paper's encoders, and whole runs by scale."""
+"""Named settings: the paper's encoders, and whole runs by scale."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from prism_policy.config.settings import (
-    AnyTask,
     DemoConfig,
     EncoderConfig,
     EvalConfig,
@@ -17,7 +16,7 @@ from prism_policy.config.settings import (
     TrainConfig,
 )
 from prism_policy.errors import PrismError
-from prism_policy.tasks.libero import MAX_STEPS
+from prism_policy.tasks import task_spec
 
 _LAST = EncoderConfig(fusion="last", refine=False)
 _CONCAT = EncoderConfig(fusion="concat", refine=False)
@@ -36,7 +35,7 @@ ENCODERS: dict[str, EncoderConfig] = {
 
 
 def encoder(name: str) -> EncoderConfig:
-    """The paper's encoder of this name, at full width; `sspool@2` is sspool after the second stage of the trunk.
+    """Return the paper's encoder of this name, at full width; `sspool@2` is sspool after the trunk's second stage.
 
     Raises:
         PrismError: no such preset, or no such stage.
@@ -52,7 +51,7 @@ def encoder(name: str) -> EncoderConfig:
 
 
 def encoder_name(config: EncoderConfig) -> str:
-    """Name of the preset that pools and fuses alike, whatever its sizes."""
+    """Return the name of the preset with this pooling and fusion, whatever its sizes."""
     return next(n for n, e in ENCODERS.items() if (e.pooling, e.fusion) == (config.pooling, config.fusion))
 
 
@@ -80,29 +79,27 @@ def prism_designs() -> dict[str, EncoderConfig]:
     }
 
 
-def task_config(name: AnyTask) -> TaskConfig:
-    """A task with the paper's cameras and limit on a rollout; a suite with LIBERO's, at its resolution."""
-    if name in MAX_STEPS:
-        render = RenderConfig(resolution=128)
-        return TaskConfig(name, cameras=("agentview", "robot0_eye_in_hand"), max_steps=MAX_STEPS[name], render=render)
-    cameras = ("sideview" if name == "tool_hang" else "agentview", "robot0_eye_in_hand")
-    return TaskConfig(name=name, cameras=cameras, max_steps=700 if name == "tool_hang" else 400)
+def task_config(name: str) -> TaskConfig:
+    """A task or suite with the cameras, limit on a rollout and resolution that it comes with."""
+    spec = task_spec(name)
+    return TaskConfig(name, spec.cameras, spec.max_steps, render=RenderConfig(spec.resolution))
 
 
-def demo_config(task: AnyTask, seed: int = 0, suite_demos: int = 50) -> DemoConfig:
-    """A task's scripted demonstrations; LIBERO's experts, with many things about, take pushes half as strong."""
-    return DemoConfig(suite_demos, 0.25, seed) if task in MAX_STEPS else DemoConfig(seed=seed)
+def demo_config(task: str, seed: int = 0) -> DemoConfig:
+    """A task's scripted demonstrations."""
+    spec = task_spec(task)
+    return DemoConfig(spec.num_demos, spec.noise, seed)
 
 
 def paper(
-    task: AnyTask = "lift", policy: PolicyKind = "flow_matching", encoder_name: str = "prism", seed: int = 0
+    task: str = "lift", policy: PolicyKind = "flow_matching", encoder_name: str = "prism", seed: int = 0
 ) -> RunConfig:
     """The paper's run at full size (Tables 8 to 12): 50,000 updates of 512 windows. It needs a GPU."""
     # Table 12c gives MeanFlow a constant EMA decay; the others have diffusion policy's, as the paper gives none.
     train = TrainConfig(ema_power=None if policy == "meanflow" else 0.75, precision="bfloat16", compile=True)
     return RunConfig(
         task=task_config(task),
-        demos=demo_config(task, seed, suite_demos=50),
+        demos=demo_config(task, seed),
         policy=PolicyConfig(kind=policy, encoder=encoder(encoder_name)),
         train=train,
         evaluate=EvalConfig(n_episodes=50, seed=seed),
@@ -111,15 +108,14 @@ def paper(
 
 
 def nano(
-    task: AnyTask = "lift", policy: PolicyKind = "flow_matching", encoder_name: str = "prism", seed: int = 0
+    task: str = "lift", policy: PolicyKind = "flow_matching", encoder_name: str = "prism", seed: int = 0
 ) -> RunConfig:
     """A run that two CPU cores finish in ten minutes on Lift: a trunk a quarter as wide, a U-Net a tenth as large."""
     base = encoder(encoder_name)
-    suite = task in MAX_STEPS
-    steps = 2000 if suite else 1200 if task == "lift" else 1500
+    spec, demos = task_spec(task), demo_config(task, seed)
     return RunConfig(
         task=replace(task_config(task), render=RenderConfig(resolution=84)),
-        demos=demo_config(task, seed, suite_demos=20),
+        demos=replace(demos, num_demos=20) if spec.members else demos,
         policy=PolicyConfig(
             kind=policy,
             encoder=replace(
@@ -133,14 +129,14 @@ def nano(
             down_dims=(64, 128, 256),
             step_embed_dim=64,
         ),
-        train=TrainConfig(steps=steps, batch_size=64, lr=1e-3, warmup_steps=50, log_every=10),
-        evaluate=EvalConfig(n_episodes=10 if suite else 20, seed=seed),
+        train=TrainConfig(steps=spec.nano_steps, batch_size=64, lr=1e-3, warmup_steps=50, log_every=10),
+        evaluate=EvalConfig(n_episodes=10 if spec.members else 20, seed=seed),
         seed=seed,
     )
 
 
 def small(
-    task: AnyTask = "lift", policy: PolicyKind = "flow_matching", encoder_name: str = "prism", seed: int = 0
+    task: str = "lift", policy: PolicyKind = "flow_matching", encoder_name: str = "prism", seed: int = 0
 ) -> RunConfig:
     """The paper's networks on a tenth of its windows and half as many demonstrations; it needs a GPU.
 
@@ -151,7 +147,7 @@ def small(
     train = replace(
         base.train, steps=10_000, batch_size=256, keep_every=2_500, rollout_every=2_500, rollout_episodes=20
     )
-    return replace(base, demos=replace(base.demos, num_demos=25 if task in MAX_STEPS else 100), train=train)
+    return replace(base, demos=replace(base.demos, num_demos=base.demos.num_demos // 2), train=train)
 
 
 def smoke(config: RunConfig) -> RunConfig:

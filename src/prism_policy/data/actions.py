@@ -31,11 +31,7 @@ def from_rotation_6d(rows: np.ndarray) -> np.ndarray:
 
 
 def encode_absolute(actions: np.ndarray) -> np.ndarray:
-    """(..., 7) position [m], rotation vector [rad], gripper to (..., 10) position, rotation 6D, gripper.
-
-    Raises:
-        PrismError: another number of columns.
-    """
+    """(..., 7) position [m], rotation vector [rad], gripper to (..., 10) position, rotation 6D, gripper."""
     _check(actions, 7)
     matrices = Rotation.from_rotvec(actions[..., 3:6].reshape(-1, 3)).as_matrix()
     rotation = to_rotation_6d(matrices).reshape(*actions.shape[:-1], 6)
@@ -43,11 +39,7 @@ def encode_absolute(actions: np.ndarray) -> np.ndarray:
 
 
 def decode_absolute(actions: np.ndarray) -> np.ndarray:
-    """(..., 10) position [m], rotation 6D, gripper to (..., 7) position, rotation vector of at most pi [rad], gripper.
-
-    Raises:
-        PrismError: another number of columns, or rows of which no rotation can be made.
-    """
+    """(..., 10) position [m], rotation 6D, gripper to (..., 7) position, rotation vector up to pi [rad], gripper."""
     _check(actions, 10)
     matrices = from_rotation_6d(actions[..., 3:9]).reshape(-1, 3, 3)
     rotation = Rotation.from_matrix(matrices).as_rotvec().reshape(*actions.shape[:-1], 3)

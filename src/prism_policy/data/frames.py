@@ -80,11 +80,7 @@ class Frames:
         return sum(x.nbytes for x in (*self.images.values(), self.proprio, self.actions, self.disturbed))
 
     def indices(self, names: Sequence[str]) -> list[int]:
-        """Numbers of these demonstrations, such as those of `read_masks(file)["train"]`, for `Windows(episodes=...)`.
-
-        Raises:
-            PrismError: one is not there.
-        """
+        """Numbers of these demonstrations, such as those of a mask, for `Windows(episodes=...)`."""
         if missing := [name for name in names if name not in self.names]:
             raise PrismError(f"no demonstration {missing[0]!r}; there are {self.names[0]} to {self.names[-1]}")
         return [self.names.index(name) for name in names]
@@ -123,8 +119,8 @@ class Frames:
             size, base = math.prod(images.shape[1:]), images.data_ptr()
             begin = (base + size * steps[:, 0]) // mmap.PAGESIZE * mmap.PAGESIZE
             length = base + size * (steps[:, -1] + 1) - begin
-            for where, count in zip(begin.tolist(), length.tolist(), strict=True):
-                _madvise(where, count, _WILL_NEED)
+            for address, count in zip(begin.tolist(), length.tolist(), strict=True):
+                _madvise(address, count, _WILL_NEED)
 
 
 def open_frames(
@@ -145,9 +141,6 @@ def open_frames(
         cache_dir: where unpacked arrays are kept; the raw bytes of all frames are needed there.
         action_mode: which of the actions; absolute ones are (N, 10).
         progress: called while the file is unpacked.
-
-    Raises:
-        PrismError: as `read_demos`; the disk is full.
     """
     files = {"": path} if isinstance(path, Path) else path
     prints = {task: fingerprint(file) for task, file in files.items()}
@@ -175,11 +168,7 @@ def _episodes(files: Mapping[str, Path], cameras: Sequence[str], action_mode: Ac
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """What tells a file from its other versions without reading all of it: size, time of change, a sample of bytes.
-
-    Raises:
-        PrismError: there is no such file.
-    """
+    """What tells a file from its other versions without reading all of it: size, time of change, a sample of bytes."""
     if not path.is_file():
         raise PrismError(f"{path} not found; expected demonstrations in robomimic's HDF5 layout there")
     about = path.stat()

@@ -1,4 +1,4 @@
-"""LIBERO's HDF5 layout, read and written: the one place that knows its shift, its upside-down images and its names.
+"""LIBERO's HDF5 layout, read: the one place that knows its shift, its upside-down images and its names.
 
 `data` (`bddl_file_name`, `env_args`, `problem_info` with the instruction) / `demo_i` (`model_file`, `init_state`):
 `states` and `actions` (T, ...) belong together, but `obs/*` and `robot_states` were recorded after each action, as
@@ -17,22 +17,23 @@ from typing import Any
 import h5py
 import numpy as np
 
-from prism_policy.data.robomimic import Episode, demo_names, open_demos, read_attributes, write_demo, write_masks
+from prism_policy.data.robomimic import Episode, demo_names, open_demos, write_demo, write_masks
 from prism_policy.errors import PrismError
-from prism_policy.tasks.libero import LiberoTask, find_task, wordings
+from prism_policy.tasks.libero import find_task
+from prism_policy.tasks.spec import TaskSpec
 from prism_policy.utils.files import atomic
 
-CAMERAS = {"agentview": "agentview_rgb", "robot0_eye_in_hand": "eye_in_hand_rgb"}
+IMAGE_KEYS = {"agentview": "agentview_rgb", "robot0_eye_in_hand": "eye_in_hand_rgb"}
 """The simulator's name of a camera -> LIBERO's name of its images."""
 FIRST = "first_obs"
-"""Of our own: a group with the observation before the first action, which LIBERO leaves out. Others ignore it."""
+"""An optional group with the observation before the first action, which LIBERO leaves out."""
 
 
 @dataclass(frozen=True)
 class LiberoFile:
     """What a file of demonstrations holds."""
 
-    task: LiberoTask
+    task: TaskSpec
     instruction: str
     """As the file has it; for libero_spatial that differs a little from the task's name."""
     demos: tuple[str, ...]
@@ -42,7 +43,7 @@ class LiberoFile:
 
 
 def describe_libero(path: Path, suite: str | None = None) -> LiberoFile:
-    """Look into a file, without reading its images.
+    """What a file holds; its images are not read.
 
     Args:
         path: LIBERO's HDF5.
@@ -55,7 +56,7 @@ def describe_libero(path: Path, suite: str | None = None) -> LiberoFile:
         data = file["data"]
         names = demo_names(file)
         observations = data[names[0]].get("obs", {})
-        cameras = tuple(camera for camera, key in CAMERAS.items() if key in observations)
+        cameras = tuple(camera for camera, key in IMAGE_KEYS.items() if key in observations)
         if "problem_info" not in data.attrs or not cameras:
             raise PrismError(
                 f"{path}: expected LIBERO's layout (`problem_info`, `obs/agentview_rgb`), found "
@@ -72,26 +73,23 @@ def describe_libero(path: Path, suite: str | None = None) -> LiberoFile:
         task = find_task(title, suite)
     except PrismError as error:
         raise PrismError(f"{path}: {error}") from error
-    if spoken not in wordings(title):
+    if spoken not in task.wordings:
         raise PrismError(
-            f"{path}: expected the instruction {wordings(title)[-1]!r} of the task it names, got {spoken!r}; one of "
+            f"{path}: expected the instruction {task.wordings[-1]!r} of the task it names, got {spoken!r}; one of "
             "the two is wrong"
         )
     return LiberoFile(task, spoken, tuple(names), cameras, env_args)
 
 
-def libero_episodes(
-    path: Path, cameras: Sequence[str] | None = None, names: Sequence[str] | None = None
-) -> Iterator[Episode]:
+def libero_episodes(path: Path, cameras: Sequence[str] | None = None) -> Iterator[Episode]:
     """Demonstrations with each action beside what was seen before it, images upright.
 
-    A demonstration of T recorded steps gives T - 1: nothing was seen before the first action. Those that this library
-    wrote have all T.
+    A demonstration of T recorded steps gives T - 1: nothing was seen before the first action, unless the file has
+    `first_obs`.
 
     Args:
         path: LIBERO's HDF5.
         cameras: by the simulator's names; none takes all that the file has.
-        names: of the demos; none takes all.
 
     Raises:
         PrismError: what `describe_libero` raises; an unknown camera; a demo that is cut short or not finite.
@@ -101,9 +99,7 @@ def libero_episodes(
     if absent := [camera for camera in wanted if camera not in described.cameras]:
         raise PrismError(f"unknown camera {absent[0]!r}; {path} has {', '.join(map(repr, described.cameras))}")
     with open_demos(path) as file:
-        for name in names or described.demos:
-            if name not in file["data"]:
-                raise PrismError(f"{path} has no {name}; it has {len(described.demos)} demos")
+        for name in described.demos:
             try:
                 yield _read(file["data"][name], name, wanted)
             except (OSError, KeyError, RuntimeError) as error:
@@ -125,9 +121,6 @@ def import_libero(
 
     Returns:
         `target`, with the masks `train` and `valid`; its `data` group bears `libero_task` and `instruction`.
-
-    Raises:
-        PrismError: what `libero_episodes` raises, or no space left.
     """
     described = describe_libero(source, suite)
     with atomic(target) as temporary:
@@ -152,77 +145,13 @@ def import_libero(
                 if progress:
                     progress(i + 1, len(described.demos))
             data.attrs["total"] = total
-            bddl = f"{described.task.suite}/{described.task.title}.bddl"  # what tells the task from others of its kind
+            # What tells the task from others of its kind.
+            bddl = f"{described.task.suite}/{described.task.env_name}.bddl"
             data.attrs["env_args"] = json.dumps(json.loads(described.env_args) | {"bddl_file": bddl})
-            data.attrs["libero_task"] = described.task.title
+            data.attrs["libero_task"] = described.task.env_name
             data.attrs["instruction"] = described.task.instruction
         write_masks(temporary)
     return target
-
-
-def export_libero(source: Path, target: Path, task: LiberoTask) -> Path:
-    """Write demonstrations with images as LIBERO does, for whoever reads its files.
-
-    What followed the last action is not recorded here; the last observation stands for it. `first_obs` keeps what
-    LIBERO leaves out, so that `libero_episodes` gives back every step.
-
-    Args:
-        source: demonstrations of `task` in robomimic's layout, with images.
-        target: where to; replaced as a whole.
-        task: whose they are.
-
-    Raises:
-        PrismError: unreadable, without images or states, or no space left.
-    """
-    attributes = read_attributes(source)
-    with open_demos(source) as file, atomic(target) as temporary, h5py.File(temporary, "w", libver="latest") as out:
-        data, total = out.create_group("data"), 0
-        for name in demo_names(file):
-            demo = file["data"][name]
-            cameras = {key: camera for camera, key in CAMERAS.items() if f"obs/{camera}_image" in demo}
-            if "states" not in demo or not cameras:
-                raise PrismError(f"{source}, {name}: expected states and images; run `prism render` on it first")
-            group = data.create_group(name)
-            # What ours hold beyond LIBERO's, where cabinet and stove stand, is in `model_file`, too.
-            actions, own = demo["actions"][:], 7 * len(demo.attrs.get("fixtures", ()))
-            states = demo["states"][:, : demo["states"].shape[1] - own]
-            seen = {key: demo[f"obs/{camera}_image"][:][:, ::-1] for key, camera in cameras.items()}
-            position, quaternion = demo["obs/robot0_eef_pos"][:], demo["obs/robot0_eef_quat"][:]
-            orientation, fingers = to_axis_angle(quaternion), demo["obs/robot0_gripper_qpos"][:]
-            seen |= {"ee_pos": position, "ee_ori": orientation, "ee_states": np.hstack([position, orientation])}
-            seen |= {"gripper_states": fingers, "joint_states": states[:, 1:8]}
-            robot = np.hstack([fingers, position, quaternion])
-            done = np.zeros(len(actions), np.uint8)
-            done[-1] = 1
-            arrays = {
-                "actions": actions,
-                "states": states,
-                "robot_states": _next(robot),
-                "rewards": done,
-                "dones": done,
-            }
-            write_demo(group, arrays | {f"obs/{key}": _next(values) for key, values in seen.items()}, {})
-            for key, values in {**seen, "robot_states": robot}.items():
-                group[f"{FIRST}/{key}"] = values[0]
-            group.attrs["model_file"] = demo.attrs.get("model_file", "")
-            group.attrs["init_state"] = states[0]
-            total += len(actions)
-        data.attrs["total"], data.attrs["num_demos"] = total, len(data)
-        data.attrs["env_args"] = json.dumps(attributes.get("env_args", {}))
-        data.attrs["bddl_file_name"] = f"bddl_files/{task.suite}/{task.title}.bddl"
-        data.attrs["problem_info"] = json.dumps(
-            {"domain_name": "robosuite", "language_instruction": wordings(task.title)[-1]}
-        )
-        data.attrs["macros_image_convention"], data.attrs["tag"] = "opengl", "libero-v1"
-    return target
-
-
-def to_axis_angle(quaternions: np.ndarray) -> np.ndarray:
-    """Quaternions (T, 4), x y z w, as LIBERO's `ee_ori` (T, 3): angles from 0 to 2 pi, so nothing jumps at pi."""
-    w = np.clip(quaternions[:, 3:], -1.0, 1.0)
-    sine = np.sqrt(1.0 - w * w)
-    axis = np.where(sine > 1e-9, quaternions[:, :3] / np.maximum(sine, 1e-9), 0.0)
-    return np.asarray(axis * 2.0 * np.arccos(w))
 
 
 def _read(demo: h5py.Group, name: str, cameras: Sequence[str]) -> Episode:
@@ -246,7 +175,7 @@ def _read(demo: h5py.Group, name: str, cameras: Sequence[str]) -> Episode:
 
     images = {}
     for camera in cameras:
-        frames = before(f"obs/{CAMERAS[camera]}", CAMERAS[camera])
+        frames = before(f"obs/{IMAGE_KEYS[camera]}", IMAGE_KEYS[camera])
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
             raise PrismError(f"expected images of {camera!r} as uint8 (T, H, W, 3), got {frames.dtype} {frames.shape}")
         images[camera] = np.ascontiguousarray(frames[:, ::-1])
@@ -260,7 +189,3 @@ def _read(demo: h5py.Group, name: str, cameras: Sequence[str]) -> Episode:
 
 
 _EXTRAS: dict[str, Any] = {"rewards": np.float64, "dones": np.int64}
-
-
-def _next(values: np.ndarray) -> np.ndarray:
-    return np.concatenate([values[1:], values[-1:]])

@@ -15,9 +15,11 @@ import h5py
 import numpy as np
 
 from prism_policy.config.presets import task_config
-from prism_policy.config.settings import TASKS, ActionMode, AnyTask, ReferenceFrame
+from prism_policy.config.settings import ActionMode, ReferenceFrame, TaskConfig
 from prism_policy.errors import PrismError
-from prism_policy.tasks.libero import LiberoTask, SimTask, find_task
+from prism_policy.tasks import SPECS
+from prism_policy.tasks.libero import find_task
+from prism_policy.tasks.spec import ROBOSUITE
 
 NEWEST_ROBOSUITE = (1, 5)
 _ROBOSUITE_TYPE = 1  # in robomimic's numbering of simulators
@@ -39,10 +41,8 @@ class RecordedEnv:
 
     env_name: str
     """robosuite's name, "" where not recorded."""
-    task: AnyTask | None
-    """Our name of it, or of the suite that it is of; none where this library does not have it."""
-    libero: LiberoTask | None
-    """Which task of a suite."""
+    task: str | None
+    """Our name of it; none where this library does not have it."""
     robots: tuple[str, ...]
     """Such as ("Panda",)."""
     robosuite: str
@@ -62,30 +62,24 @@ class RecordedEnv:
     control_trouble: str
     """Why recorded actions cannot be executed here; "" where they can."""
 
-    def task_config(self, where: str, actions: bool = True) -> SimTask:
-        """The task as recorded, with the paper's cameras, for `make_env`.
+    def task_config(self, source: str, actions: bool = True) -> TaskConfig:
+        """The task as recorded, with its default cameras, for `make_env`.
 
         Args:
-            where: names the file in errors.
+            source: the file, for errors.
             actions: whether actions are to be executed, or only states restored.
-
-        Raises:
-            PrismError: it cannot be run here.
         """
         trouble = self.scene_trouble or (self.control_trouble if actions else "")
         if trouble or self.task is None:
-            raise PrismError(f"{where}: {trouble}")
-        if self.libero is not None:
-            return self.libero
-        return replace(task_config(self.task), action_mode=self.action_mode, reference_frame=self.reference_frame)
+            raise PrismError(f"{source}: {trouble}")
+        config = task_config(self.task)
+        if config.spec.simulator != ROBOSUITE:  # LIBERO's actions are the same in both frames
+            return config
+        return replace(config, action_mode=self.action_mode, reference_frame=self.reference_frame)
 
 
 def read_env_args(file: h5py.File) -> dict[str, Any]:
-    """`env_args` of an open file; those of robosuite's own collection script in the same form; {} where none.
-
-    Raises:
-        PrismError: they are no JSON.
-    """
+    """`env_args` of an open file; those of robosuite's own collection script in the same form; {} where none."""
     attributes = file["data"].attrs
     try:
         if "env_args" in attributes:
@@ -121,9 +115,9 @@ def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEn
     """
     kwargs = env_args.get("env_kwargs") or {}
     env_name = str(env_args.get("env_name") or "")
-    libero = _libero(env_args)
-    ours = next((name for name, other in TASKS.items() if other == env_name), None)
-    task: Any = ours if libero is None else libero.suite
+    task = _libero_task(env_args)
+    if task is None:
+        task = next((s.name for s in SPECS.values() if s.simulator == ROBOSUITE and s.env_name == env_name), None)
     robots = kwargs.get("robots") or ()
     robots = (robots,) if isinstance(robots, str) else tuple(robots)
     version = str(env_args.get("env_version") or "")
@@ -138,7 +132,6 @@ def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEn
     return RecordedEnv(
         env_name=env_name,
         task=task,
-        libero=libero,
         robots=robots,
         robosuite=version,
         layout=layout,
@@ -151,13 +144,13 @@ def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEn
     )
 
 
-def _libero(env_args: dict[str, Any]) -> LiberoTask | None:
-    """The LIBERO task of these `env_args`, which name the file that defines it."""
+def _libero_task(env_args: dict[str, Any]) -> str | None:
+    """Our name of the LIBERO task of these `env_args`, which name the file that defines it."""
     kwargs = env_args.get("env_kwargs") or {}
     bddl = PurePosixPath(str(env_args.get("bddl_file") or kwargs.get("bddl_file_name") or ""))
     if bddl.suffix == ".bddl":
         try:
-            return find_task(bddl.stem, bddl.parent.name)
+            return find_task(bddl.stem, bddl.parent.name).name
         except PrismError:
             return None
     return None
@@ -197,7 +190,8 @@ def _scene_trouble(
             f"written by robosuite {version}; this library runs up to {newest}: record it again, or update the library"
         )
     if task is None:
-        return f"expected one of robosuite's {', '.join(TASKS.values())}, got {env_name!r}, which this library lacks"
+        names = ", ".join(spec.env_name for spec in SPECS.values() if spec.simulator == ROBOSUITE)
+        return f"expected one of robosuite's {names}, got {env_name!r}, which this library lacks"
     if robots and robots != ("Panda",):
         return f"expected one robot, Panda, got {', '.join(map(str, robots))}"
     gripper = kwargs.get("gripper_types", "default")

@@ -21,10 +21,9 @@ from prism_policy.config.settings import ActionMode
 from prism_policy.data.actions import encode_absolute
 from prism_policy.data.recorded_env import is_absolute, read_env_args
 from prism_policy.errors import PrismError
+from prism_policy.utils.observations import PROPRIO
 from prism_policy.utils.progress import console
 
-PROPRIO = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
-"""What makes up `proprio`, in this order, and its widths: [m], x y z w, [m]."""
 _EXTRAS = ("rewards", "dones", "stages")
 
 
@@ -93,7 +92,7 @@ def merge_demos(
     """Write `target` from files that hold one group `demo` each; the data are copied as they are, still compressed.
 
     Args:
-        names: of the demos; demo_0, demo_1, ... unless told.
+        names: of the demos; by default demo_0, demo_1, ...
         masks: lists of names to write; without any, a tenth of the demos becomes `valid`, the others `train`.
     """
     names = names or [f"demo_{i}" for i in range(len(parts))]
@@ -158,9 +157,9 @@ def open_demos(path: Path) -> h5py.File:
     except OSError as error:
         raise PrismError(f"{path} is not a readable HDF5 file, or it is cut short ({error}); get it again") from error
     if not isinstance(file.get("data"), h5py.Group) or not demo_names(file):
-        found = ", ".join(file) or "nothing"
+        groups = ", ".join(file) or "nothing"
         file.close()
-        raise PrismError(f"{path}: expected robomimic's layout with groups data/demo_0, ...; found {found}")
+        raise PrismError(f"{path}: expected robomimic's layout with groups data/demo_0, ...; found {groups}")
     return file
 
 
@@ -209,7 +208,7 @@ def bad_demos(
 
     Args:
         file: an open file.
-        names: demos to look at.
+        names: demos to check.
         cameras: cameras that each must hold.
         states: whether each must hold simulator states.
         action_mode: which actions each must hold.
@@ -259,7 +258,7 @@ def iter_demos(
     skip_bad: bool = False,
     action_mode: ActionMode = "delta",
 ) -> Iterator[Episode]:
-    """The demonstrations one after the other, each read when it is asked for; as `read_demos` otherwise."""
+    """The demonstrations one after the other, each read when it is needed; as `read_demos` otherwise."""
     with open_demos(path) as file:
         names = demo_names(file, mask)
         if not names:
@@ -318,8 +317,8 @@ def _flaw(demo: h5py.Group, cameras: Sequence[str], states: bool, action_mode: A
     held = cameras_of(demo)
     for camera in cameras:
         if camera not in held:
-            found = ", ".join(map(repr, held)) or "no images (run `prism render` first)"
-            return f"unknown camera {camera!r}; the file has {found}"
+            others = ", ".join(map(repr, held)) or "no images (run `prism render` first)"
+            return f"unknown camera {camera!r}; the file has {others}"
         image = demo[f"obs/{camera}_image"]
         if image.dtype != np.uint8 or image.ndim != 4 or image.shape[-1] != 3:
             return f"expected images of {camera!r} as uint8 (T, H, W, 3), got {image.dtype} {image.shape}"
@@ -335,7 +334,7 @@ def _flaw(demo: h5py.Group, cameras: Sequence[str], states: bool, action_mode: A
 
 def _read_demo(demo: h5py.Group, name: str, cameras: Sequence[str], action_mode: ActionMode) -> Episode:
     actions = _actions(demo, action_mode)
-    assert actions is not None  # else `_flaw` had spoken
+    assert actions is not None  # `_flaw` sees to it
     actions = encode_absolute(actions) if action_mode == "absolute" else actions
     steps = len(actions)
     images = {camera: demo[f"obs/{camera}_image"][:] for camera in cameras}

@@ -24,8 +24,8 @@ class Windows:
     s .. s + horizon - 1. Starts run from n_obs_steps - 1 before the episode to n_action_steps - 1 past its last whole
     window; what lies outside repeats the edge. An action that was forced on the demonstrator is not to be learned, nor
     is what followed it, of which nothing can be seen yet: the mask (the M of Eq. 7, arXiv:2606.15232) leaves both out,
-    and no window's newest frame is a pushed one. Where there are several tasks, `task` (B, E) is what the policy is
-    told of each window's.
+    and no window's newest frame is a pushed one. Where there are several tasks, `task` (B, E) says which one
+    each window is of.
 
     Usage::
 
@@ -43,7 +43,7 @@ class Windows:
         episodes: Sequence[int] | None = None,
         task_vectors: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """See the class; `episodes` are all unless told, `task_vectors` (E,) by the names in `frames.tasks`."""
+        """See the class; `episodes` are all by default, `task_vectors` (E,) by the names in `frames.tasks`."""
         self.frames = frames
         observed, predicted, masks, tasks = [], [], [], []
         bounds = list(itertools.pairwise((0, *frames.ends)))
@@ -92,15 +92,15 @@ class Windows:
         observed = self.observed[indices]
         if frames.mapped:
             frames.announce(observed.numpy())
-        found: Batch = {
+        batch: Batch = {
             "images": {camera: rows(images, observed) for camera, images in frames.images.items()},
             "proprio": rows(frames.proprio, observed),
             "actions": rows(frames.actions, self.predicted[indices]),
             "mask": self.mask[indices],
         }
         if self.task_vectors is not None:
-            found["task"] = self.task_vectors[indices]
-        return found
+            batch["task"] = self.task_vectors[indices]
+        return batch
 
     def groups(self, balance: Balance) -> list[np.ndarray]:
         """Numbers of the windows that are drawn equally often: of each task, or all of them together."""
@@ -143,10 +143,10 @@ def batch_indices(step: int, batch_size: int, windows: int | Sequence[np.ndarray
     turns = np.arange(step * batch_size, (step + 1) * batch_size)
     indices = np.empty(batch_size, np.int64)
     for number, group in enumerate(groups):
-        mine = turns % len(groups) == number
-        epochs, places = np.divmod(turns[mine] // len(groups), len(group))
+        of_group = turns % len(groups) == number
+        epochs, places = np.divmod(turns[of_group] // len(groups), len(group))
         orders = {epoch: _permutation(seed, epoch, number, len(group)) for epoch in np.unique(epochs).tolist()}
-        indices[mine] = group[[orders[epoch][i] for epoch, i in zip(epochs.tolist(), places, strict=True)]]
+        indices[of_group] = group[[orders[epoch][i] for epoch, i in zip(epochs.tolist(), places, strict=True)]]
     return torch.from_numpy(indices)
 
 

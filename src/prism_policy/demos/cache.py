@@ -7,15 +7,22 @@ which may be killed at any moment, and checked against its own checksum when it 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
+import io
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
-from prism_policy.data.robomimic import merge_demos
-from prism_policy.envs.pool import WorkerPool
+import h5py
+import numpy as np
+
+from prism_policy.config.settings import TaskConfig
+from prism_policy.data.robomimic import merge_demos, write_demo
+from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.utils.files import atomic, claim, disk_errors, write_text
 from prism_policy.utils.progress import console
@@ -28,7 +35,9 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("PRISM_CACHE") or "~/.cache/prism-policy").expanduser()
 
 
-Build = Callable[[Path, "WorkerPool"], tuple[list[Path], str, dict[str, Any]]]
+Progress = Callable[[int, int], None]
+"""Called with (done, total) when work begins and after each episode."""
+Build = Callable[[Path, WorkerPool], tuple[list[Path], str, dict[str, Any]]]
 """(folder, pool) -> parts in order, env_args, attributes of the merged file."""
 
 
@@ -48,10 +57,7 @@ def cached(
         cache_dir: where the folder lies; None is `default_cache_dir()`.
         workers: simulator processes; None is one for each core.
         build: makes the parts; killed and called again, it finds those that were finished.
-        layout: what `merge_demos` is to be told about names and masks.
-
-    Raises:
-        PrismError: the disk is full or may not be written; what `build` raises.
+        layout: names and masks, for `merge_demos`.
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = (cache_dir or default_cache_dir()).expanduser() / f"{name}-{digest}"
@@ -86,21 +92,13 @@ def _intact(data: Path, manifest: Path) -> bool:
 
 
 def check_free(target: Path | None) -> None:
-    """Refuse a place for the result that is taken, before the work.
-
-    Raises:
-        PrismError: something is there.
-    """
+    """Refuse a place for the result that is taken, before the work."""
     if target is not None and target.exists():
         raise PrismError(f"{target} exists; choose another --out or move it away")
 
 
 def copy_out(data: Path, target: Path) -> Path:
-    """A copy of a cached file where the user wants it, whole or not at all; returns `target`.
-
-    Raises:
-        PrismError: the disk is full.
-    """
+    """A copy of a cached file where the user wants it, whole or not at all; returns `target`."""
     with atomic(target) as temporary:
         shutil.copyfile(data, temporary)
     return target
@@ -110,3 +108,55 @@ def sha256(path: Path) -> str:
     """Checksum of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions(task: TaskConfig) -> dict[str, str]:
+    """Versions of the packages that decide what a simulation gives."""
+    simulator = task.spec.simulator
+    try:
+        return {name: importlib.metadata.version(name) for name in simulator.distributions}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise PrismError(
+            f"the simulator is not installed ({error.name} is missing); run `pip install "
+            f"prism-policy[{simulator.extra}]`"
+        ) from error
+
+
+def instruction_attribute(task: TaskConfig) -> dict[str, str]:
+    """The attribute that says what to do, where the task has words for it."""
+    return {"instruction": task.spec.instruction} if task.spec.instruction else {}
+
+
+def make_missing(
+    pool: WorkerPool, parts: Sequence[Path], work: Sequence[tuple[Any, ...]], progress: Progress | None
+) -> None:
+    """Have the pool do `work`, (function, *arguments) a part, where the part is not there yet."""
+    missing = [job for part, job in zip(parts, work, strict=True) if part_success(part) is None]
+    done = len(parts) - len(missing)
+    progress = progress or (lambda done, total: None)
+    progress(done, len(parts))
+    for count, future in enumerate(as_completed([pool.submit(*job) for job in missing]), start=done + 1):
+        future.result()
+        progress(count, len(parts))
+
+
+def write_part(
+    path: Path, arrays: dict[str, np.ndarray], attributes: dict[str, Any], success: bool, env_args: str
+) -> None:
+    """Write one demonstration as a file of its own, whole or not at all."""
+    memory = io.BytesIO()
+    with h5py.File(memory, "w", libver="latest") as file:
+        write_demo(file.create_group("demo"), arrays, attributes)
+        file.attrs["success"] = success
+        file.attrs["env_args"] = env_args
+    with atomic(path) as temporary:
+        temporary.write_bytes(memory.getbuffer())
+
+
+def part_success(part: Path) -> bool | None:
+    """Whether the part's episode succeeded; None where there is no readable part."""
+    try:
+        with h5py.File(part) as file:
+            return bool(file.attrs["success"])
+    except (OSError, KeyError):
+        return None

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from prism_policy.config.settings import DemoConfig, RunConfig
+from prism_policy.config.settings import DemoConfig, RunConfig, TaskConfig, single_tasks
 from prism_policy.data.frames import open_frames
 from prism_policy.data.recorded_env import RecordedEnv, read_env_args, recorded_env
 from prism_policy.data.robomimic import bad_demos, cameras_of, demo_names, open_demos, read_masks
 from prism_policy.data.windows import Windows
-from prism_policy.demos.cache import default_cache_dir
-from prism_policy.demos.collect import Progress, collect, render_demos
+from prism_policy.demos.cache import Progress, default_cache_dir
+from prism_policy.demos.collect import collect
+from prism_policy.demos.render import render_demos
 from prism_policy.errors import PrismError
 from prism_policy.policies.instructions import task_vectors
-from prism_policy.tasks.libero import LiberoTask, SimTask, single_tasks
+from prism_policy.tasks import SPECS
 from prism_policy.utils.progress import Bar, Stage, untimed
 
 
@@ -27,57 +28,59 @@ def fit_to_dataset(config: RunConfig) -> RunConfig:
             folder lacks a task's file.
     """
     path = Path(config.dataset)
-    tasks = [task for task in single_tasks(config.task) if isinstance(task, LiberoTask)]
-    if tasks:
-        for task, file in zip(tasks, libero_files(path, tasks).values(), strict=True):
-            _fit_to_file(config, file, task)
+    tasks = single_tasks(config.task)
+    if tasks[0].spec.suite:
+        for name, file in libero_files(path, tasks).items():
+            _check_file(config, file, name)
         return config
     if path.is_dir():
         raise PrismError(f"{path}: expected a file of demonstrations of {config.task.name}, got a folder")
-    return replace(config, task=replace(config.task, reference_frame=_fit_to_file(config, path, None).reference_frame))
+    recorded = _check_file(config, path, config.task.name)
+    return replace(config, task=replace(config.task, reference_frame=recorded.reference_frame))
 
 
-def libero_files(path: Path, tasks: Sequence[LiberoTask]) -> dict[str, Path]:
+def libero_files(path: Path, tasks: Sequence[TaskConfig]) -> dict[str, Path]:
     """The file of each task, by the task's name: those in a folder, or `path` itself where there is one task.
 
     Raises:
         PrismError: there is none, or there are two.
     """
     files = sorted(path.glob("*.hdf5")) if path.is_dir() else [path]
-    found: dict[str, list[Path]] = {}
+    by_task: dict[str, list[Path]] = {}
     for candidate in files:
         with open_demos(candidate) as file:
-            task = recorded_env(read_env_args(file)).libero
-        if task is None:
+            name = recorded_env(read_env_args(file)).task
+        if name is None or not SPECS[name].suite:
             raise PrismError(
                 f"{candidate}: expected demonstrations of a LIBERO task, got others; LIBERO's own files need "
                 "`prism import` first"
             )
-        found.setdefault(task.name, []).append(candidate)
+        by_task.setdefault(name, []).append(candidate)
     for task in tasks:
-        there = found.get(task.name, [])
-        if len(there) != 1:
+        files = by_task.get(task.name, [])
+        if len(files) != 1:
             raise PrismError(
-                f"{path}: expected one file of {task.name} ({task.instruction!r}), got "
-                f"{', '.join(map(str, there)) or 'none'}; there are {', '.join(found) or 'no HDF5 files'}"
+                f"{path}: expected one file of {task.name} ({task.spec.instruction!r}), got "
+                f"{', '.join(map(str, files)) or 'none'}; there are {', '.join(by_task) or 'no HDF5 files'}"
             )
-    return {task.name: found[task.name][0] for task in tasks}
+    return {task.name: by_task[task.name][0] for task in tasks}
 
 
-def _fit_to_file(config: RunConfig, path: Path, task: LiberoTask | None) -> RecordedEnv:
+def _check_file(config: RunConfig, path: Path, task: str) -> RecordedEnv:
+    """What recorded a file whose images and actions are those of the run."""
     with open_demos(path) as file:
         recorded = recorded_env(read_env_args(file))
-        names = demo_names(file)[:1]  # what all have wrong; the others are looked at when they are unpacked
+        names = demo_names(file)[:1]  # what all have wrong; the others are checked when they are unpacked
         first = file["data"][names[0]]
         flaws = bad_demos(file, names, action_mode=config.task.action_mode)
         held = {camera: first[f"obs/{camera}_image"].shape[1:3] for camera in cameras_of(first)}
-    if task is None and recorded.task is not None and recorded.task != config.task.name:
-        raise PrismError(f"{path} holds demonstrations of task '{recorded.task}'; expected '{config.task.name}'")
+    if recorded.task not in (None, task):
+        raise PrismError(f"{path} holds demonstrations of task '{recorded.task}'; expected '{task}'")
     size = config.task.render.resolution
     for camera in config.task.cameras:
         if camera not in held:
-            found = ", ".join(held) or "no images (run `prism render` on it first)"
-            raise PrismError(f"{path} lacks camera '{camera}'; it has {found}")
+            others = ", ".join(held) or "no images (run `prism render` on it first)"
+            raise PrismError(f"{path} lacks camera '{camera}'; it has {others}")
         if held[camera] != (size, size):
             raise PrismError(
                 f"{path}: expected images of {size}x{size} px from camera '{camera}', got {held[camera]}; draw others "
@@ -95,22 +98,22 @@ def training_windows(config: RunConfig, stage: Stage = untimed) -> tuple[Windows
     "render".
 
     Raises:
-        PrismError: as `collect`, `render_demos` and `open_frames`.
+        PrismError: no demonstration in the mask `train`; what making or reading demonstrations raises.
     """
     tasks = single_tasks(config.task)
-    several = isinstance(tasks[0], LiberoTask)
+    suite = tasks[0].spec.suite
     if not config.dataset:
         files = scripted_demos(tasks, config.demos, stage)
-    elif several:
-        files = libero_files(Path(config.dataset), [task for task in tasks if isinstance(task, LiberoTask)])
+    elif suite:
+        files = libero_files(Path(config.dataset), tasks)
     else:
         files = {tasks[0].name: Path(config.dataset)}
-    source = files if several else files[tasks[0].name]
+    source = files if suite else files[tasks[0].name]
     frames = open_frames(source, config.task.cameras, default_cache_dir(), config.task.action_mode)
     parts: tuple[list[str], list[str]] = ([], [])  # to learn from, and held out
     for name, path in files.items():
         with open_demos(path) as file:
-            masks, before = read_masks(file), f"{name}/" if several else ""
+            masks, before = read_masks(file), f"{name}/" if suite else ""
             split = [masks.get("train"), masks.get("valid")]
             for part, demos in zip(parts, [demo_names(file), []] if None in split else split, strict=True):
                 part += [before + demo for demo in demos or ()]
@@ -130,12 +133,8 @@ def training_windows(config: RunConfig, stage: Stage = untimed) -> tuple[Windows
     return train, valid
 
 
-def scripted_demos(tasks: Sequence[SimTask], demos: DemoConfig, stage: Stage = untimed) -> dict[str, Path]:
-    """The scripted expert's demonstrations of each task with images, by the task's name; made where they are missing.
-
-    Raises:
-        PrismError: as `collect` and `render_demos`.
-    """
+def scripted_demos(tasks: Sequence[TaskConfig], demos: DemoConfig, stage: Stage = untimed) -> dict[str, Path]:
+    """The scripted expert's demonstrations with images, by the task's name; made where they are missing."""
     files, total = {}, len(tasks) * demos.num_demos
     with stage("demos"), Bar("Demonstrations", total) as bar:
         states = [

@@ -9,11 +9,10 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from prism_policy.config.settings import TaskName
 from prism_policy.data.recorded_env import read_env_args, recorded_env
 from prism_policy.data.robomimic import demo_names, open_demos
 from prism_policy.demos.cache import default_cache_dir, sha256
-from prism_policy.demos.collect import render_demos
+from prism_policy.demos.render import render_demos
 from prism_policy.errors import PrismError
 from prism_policy.utils.files import disk_errors
 from prism_policy.utils.progress import Bar, console
@@ -21,10 +20,9 @@ from prism_policy.utils.progress import Bar, console
 DownloadKind = Literal["low_dim", "demo", "image"]
 
 REPOSITORY = "robomimic/robomimic_datasets"
-_ALL: tuple[TaskName, ...] = ("lift", "can", "square", "tool_hang")
-DATASETS: dict[str, tuple[TaskName, str]] = {
-    **{f"robomimic/{task}/ph": (task, "ph") for task in _ALL},
-    **{f"robomimic/{task}/mh": (task, "mh") for task in _ALL[:3]},
+DATASETS = {
+    **{f"robomimic/{task}/ph": (task, "ph") for task in ("lift", "can", "square", "tool_hang")},
+    **{f"robomimic/{task}/mh": (task, "mh") for task in ("lift", "can", "square")},
 }
 """Name of a data set -> task and who demonstrated: one proficient human, or several."""
 
@@ -88,11 +86,11 @@ def _fetch(path: str, folder: Path) -> Path:
                     have = file.seek(0, os.SEEK_END)
                     source = f"{hub.endpoint}/datasets/{REPOSITORY}/resolve/main/{path}"
                     http_get(source, file, resume_size=have, expected_size=about.size)
-                if (found := sha256(part)) != about.lfs.sha256:
+                if (digest := sha256(part)) != about.lfs.sha256:
                     part.unlink()
                     raise PrismError(
-                        f"{path} came with SHA-256 {found[:12]}..., expected the hub's {about.lfs.sha256[:12]}...; run "
-                        "the same command again"
+                        f"{path} came with SHA-256 {digest[:12]}..., expected the hub's {about.lfs.sha256[:12]}...; "
+                        "run the same command again"
                     )
                 part.replace(target)
     except PrismError:
@@ -104,9 +102,9 @@ def _fetch(path: str, folder: Path) -> Path:
         raise PrismError(
             f"the Hugging Face hub did not give {path} ({why}); run the same command again to go on, or {by_hand}"
         ) from error
-    if (found := sha256(target)) != about.lfs.sha256:
+    if (digest := sha256(target)) != about.lfs.sha256:
         raise PrismError(
-            f"{target}: expected the hub's SHA-256 {about.lfs.sha256[:12]}..., got {found[:12]}...; delete it and run "
+            f"{target}: expected the hub's SHA-256 {about.lfs.sha256[:12]}..., got {digest[:12]}...; delete it and run "
             "the same command again"
         )
     open_demos(target).close()

@@ -20,7 +20,7 @@ from prism_policy.errors import PrismError
 from prism_policy.utils.progress import Bar, console
 
 REPLAYS = 3
-"""Demonstrations that are replayed unless told otherwise."""
+"""Demonstrations that are replayed by default."""
 MOST_BAD = 10
 """Bad demonstrations that are printed."""
 
@@ -129,9 +129,6 @@ def print_demos(path: Path, replay: int | None = None, out: Path | None = None, 
         replay: how many demos; none is `REPLAYS` where states, task and controller allow it and the simulator is there.
         out: of the contact sheet; by default the file's name with -contact.png, in the current folder.
         as_json: print JSON and nothing else.
-
-    Raises:
-        PrismError: as `demo_facts`; a replay that was asked for and cannot be.
     """
     if replay is not None and replay < 0:
         raise PrismError(f"replay: expected 0 or more demonstrations, got {replay}")
@@ -227,8 +224,8 @@ def _print_facts(path: Path, facts: DemoFacts) -> None:
     images = ", ".join(f"{camera} {width}x{height}" for camera, (height, width) in facts.images.items())
     table.add_row("images", images or "none")
     if facts.images:
-        told = ", ".join(f"{key} {value}" for key, value in (facts.render or {}).items())
-        table.add_row("rendering", told or "settings not recorded")
+        settings = ", ".join(f"{key} {value}" for key, value in (facts.render or {}).items())
+        table.add_row("rendering", settings or "settings not recorded")
     table.add_row("low-dim", ", ".join(f"{key} ({width})" for key, width in facts.low_dim.items()) or "none")
     table.add_row("next_obs", "yes" if facts.next_obs else "no")
     table.add_row("states", f"{facts.states} numbers" if facts.states else "none")

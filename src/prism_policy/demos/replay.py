@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from prism_policy.config.settings import TaskConfig
 from prism_policy.data.robomimic import cameras_of, open_demos
-from prism_policy.envs.pool import WorkerPool, environment
-from prism_policy.tasks.libero import SimTask
+from prism_policy.envs.make import kept_env
+from prism_policy.envs.workers import WorkerPool
 from prism_policy.utils.files import atomic
 from prism_policy.utils.video import FAILURE_COLOUR, SUCCESS_COLOUR
 
@@ -37,7 +38,7 @@ class Replay:
 
 
 def replay_demos(
-    path: Path, names: Sequence[str], task: SimTask, progress: Callable[[int, int], None] | None = None
+    path: Path, names: Sequence[str], task: TaskConfig, progress: Callable[[int, int], None] | None = None
 ) -> list[Replay]:
     """Replay demonstrations of a file, each in a simulator process.
 
@@ -46,9 +47,6 @@ def replay_demos(
         names: which demos.
         task: as they were recorded, from `RecordedEnv.task_config`; its cameras draw the frames.
         progress: called with (done, total).
-
-    Raises:
-        PrismError: no simulator, no OpenGL, or states of another size.
     """
     with WorkerPool(None) as pool:
         futures = [pool.submit(_replay, task, path, name) for name in names]
@@ -58,8 +56,8 @@ def replay_demos(
         return [future.result() for future in futures]
 
 
-def _replay(task: SimTask, path: Path, name: str) -> Replay:
-    env = environment(task, render_images=False)
+def _replay(task: TaskConfig, path: Path, name: str) -> Replay:
+    env = kept_env(task, render_images=False)
     with open_demos(path) as file:
         demo = file["data"][name]
         actions, model = demo["actions"][:], str(demo.attrs.get("model_file", ""))

@@ -1,4 +1,4 @@
-"""Random streams of an episode: (split, seed, episode) alone decides, whatever runs beside it or came before."""
+"""Random generators of an episode: (split, seed, episode) alone decides, whatever runs beside it or came before."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 from prism_policy.errors import PrismError
 
 Split = Literal["collect", "validate", "evaluate"]
-"""Disjoint streams of episodes: demonstrations, choosing settings, the reported result."""
+"""Disjoint families of episodes: demonstrations, choosing settings, the reported result."""
 
 
-def episode_rng(split: str, seed: int, episode: int, stream: int = 0) -> np.random.Generator:
+def episode_rng(split: str, seed: int, episode: int, rng_stream: int = 0) -> np.random.Generator:
     """The random generator of one episode.
 
     Args:
         split: which family of episodes; the same seed gives unrelated episodes in each.
         seed: of the run, >= 0.
         episode: number of the episode, >= 0.
-        stream: independent generators of one episode (0 start state, 1 policy noise, 2 expert).
+        rng_stream: independent generators of one episode (0 start state, 1 policy noise, 2 expert, 3 still scene).
 
     Raises:
         PrismError: unknown split or a negative number.
@@ -28,5 +28,5 @@ def episode_rng(split: str, seed: int, episode: int, stream: int = 0) -> np.rand
         raise PrismError(f"unknown split {split!r}; there are {', '.join(get_args(Split))}")
     if seed < 0 or episode < 0:
         raise PrismError(f"expected seed and episode >= 0, got seed {seed}, episode {episode}")
-    key = (get_args(Split).index(split), episode, stream)
+    key = (get_args(Split).index(split), episode, rng_stream)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))

@@ -2,7 +2,7 @@
 
 An episode of the split "evaluate" begins at one of the task's 50 published initial states, any other at a placement of
 its own, drawn from the task's regions: what is evaluated is never trained on. Cabinets and stoves are not part of those
-states; they are placed anew, from the episode's random stream, before each.
+states; they are placed anew, from the episode's random generator, before each.
 """
 
 from __future__ import annotations
@@ -18,28 +18,19 @@ from typing import Any
 from unittest.mock import patch
 from xml.etree import ElementTree
 
-import gymnasium
 import numpy as np
 
 from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.libero_install import INSTALL, prepare_libero
-from prism_policy.envs.rendering import Renderer, camera_id
-from prism_policy.envs.robosuite import PROPRIO, Observation, RobosuiteEnv
+from prism_policy.envs.rendering import Renderer
+from prism_policy.envs.robosuite import ENV_KWARGS, RobosuiteEnv
+from prism_policy.envs.simulators import mujoco, robosuite
 from prism_policy.errors import PrismError
-from prism_policy.tasks.libero import LiberoTask
+from prism_policy.tasks.spec import LIBERO
+from prism_policy.utils.observations import Observation
 
-ROOT = prepare_libero()
-with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):  # gym's advertisements
-    import mujoco
-    import robosuite
-    from libero.libero.envs import TASK_MAPPING
-    from libero.libero.envs.bddl_utils import get_problem_info
-    from robosuite.models.bases import BASE_MAPPING, NullMount
-    from robosuite.utils.errors import RandomizationError
-
-# rpent-libero 0.2.0 gives the robot of the living room no mount, as robosuite 1.4 spelled it; 1.5 does not know None.
-BASE_MAPPING.setdefault(None, NullMount)
-
+SETTLE_STEPS = 10
+"""Steps of doing nothing before an episode begins: LIBERO lets objects fall from a small height."""
 IDLE = np.array([0.0, 0, 0, 0, 0, 0, -1])
 """The action that lets objects settle: stay, fingers open."""
 ARM_NOISE = 0.02
@@ -56,7 +47,7 @@ class LiberoEnv(RobosuiteEnv):
     A state ends with where cabinet and stove stand, 7 numbers each: LIBERO's own leave that to the model's XML.
 
     ```
-    env = LiberoEnv(libero_task("libero_spatial", 3))
+    env = LiberoEnv(TaskConfig("libero_spatial_3", max_steps=280))
     observation, info = env.reset(seed=0, options={"split": "evaluate", "episode": 7})  # initial state 7
     ```
 
@@ -64,69 +55,68 @@ class LiberoEnv(RobosuiteEnv):
         PrismError: LIBERO is not installed or incomplete, an unknown camera, or no OpenGL.
     """
 
-    # Not by the parent's constructor, which makes a task of robosuite; what it leaves behind is the same.
-    def __init__(self, task: LiberoTask, render_images: bool = True) -> None:
-        self.task: LiberoTask = task  # type: ignore[assignment]
-        self.render_images = render_images
-        controller = robosuite.load_composite_controller_config(controller="BASIC", robot="Panda")
-        self.env_kwargs = {
+    simulator = LIBERO
+
+    def _make(self) -> tuple[Any, dict[str, Any]]:
+        root = prepare_libero()
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):  # advertisements
+            from libero.libero.envs import TASK_MAPPING
+            from libero.libero.envs.bddl_utils import get_problem_info
+            from robosuite.models.bases import BASE_MAPPING, NullMount
+
+        # rpent-libero 0.2.0 gives the living room's robot no mount, as robosuite 1.4 spelled it; 1.5 knows no None.
+        BASE_MAPPING.setdefault(None, NullMount)
+        settings = {
             "robots": ["Panda"],
-            "controller_configs": controller,
-            "control_freq": 20,
+            "controller_configs": robosuite.load_composite_controller_config(controller="BASIC", robot="Panda"),
             "initialization_noise": None,
-            "has_renderer": False,
-            "has_offscreen_renderer": False,
-            "use_camera_obs": False,
-            "use_object_obs": True,  # LIBERO fails without; the sensors are taken out below
-            "ignore_done": True,
-            "hard_reset": False,
-            "renderer": "mujoco",
-        }
-        bddl = ROOT / "bddl_files" / task.suite / f"{task.title}.bddl"
+            "use_object_obs": True,  # LIBERO fails without; the sensors are taken out afterwards
+        } | ENV_KWARGS
+        spec = self.task.spec
+        bddl = str(root / "bddl_files" / spec.suite / f"{spec.env_name}.bddl")
         try:
-            problem = get_problem_info(str(bddl))["problem_name"]
+            problem = get_problem_info(bddl)["problem_name"]
             with _seeded(0):
-                self.sim_env = TASK_MAPPING[problem](str(bddl), **self.env_kwargs)
+                sim_env = TASK_MAPPING[problem](bddl, **settings)
         except FileNotFoundError as error:
             raise PrismError(
                 f"LIBERO's assets are incomplete ({error.filename} is missing); {INSTALL} again"
             ) from error
+        self.init_states = read_init_states(root / "init_files" / spec.suite / f"{spec.env_name}.pruned_init")
         # As every reset does: else a scene that has met none yet, as in the drawing of demonstrations, shows the grip's
         # marks, and a policy would learn from other images than it meets.
-        self.sim_env.visualize(vis_settings=dict.fromkeys(self.sim_env._visualizations, False))
-        self.sim_env._observables.clear()  # they would be recomputed at each 2 ms substep; observations need no more
+        sim_env.visualize(vis_settings=dict.fromkeys(sim_env._visualizations, False))
+        return sim_env, settings
+
+    def _prepare(self) -> None:
         self.fixtures = [thing.root_body for thing in self.sim_env.fixtures]
         self._fixture_ids = [self.model.body(name).id for name in self.fixtures]
         # Where the model's own file has them. LIBERO's placements take for granted that they still stand there.
         self._home = fixture_poses(self.sim_env.model.get_xml(), self.fixtures)
-        self._xml: str = self.sim_env.sim.model.get_xml()  # later, MuJoCo would give that of the last model it compiled
         self._lamps = _lamps(self.sim_env)
-        self.init_states = read_init_states(ROOT / "init_files" / task.suite / f"{task.title}.pruned_init")
-        self._data = mujoco.MjData(self.model)
-        for camera in task.cameras:
-            camera_id(self.model, camera)
-        hand = self.sim_env.robots[0]
-        self.eef_site = hand.eef_site_id["right"]
-        self._eef_body = self.sim_env.sim.model.body_name2id(hand.robot_model.eef_name["right"])
-        self.fingers = np.array(hand._ref_gripper_joint_pos_indexes["right"])
-        self._gripper = hand.gripper["right"]
-        self._arm = np.array(hand._ref_joint_pos_indexes)
-        self._limit = np.ones(7)
-        self.whole_states(self.init_states, "", task.title)
-        self.states = [self.state]
-
-        size = task.render.resolution
-        image = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (7,), np.float32)
-        self.observation_space = gymnasium.spaces.Dict(
-            {
-                "images": gymnasium.spaces.Dict(dict.fromkeys(task.cameras, image)),
-                "proprio": gymnasium.spaces.Box(-np.inf, np.inf, (sum(PROPRIO.values()),), np.float32),
-            }
-        )
+        self._gripper = self.sim_env.robots[0].gripper["right"]
+        self._arm = np.array(self.sim_env.robots[0]._ref_joint_pos_indexes)
+        self.whole_states(self.init_states, "", self.task.spec.env_name)  # refuses other sizes
 
     @property
-    def model_xml(self) -> str:  # type: ignore[override]
+    def lift_bodies(self) -> Sequence[str]:
+        """Bodies that the goals name first: what is to be moved. A place on the table is no body."""
+        return self._goal_bodies(1)
+
+    @property
+    def mask_bodies(self) -> Sequence[str]:
+        """Bodies that the goals name: what is to be moved, and where to."""
+        return self._goal_bodies(2)
+
+    def _goal_bodies(self, last: int) -> list[str]:
+        sim = self.sim_env
+        names = [name for goal in sim.parsed_problem["goal_state"] for name in goal[1 : 1 + last]]
+        known = {**sim.objects_dict, **(sim.fixtures_dict if last > 1 else {})}
+        things = (thing for name in names for thing in known if name == thing or name.startswith(f"{thing}_"))
+        return [known[thing].root_body for thing in dict.fromkeys(things)]
+
+    @property
+    def model_xml(self) -> str:
         """The model, with cabinet and stove where they stand in this episode."""
         root = ElementTree.fromstring(self._xml)
         bodies = {body.get("name"): body for body in root.iter("body")}
@@ -154,18 +144,15 @@ class LiberoEnv(RobosuiteEnv):
         poses = fixtures.reshape(-1, 7)
         model.body_pos[self._fixture_ids], model.body_quat[self._fixture_ids] = poses[:, :3], poses[:, 3:]
 
-    def whole_states(self, states: np.ndarray, model_file: str, where: str) -> np.ndarray:
-        """Recorded states (T, ...) with the fixtures where the recording's XML has them, unless they are in there.
-
-        Raises:
-            PrismError: another size, or not finite.
-        """
+    def whole_states(self, states: np.ndarray, model_file: str, source: str) -> np.ndarray:
+        """Recorded states (T, ...) with the fixtures where the recording's XML has them, unless they are in there."""
+        spec = self.task.spec
         plain, fixtures = 1 + self.model.nq + self.model.nv, 7 * len(self.fixtures)
         sizes = (plain, plain + fixtures)
         if states.ndim != 2 or states.shape[1] not in sizes or not np.isfinite(states).all():
             raise PrismError(
-                f"{where}: expected finite states of {plain} numbers, those of task {self.task.number} of "
-                f"{self.task.suite} ({self.task.instruction!r}), got shape {states.shape}; is it of another task?"
+                f"{source}: expected finite states of {plain} numbers, those of task {spec.number} of "
+                f"{spec.suite} ({spec.instruction!r}), got shape {states.shape}; is it of another task?"
             )
         if states.shape[1] == plain + fixtures:
             return states
@@ -179,7 +166,7 @@ class LiberoEnv(RobosuiteEnv):
 
         Args:
             seed: seed of the run; None is 0.
-            options: `split` ("evaluate" unless told), `episode` (0): initial state `episode` modulo their number, or a
+            options: `split` ("evaluate" by default), `episode` (0): initial state `episode` modulo their number, or a
                 placement of its own. Or `state` (S,): start from this recorded state, as the replay of a demonstration
                 does.
         """
@@ -213,7 +200,7 @@ class LiberoEnv(RobosuiteEnv):
 
     def metadata_json(self) -> str:
         """What makes this environment, as JSON: `env_args` of robomimic and LIBERO."""
-        kwargs = {**self.env_kwargs, "bddl_file_name": f"{self.task.suite}/{self.task.title}.bddl"}
+        kwargs = {**self.env_kwargs, "bddl_file_name": f"{self.task.spec.suite}/{self.task.spec.env_name}.bddl"}
         settings = {
             "env_name": type(self.sim_env).__name__,
             "env_version": robosuite.__version__,
@@ -227,6 +214,8 @@ class LiberoEnv(RobosuiteEnv):
     def _place(self, rng: np.random.Generator) -> None:
         """Draw a placement of everything."""
         self._arrange(self.model, self._home)
+        from robosuite.utils.errors import RandomizationError
+
         with _seeded(int(rng.integers(2**32))), patch("pdb.set_trace"):  # where LIBERO finds no room, it debugs
             for _ in range(20):
                 with contextlib.suppress(RandomizationError):
@@ -240,7 +229,7 @@ class LiberoEnv(RobosuiteEnv):
         """Let objects fall; returns how far one has moved along the table [m]."""
         bodies = [self.model.body(thing.root_body).id for thing in self.sim_env.objects]
         before = self.sim_env.sim.data._data.xpos[bodies, :2]
-        for _ in range(self.task.settle_steps):
+        for _ in range(SETTLE_STEPS):
             self.sim_env.step(IDLE)
         self.set_state(self.state)  # a replay from the first state starts without the solver's memory, too
         moved = self.sim_env.sim.data._data.xpos[bodies, :2] - before
@@ -279,15 +268,11 @@ def _lamps(sim_env: Any) -> list[tuple[int, int, float]]:
 
 
 def fixture_poses(xml: str, names: Sequence[str]) -> np.ndarray:
-    """Where bodies stand in a model's XML, such as a demonstration's `model_file`: (n, 7), quaternions w x y z.
-
-    Raises:
-        PrismError: one of them is not in it.
-    """
-    found = {body.get("name"): body for body in ElementTree.fromstring(xml).iter("body")}
-    if absent := [name for name in names if name not in found]:
+    """Where bodies stand in a model's XML, such as a demonstration's `model_file`: (n, 7), quaternions w x y z."""
+    bodies = {body.get("name"): body for body in ElementTree.fromstring(xml).iter("body")}
+    if absent := [name for name in names if name not in bodies]:
         raise PrismError(f"expected a model with {', '.join(names)}, this one lacks {', '.join(absent)}")
-    values = {name: (found[name].get("pos", "0 0 0"), found[name].get("quat", "1 0 0 0")) for name in names}
+    values = {name: (bodies[name].get("pos", "0 0 0"), bodies[name].get("quat", "1 0 0 0")) for name in names}
     return np.array([" ".join(values[name]).split() for name in names], np.float64).reshape(-1, 7)
 
 
@@ -306,11 +291,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def read_init_states(path: Path) -> np.ndarray:
-    """Published initial states of a task, float64 (50, S): what `torch.load` returns, without torch.
-
-    Raises:
-        PrismError: missing, or no array.
-    """
+    """Published initial states of a task, float64 (50, S): what `torch.load` returns, without torch."""
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(entry for entry in archive.namelist() if entry.endswith("data.pkl"))

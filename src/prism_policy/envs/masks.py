@@ -5,43 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import mujoco
 import numpy as np
-
-from prism_policy.envs.stages import goal_bodies
-from prism_policy.tasks.libero import LiberoTask
 
 REST, GRIPPER, OBJECT = 0, 1, 2
 """Labels of a mask's pixels."""
-
-OBJECTS = {
-    "lift": ("cube_main",),
-    "can": ("Can_main",),
-    "square": ("SquareNut_main", "peg1"),
-    "tool_hang": ("stand_root", "frame_root", "tool_root"),
-}
-"""MuJoCo's names of the bodies that a task is about: what is moved, and what it has to fit on or into."""
 GRIPPER_BODY = "gripper0_right_right_gripper"
 
 
 def task_mask(env: Any, camera: str, state: np.ndarray) -> np.ndarray:
-    """Labels of a camera's image of `state` (S,): uint8 (H, W), pixel by pixel that of `env.observe`.
-
-    Raises:
-        PrismError: unknown camera.
-    """
-    bodies = goal_bodies(env) if isinstance(env.task, LiberoTask) else OBJECTS[env.task.name]
+    """Labels of a camera's image of `state` (S,): uint8 (H, W), pixel by pixel that of `env.observe`."""
     geoms = env.segment(camera, state)  # (H, W)
     labels = np.full(env.model.ngeom + 1, REST, np.uint8)  # the last one stands for no geom, -1
     labels[:-1][_belongs(env.model, [GRIPPER_BODY])] = GRIPPER
-    labels[:-1][_belongs(env.model, bodies)] = OBJECT
+    labels[:-1][_belongs(env.model, env.mask_bodies)] = OBJECT
     return labels[geoms]
 
 
 def _belongs(model: Any, roots: Sequence[str]) -> np.ndarray:
     """Which geoms belong to these bodies or to what hangs on them: bool (ngeom,)."""
     inside = np.zeros(model.nbody, bool)
-    inside[[mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, root) for root in roots]] = True
+    inside[[model.body(root).id for root in roots]] = True
     for body in range(1, model.nbody):  # parents come before their children
         inside[body] |= inside[model.body_parentid[body]]
     return np.asarray(inside[model.geom_bodyid])

@@ -11,11 +11,10 @@ import atexit
 import copy
 import itertools
 
-import mujoco
 import numpy as np
 
 from prism_policy.config.settings import RenderConfig
-from prism_policy.envs.opengl import opengl_context
+from prism_policy.envs.simulators import mujoco, opengl_context
 from prism_policy.errors import PrismError
 
 HIDDEN_GROUP = 5
@@ -75,9 +74,6 @@ class Renderer:
 
         Returns:
             uint8 (H, W, 3), row 0 at the top.
-
-        Raises:
-            PrismError: unknown camera.
         """
         return self._render(camera, resolution or self.settings.resolution)
 
@@ -153,11 +149,7 @@ def camera_names(model: mujoco.MjModel) -> list[str]:
 
 
 def camera_id(model: mujoco.MjModel, camera: str) -> int:
-    """Index of a camera.
-
-    Raises:
-        PrismError: there is none of this name.
-    """
+    """Index of a camera."""
     index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
     if index < 0:
         raise PrismError(f"unknown camera {camera!r}; this task has {', '.join(map(repr, camera_names(model)))}")

@@ -7,44 +7,33 @@ reference frame or absolute ones in the world's.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from prism_policy.config.settings import TASKS, TaskConfig
+from prism_policy.config.settings import TaskConfig
 from prism_policy.envs.episode import episode_rng
-from prism_policy.envs.opengl import choose_opengl, opengl_trouble
+from prism_policy.envs.rendering import Renderer, camera_id, camera_names
+from prism_policy.envs.simulators import mujoco, prepare_robosuite, robosuite
 from prism_policy.errors import PrismError
+from prism_policy.tasks import SPECS, task_names
+from prism_policy.tasks.spec import ROBOSUITE, Simulator
+from prism_policy.utils.observations import PROPRIO, Observation
 
-choose_opengl()
-_logging_level = logging.root.manager.disable
-logging.disable(logging.WARNING)  # robosuite warns about optional packages on import
-try:
-    import mujoco
-    import robosuite
-
-    from prism_policy.envs.rendering import Renderer, camera_id, camera_names
-except ModuleNotFoundError as error:
-    raise PrismError(
-        f"the simulator is not installed ({error.name} is missing); run `pip install prism-policy[sim]`"
-    ) from error
-except PrismError:
-    raise
-except Exception as error:  # PyOpenGL raises what it likes when MUJOCO_GL names a back end that is not there
-    raise PrismError(f"{opengl_trouble()} ({error})") from error
-finally:
-    logging.disable(_logging_level)
-logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-
-PROPRIO = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
-"""What makes up `proprio`, in this order, by robomimic's names; the quaternion is (x, y, z, w)."""
-
-Observation = dict[str, Any]
+ENV_KWARGS = {
+    "control_freq": 20,
+    "has_renderer": False,
+    "has_offscreen_renderer": False,
+    "use_camera_obs": False,
+    "ignore_done": True,
+    "hard_reset": False,
+    "renderer": "mujoco",
+}
+"""How all simulators of robosuite's kind are made: nothing drawn, no end of their own."""
 
 
 class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
@@ -63,6 +52,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         PrismError: unknown task or camera, or no OpenGL.
     """
 
+    simulator: ClassVar[Simulator] = ROBOSUITE
     fixtures: Sequence[str] = ()
     """Bodies whose poses a state ends with, 7 numbers each."""
     _renderer: Renderer | None = None
@@ -70,28 +60,17 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (declared so by gymnasium)
 
     def __init__(self, task: TaskConfig, render_images: bool = True) -> None:
-        if task.name not in TASKS:
-            raise PrismError(f"unknown task {task.name!r}; there are {', '.join(TASKS)}")
+        if task.name not in SPECS or task.spec.simulator != self.simulator:
+            names = ", ".join(name for name in task_names() if SPECS[name].simulator == self.simulator)
+            raise PrismError(f"unknown task {task.name!r}; there are {names}")
+        prepare_robosuite()
         self.task = task
         self.render_images = render_images
-        self.env_kwargs = {
-            "robots": "Panda",
-            "controller_configs": _controller(task),
-            "control_freq": 20,
-            "has_renderer": False,
-            "has_offscreen_renderer": False,
-            "use_camera_obs": False,
-            "use_object_obs": False,
-            "ignore_done": True,
-            "hard_reset": False,
-            "renderer": "mujoco",
-        }
-        # The seed decides what is drawn once at construction, such as the size of Lift's cube: the same for everybody.
-        self.sim_env = robosuite.make(TASKS[task.name], seed=0, **self.env_kwargs)
-        self.sim_env.reset()
+        self.sim_env, self.env_kwargs = self._make()
         # Observations come from the state (see `observe`); robosuite's own would be recomputed at each 2 ms substep.
         self.sim_env._observables.clear()
-        self.model_xml: str = self.sim_env.sim.model.get_xml()
+        self._xml: str = self.sim_env.sim.model.get_xml()  # later, MuJoCo would give that of the last model it compiled
+        self._prepare()
         for camera in task.cameras:
             camera_id(self.model, camera)
         self._data = mujoco.MjData(self.model)
@@ -114,10 +93,40 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
             }
         )
 
+    def _make(self) -> tuple[Any, dict[str, Any]]:
+        """The simulator's own environment, and what it was made with."""
+        settings = {
+            "robots": "Panda",
+            "controller_configs": _controller(self.task),
+            "use_object_obs": False,
+        } | ENV_KWARGS
+        # The seed decides what is drawn once at construction, such as the size of Lift's cube: the same for everybody.
+        sim_env = robosuite.make(self.task.spec.env_name, seed=0, **settings)
+        sim_env.reset()
+        return sim_env, settings
+
+    def _prepare(self) -> None:
+        """Anything else that the first state needs."""
+
+    @property
+    def model_xml(self) -> str:
+        """The model of this episode."""
+        return self._xml
+
     @property
     def model(self) -> mujoco.MjModel:
         """MuJoCo's model."""
         return self.sim_env.sim.model._model
+
+    @property
+    def lift_bodies(self) -> Sequence[str]:
+        """Bodies to lift."""
+        return self.task.spec.lift_bodies
+
+    @property
+    def mask_bodies(self) -> Sequence[str]:
+        """Bodies that the task is about: what is moved, and what it has to fit on or into."""
+        return self.task.spec.mask_bodies
 
     @property
     def cameras(self) -> list[str]:
@@ -134,13 +143,13 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         """The simulator's state as robomimic stores it: (time, qpos, qvel), float64 (S,)."""
         return np.asarray(self.sim_env.sim.get_state().flatten())
 
-    def whole_states(self, states: np.ndarray, model_file: str, where: str) -> np.ndarray:
+    def whole_states(self, states: np.ndarray, model_file: str, source: str) -> np.ndarray:
         """Recorded states (T, S), completed by what this environment's hold beyond them, which is nothing.
 
         Args:
             states: as a file holds them.
             model_file: XML of the recording's model, for environments that need it.
-            where: names file and demonstration in errors.
+            source: file and demonstration, for errors.
 
         Raises:
             PrismError: another size, or not finite.
@@ -148,11 +157,11 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         expected = 1 + self.model.nq + self.model.nv
         if states.ndim != 2 or states.shape[1] != expected:
             raise PrismError(
-                f"{where}: expected states of {expected} numbers (time, joint positions and velocities of "
-                f"{TASKS[self.task.name]} in robosuite {robosuite.__version__}), got shape {states.shape}"
+                f"{source}: expected states of {expected} numbers (time, joint positions and velocities of "
+                f"{self.task.spec.env_name} in robosuite {robosuite.__version__}), got shape {states.shape}"
             )
         if not np.isfinite(states).all():
-            raise PrismError(f"{where}: expected finite states, got NaN or infinity; repair or remove this demo")
+            raise PrismError(f"{source}: expected finite states, got NaN or infinity; repair or remove this demo")
         return states
 
     def set_state(self, state: np.ndarray) -> None:
@@ -178,7 +187,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
 
         Args:
             seed: seed of the run; None is 0.
-            options: `split` ("evaluate" unless told), `episode` (0), or `state` (S,): start from this recorded state
+            options: `split` ("evaluate" by default), `episode` (0), or `state` (S,): start from this recorded state
                 instead, as the replay of a demonstration does.
         """
         options = options or {}
@@ -216,7 +225,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         return [self.observe(state) for state in self.states[1:][-min(n_obs, done) :] if done], success, done
 
     def advance(self, action: np.ndarray) -> bool:
-        """One control step without looking; returns success.
+        """One control step without an observation; returns success.
 
         Raises:
             PrismError: an action of another shape, or one that is not finite.
@@ -280,7 +289,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         """What makes this environment, as JSON: robomimic's `env_args`."""
         return json.dumps(
             {
-                "env_name": TASKS[self.task.name],
+                "env_name": self.task.spec.env_name,
                 "env_version": robosuite.__version__,
                 "type": 1,
                 "env_kwargs": self.env_kwargs,

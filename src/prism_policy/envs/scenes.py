@@ -2,52 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import mujoco
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from prism_policy.envs.episode import Split, episode_rng
 from prism_policy.envs.robosuite import RobosuiteEnv
+from prism_policy.envs.simulators import mujoco
 from prism_policy.errors import PrismError
+from prism_policy.tasks import task_spec
+from prism_policy.tasks.spec import Tracked
 
-SPREAD = {"lift": 0.08, "can": 0.0, "square": 0.08, "tool_hang": 0.04}
-"""Objects are moved by up to this from where the task puts them, along x and y [m]; the can's bin leaves no room."""
 HAND_ASIDE, HAND_ABOVE, HAND_TURN = 0.12, (0.03, 0.20), 0.6
 """How far the hand is from the middle of the objects along x and y, how high above [m], and how far turned [rad]."""
 OVERLAP = 0.002
 """Scenes where two things overlap by more than this are drawn again [m]."""
 
 
-@dataclass(frozen=True)
-class Tracked:
-    """Something whose pose is asked for."""
-
-    name: str
-    body: str
-    """MuJoCo's name."""
-    heading: int
-    """Axis of the body that lies flat and gives its angle: 0 is x, 1 y, 2 z."""
-    folds: int
-    """Number of turns about the vertical after which it looks the same; 0 is any turn, so that it has no angle."""
-
-
-OBJECTS = {
-    "lift": (Tracked("cube", "cube_main", 0, 4),),
-    "can": (Tracked("can", "Can_main", 0, 0),),
-    "square": (Tracked("nut", "SquareNut_main", 0, 1),),
-    # The tool's two rings differ by 5 mm in diameter, half a pixel at 84 px: half a turn is not to be seen.
-    "tool_hang": (Tracked("frame", "frame_root", 2, 1), Tracked("tool", "tool_root", 0, 2)),
-}
-"""What is tracked in each task, besides the hand."""
 HAND = Tracked("hand", "", 0, 1)
 """The grip site between the fingers; its x is the axis along which they close."""
 
 
 def tracked(task: str) -> tuple[Tracked, ...]:
     """Everything that is tracked in a task."""
-    return (*OBJECTS[task], HAND)
+    return (*task_spec(task).tracked, HAND)
 
 
 def scene(env: RobosuiteEnv, split: Split, seed: int, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -55,27 +32,25 @@ def scene(env: RobosuiteEnv, split: Split, seed: int, index: int) -> tuple[np.nd
 
     Args:
         env: the task.
-        split: stream of scenes; those of "collect" and "evaluate" are unrelated.
+        split: which family of scenes; those of "collect" and "evaluate" are unrelated.
         seed: of the scenes, >= 0.
         index: number of the scene, >= 0; with split and seed it decides everything.
 
     Returns:
         The simulator's state, float64 (S,), and for each tracked thing (x, y, z, angle), float64 (4,) [m, rad] in the
         world's frame.
-
-    Raises:
-        PrismError: no scene without overlap was found.
     """
-    rng = episode_rng(split, seed, index, stream=3)
+    rng = episode_rng(split, seed, index, rng_stream=3)
     env.reset(seed=seed, options={"split": split, "episode": index})
     start, model = env.state, env.model
-    bodies = [mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, thing.body) for thing in OBJECTS[env.task.name]]
+    spec = env.task.spec
+    bodies = [model.body(thing.body).id for thing in spec.tracked]
     middle = env.sim_env.sim.data._data.xpos[bodies].mean(axis=0)
     for _ in range(1000):
         state = start.copy()
         for body in bodies:
             at = 1 + int(model.jnt_qposadr[model.body_jntadr[body]])  # in the state, where time comes first
-            state[at : at + 2] += rng.uniform(-1, 1, 2) * SPREAD[env.task.name]
+            state[at : at + 2] += rng.uniform(-1, 1, 2) * spec.spread
             turn = Rotation.from_euler("z", rng.uniform(-np.pi, np.pi))
             before = Rotation.from_quat(state[at + 3 : at + 7], scalar_first=True)
             state[at + 3 : at + 7] = (turn * before).as_quat(scalar_first=True)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prism_policy.envs.stages import STAGES
+from prism_policy.config.settings import TaskConfig
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.statistics import mean_and_std, wilson_interval
-from prism_policy.tasks.libero import LiberoTask, SimTask
+from prism_policy.tasks import task_spec
 from prism_policy.utils.files import read_lines
 
 Records = Sequence[Mapping[str, Any]]
@@ -40,9 +40,9 @@ class EpisodeSet:
     """Of a suite, such as libero_spatial_3."""
 
     @classmethod
-    def of(cls, run: Path, checkpoint: str, split: str, seed: int, task: SimTask) -> EpisodeSet:
+    def of(cls, run: Path, checkpoint: str, split: str, seed: int, task: TaskConfig) -> EpisodeSet:
         """The set of a run's task; its name holds the task only where the task is one of a suite."""
-        return cls(run, checkpoint, split, seed, task.name if isinstance(task, LiberoTask) else "")
+        return cls(run, checkpoint, split, seed, task.name if task.spec.suite else "")
 
     @property
     def name(self) -> str:
@@ -157,6 +157,6 @@ def summarise_run(run: Path, split: str, checkpoint: str, kept: Sequence[str]) -
 
 def stages_of_failures(task: str, counts: Mapping[str, int]) -> list[tuple[str, int]]:
     """(furthest stage reached, number of failures), the stage nearest to success first."""
-    names = ["", *STAGES.get(task, ())]
+    names = ["", *task_spec(task).stages]
     order = sorted(counts, key=lambda name: names.index(name) if name in names else 0, reverse=True)
     return [(name or "nothing", counts[name]) for name in order]

@@ -13,15 +13,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from prism_policy.config.settings import EvalConfig, RunConfig
+from prism_policy.config.settings import EvalConfig, RunConfig, TaskConfig, single_tasks
 from prism_policy.data.actions import decode_absolute
 from prism_policy.envs.episode import episode_rng
-from prism_policy.envs.workers import Outcome, Request, Simulators
+from prism_policy.envs.workers import Outcome, Request, WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import states_path
 from prism_policy.policies import Policy
 from prism_policy.policies.instructions import told
-from prism_policy.tasks.libero import SimTask, single_tasks
 from prism_policy.utils.cores import available_cores
 from prism_policy.utils.files import atomic, disk_errors, read_lines, write_lines, write_text
 from prism_policy.utils.observations import Observation, stack_history
@@ -40,10 +39,10 @@ def evaluate(
     config: RunConfig,
     policy: Policy,
     eval_config: EvalConfig | None = None,
-    simulators: Simulators | None = None,
+    simulators: WorkerPool | None = None,
     on_episode: Callable[[list[dict[str, Any]]], None] | None = None,
     other_weights: Literal["refuse", "drop"] = "refuse",
-    task: SimTask | None = None,
+    task: TaskConfig | None = None,
 ) -> list[dict[str, Any]]:
     """Roll out episodes and keep their outcomes in `folder`; returns one record an episode, in order.
 
@@ -82,7 +81,7 @@ def evaluate(
     threads = torch.get_num_threads()
     try:
         with ExitStack() as stack:
-            simulators = simulators or stack.enter_context(Simulators(available_cores()))
+            simulators = simulators or stack.enter_context(WorkerPool(available_cores()))
             simulators.rollouts(
                 task,
                 [i for i in range(eval_config.n_episodes) if i not in done],
@@ -102,7 +101,7 @@ def evaluate(
 class _Actor:
     """A policy that answers the simulators, with noise of its own for each episode."""
 
-    def __init__(self, policy: Policy, task: SimTask, eval_config: EvalConfig) -> None:
+    def __init__(self, policy: Policy, task: TaskConfig, eval_config: EvalConfig) -> None:
         self.policy, self.eval_config = policy, eval_config
         self.absolute = task.action_mode == "absolute"
         if policy.action_dim != (10 if self.absolute else 7):
@@ -204,7 +203,7 @@ def episode_noise(split: str, seed: int, episode: int) -> torch.Generator:
 
 
 def _open_folder(
-    folder: Path, task: SimTask, policy: Policy, eval_config: EvalConfig, other_weights: str
+    folder: Path, task: TaskConfig, policy: Policy, eval_config: EvalConfig, other_weights: str
 ) -> list[dict[str, Any]]:
     """Make the folder of these episodes or accept it; returns the records of those that are done."""
     path, journal = folder / "settings.json", folder / "episodes.jsonl"
@@ -212,7 +211,7 @@ def _open_folder(
         "split": eval_config.split,
         "seed": eval_config.seed,
         "weights": policy.fingerprint(),
-        "task": {"name": task.name, **dataclasses.asdict(task)},
+        "task": dataclasses.asdict(task),
         "policy": dataclasses.asdict(policy.config),
     }
     settings = json.loads(json.dumps(settings))  # as they come back: lists for tuples

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from prism_policy.envs.pool import WorkerPool, environment
-from prism_policy.tasks.libero import SimTask
+from prism_policy.config.settings import TaskConfig
+from prism_policy.envs.make import kept_env
+from prism_policy.envs.workers import WorkerPool
 from prism_policy.utils.observations import Observation
 from prism_policy.utils.video import mark_outcome, read_video, tile, write_video
 
@@ -19,7 +20,7 @@ GRID_WIDTH = 1280  # [px]
 
 
 def render_videos(
-    task: SimTask,
+    task: TaskConfig,
     episodes: Sequence[dict[str, Any]],
     states: Callable[[int], Path],
     folder: Path,
@@ -54,8 +55,8 @@ def grid_video(folder: Path, episodes: Sequence[dict[str, Any]]) -> None:
     write_video(target, tile([read_video(path) for path in paths], GRID_WIDTH), fps=20)
 
 
-def _video(task: SimTask, record: dict[str, Any], states: Path, path: Path) -> None:
-    env = environment(task, render_images=True)
+def _video(task: TaskConfig, record: dict[str, Any], states: Path, path: Path) -> None:
+    env = kept_env(task, render_images=True)
     outcome = "success" if record["success"] else "failure"
     text = f"episode {record['episode']}: {outcome} after {record['steps']} steps"
     frames = (
@@ -65,13 +66,13 @@ def _video(task: SimTask, record: dict[str, Any], states: Path, path: Path) -> N
     write_video(path, mark_outcome(frames, text, record["success"], scale=1), fps=env.metadata["render_fps"])
 
 
-def observe_all(task: SimTask, states: Path) -> list[Observation]:
+def observe_all(task: TaskConfig, states: Path) -> list[Observation]:
     """The observation of every state of an episode, drawn in a process of their own."""
     with WorkerPool(1) as pool:
         observations: list[Observation] = pool.submit(_observations, task, states).result()
     return observations
 
 
-def _observations(task: SimTask, states: Path) -> list[Observation]:
-    env = environment(task, render_images=True)
+def _observations(task: TaskConfig, states: Path) -> list[Observation]:
+    env = kept_env(task, render_images=True)
     return [env.observe(state) for state in np.load(states, allow_pickle=False)]

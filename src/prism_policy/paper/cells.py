@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prism_policy.config import config_json, presets
-from prism_policy.config.settings import AnyTask, Device, EvalConfig, RunConfig
+from prism_policy.config.settings import Device, EvalConfig, RunConfig, single_tasks
 from prism_policy.demos.dataset import fit_to_dataset
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import EpisodeSet
 from prism_policy.paper.experiments import Variant
-from prism_policy.tasks.libero import SUITES, single_tasks
+from prism_policy.tasks import task_spec
 from prism_policy.utils.files import claim, read_lines
 
 Scale = Literal["nano", "small", "paper", "smoke"]
@@ -75,6 +75,10 @@ class Cell:
         return sum(known.values()) if "report" in known else None
 
 
+FOLLOWED = ("tool_hang",)
+"""Tasks whose policies are rolled out while they learn at every scale: Figure 4 wants the peak."""
+
+
 def run_config(variant: Variant, seed: int, scale: Scale) -> RunConfig:
     """The configuration of a cell; with no marks on the variant it is the preset's."""
     config = _PRESETS[scale](variant.task, variant.policy, variant.encoder, seed)
@@ -85,15 +89,15 @@ def run_config(variant: Variant, seed: int, scale: Scale) -> RunConfig:
         refine=config.policy.encoder.refine or variant.refine,
     )
     task = config.task
-    suite = variant.task in SUITES  # whose presets have a resolution of their own
+    suite = task_spec(variant.task).members  # whose presets have a resolution of their own
     render = task.render if suite else replace(task.render, resolution=variant.resolution)
     config = replace(
         config,
         task=replace(task, cameras=task.cameras[: variant.views], render=render, numbers=variant.numbers),
         policy=replace(config.policy, encoder=encoder),
     )
-    if scale in ("nano", "smoke") and variant.task == "tool_hang":
-        # Figure 4 wants a peak: four rollouts as in Table 8, of fewer episodes.
+    if scale in ("nano", "smoke") and variant.task in FOLLOWED:
+        # Four rollouts as in Table 8, of fewer episodes.
         every = config.train.steps // 4
         config = replace(config, train=replace(config.train, rollout_every=every, rollout_episodes=10))
     if scale == "smoke":
@@ -107,7 +111,7 @@ def find_cells(
     seeds: Sequence[int],
     scale: Scale,
     cells_dir: Path,
-    datasets: Mapping[AnyTask, Sequence[Path]],
+    datasets: Mapping[str, Sequence[Path]],
 ) -> list[Cell]:
     """The cells of these variants and seeds, seed by seed; one whose configuration is there already keeps its folder.
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from prism_policy.config.settings import AnyTask, PolicyKind
+from prism_policy.config.settings import PolicyKind
 from prism_policy.errors import PrismError
-from prism_policy.tasks.libero import SUITES
+from prism_policy.tasks import task_spec
 
 Key = tuple[str, str, str]
 """Block, row and column of an entry."""
@@ -18,7 +18,7 @@ Key = tuple[str, str, str]
 class Variant:
     """A policy to train, but for its seed and scale."""
 
-    task: AnyTask
+    task: str
     policy: PolicyKind
     encoder: str
     truncate: bool = False
@@ -101,7 +101,7 @@ class Experiment:
 
 def select(
     whole: Experiment,
-    tasks: Sequence[AnyTask] | None = None,
+    tasks: Sequence[str] | None = None,
     policies: Sequence[PolicyKind] | None = None,
     numbers: Sequence[int] | None = None,
 ) -> Experiment:
@@ -115,19 +115,21 @@ def select(
             raise PrismError(f"{what}: expected at least one of {', '.join(had)}, got none")
         if other := [name for name in chosen or () if name not in had]:
             raise PrismError(f"{whole.name} has no {what} '{other[0]}'; it has {', '.join(had)}")
-    if numbers and not any(v.task in SUITES for v in variants):
+    if numbers and not any(task_spec(v.task).members for v in variants):
         raise PrismError(f"numbers: expected none, as {whole.name} has no LIBERO suite, got {tuple(numbers)}")
     kept, shown = {}, set()
     for entry in sorted(whole.entries, key=lambda e: "Avg." in e.key):
-        variants_kept = tuple(
+        chosen_variants = tuple(
             v for v in entry.variants if v.task in (tasks or had_tasks) and v.policy in (policies or had_policies)
         )
         # A mean over what another entry already shows is none.
-        if variants_kept and not ("Avg." in entry.key and (entry.block, variants_kept) in shown):
-            some = tuple(replace(v, numbers=tuple(numbers or ())) if v.task in SUITES else v for v in variants_kept)
-            partial = len(some) < len(entry.variants) or some != variants_kept
+        if chosen_variants and not ("Avg." in entry.key and (entry.block, chosen_variants) in shown):
+            some = tuple(
+                replace(v, numbers=tuple(numbers or ())) if task_spec(v.task).members else v for v in chosen_variants
+            )
+            partial = len(some) < len(entry.variants) or some != chosen_variants
             kept[entry.key] = replace(entry, variants=some, partial=partial)
-            shown.add((entry.block, variants_kept))
+            shown.add((entry.block, chosen_variants))
     entries = tuple(kept[e.key] for e in whole.entries if e.key in kept)
     keys = {e.key for e in entries}
     comparisons = tuple(c for c in whole.comparisons if {c.a, c.b} <= keys)

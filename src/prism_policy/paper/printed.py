@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from prism_policy.config.settings import AnyTask, PolicyKind, TaskName
+from prism_policy.config.settings import PolicyKind
 from prism_policy.errors import PrismError
 from prism_policy.paper.experiments import Comparison, Entry, Experiment, Variant, Variants
 
 POLICIES: dict[str, PolicyKind] = {"DP": "ddpm", "FM": "flow_matching", "MF": "meanflow"}
-SHORT_TASKS: dict[str, TaskName] = {"Lift": "lift", "Can": "can", "Square": "square"}
+SHORT_TASKS: dict[str, str] = {"Lift": "lift", "Can": "can", "Square": "square"}
 POOLINGS = {"SSPool": "sspool", "AvgPool": "avgpool", "MaxPool": "maxpool", "NoPool": "nopool"}
 
 
@@ -146,18 +146,18 @@ def _table4() -> Experiment:
     }
     gains = {"Flow Matching": (-2.3, 2.7, 7.7, 9.3, 4.4), "Diffusion": (-0.3, 0.7, 1.3, 7.4, 3.8)}
     kinds: dict[str, PolicyKind] = {"Flow Matching": "flow_matching", "Diffusion": "ddpm"}
-    tasks: dict[str, TaskName] = {**SHORT_TASKS, "ToolHang": "tool_hang"}
+    views: dict[str, Literal[1, 2]] = {**dict.fromkeys(SHORT_TASKS.values(), 2), "tool_hang": 1}
     entries = []
     for (block, row), printed in numbers.items():
         encoder = "prism" if row == "PRISM" else "sspool"
-        single = [Variant(t, kinds[block], encoder, views=1 if t == "tool_hang" else 2) for t in tasks.values()]
-        parts = [(column, (variant,)) for column, variant in zip(tasks, single, strict=True)]
+        single = [Variant(task, kinds[block], encoder, views=n) for task, n in views.items()]
+        parts = [(column, (variant,)) for column, variant in zip((*SHORT_TASKS, "ToolHang"), single, strict=True)]
         for (column, variants), (mean, std) in zip([*parts, ("Avg.", tuple(single))], printed, strict=True):
             entries.append(Entry(block, row, column, variants, mean, std))
     comparisons = tuple(
         Comparison((block, "PRISM", column), (block, "Base.", column), gain)
         for block, printed in gains.items()
-        for column, gain in zip([*tasks, "Avg."], printed, strict=True)
+        for column, gain in zip((*SHORT_TASKS, "ToolHang", "Avg."), printed, strict=True)
     )
     return Experiment(
         "table4",
@@ -199,7 +199,7 @@ def _table5() -> Experiment:
 
 def _table6() -> Experiment:
     numbers = {"Base.": (22.0, 37.0), "PRISM": (53.5, 52.5)}
-    suites: dict[str, AnyTask] = {"LIBERO-10": "libero_10", "LIBERO-Spatial": "libero_spatial"}
+    suites: dict[str, str] = {"LIBERO-10": "libero_10", "LIBERO-Spatial": "libero_spatial"}
     block = "Flow matching, one policy a suite"
     entries = [
         Entry(block, row, column, (Variant(suite, "flow_matching", "prism" if row == "PRISM" else "sspool"),), number)

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
-from prism_policy.config.settings import AnyTask, Device, PolicyKind
+from prism_policy.config.settings import Device, PolicyKind, single_tasks
 from prism_policy.errors import PrismError
 from prism_policy.paper.cells import SCALES, Cell, Scale, find_cells, run_cell
 from prism_policy.paper.experiments import Experiment, Variant, select
@@ -23,7 +23,7 @@ from prism_policy.paper.printed import experiment
 from prism_policy.paper.ray_cluster import run_on_ray
 from prism_policy.paper.tables import Results, collect_results
 from prism_policy.paper.writers import cells_csv, entries_csv, markdown, page
-from prism_policy.tasks.libero import SUITES, single_tasks
+from prism_policy.tasks import task_spec
 from prism_policy.utils.files import write_text
 from prism_policy.utils.progress import Bar, console
 
@@ -41,7 +41,7 @@ class Plan:
     """Read where they are there, never run."""
     train: bool
     """Whether to train what is not; otherwise only what is trained already gets measured."""
-    datasets: Mapping[AnyTask, Sequence[Path]]
+    datasets: Mapping[str, Sequence[Path]]
 
     def measured(self, cell: Cell) -> bool:
         """Whether nothing is left to do."""
@@ -67,9 +67,9 @@ class Plan:
             parts.append(f"{', '.join(used)} ({task})")
         return f"trained on {' and '.join(parts)}"
 
-    def _named(self, task: AnyTask) -> str:
+    def _named(self, task: str) -> str:
         """A task, or the chosen tasks of a suite."""
-        if task not in SUITES:
+        if not task_spec(task).members:
             return task
         numbers = next(cell.config.task.numbers for cell in self.cells if cell.variant.task == task)
         return f"each of {task}'s tasks {', '.join(map(str, numbers))}" if numbers else f"each task of {task}"
@@ -78,12 +78,12 @@ class Plan:
 def make_plan(
     name: str,
     scale: Scale = "nano",
-    tasks: Sequence[AnyTask] | None = None,
+    tasks: Sequence[str] | None = None,
     policies: Sequence[PolicyKind] | None = None,
     seeds: Sequence[int] | None = None,
     n_episodes: int = 50,
     cells_dir: Path = Path("runs/cells"),
-    datasets: Mapping[AnyTask, Sequence[Path]] | None = None,
+    datasets: Mapping[str, Sequence[Path]] | None = None,
     train: bool = True,
     numbers: Sequence[int] | None = None,
 ) -> Plan:
@@ -103,9 +103,7 @@ def make_plan(
     return Plan(chosen, scale, seeds, n_episodes, cells, references, train, datasets or {})
 
 
-def _fitting(
-    datasets: Mapping[AnyTask, Sequence[Path]] | None, variants: set[Variant]
-) -> Mapping[AnyTask, Sequence[Path]]:
+def _fitting(datasets: Mapping[str, Sequence[Path]] | None, variants: set[Variant]) -> Mapping[str, Sequence[Path]]:
     return {task: files for task, files in (datasets or {}).items() if any(v.task == task for v in variants)}
 
 
@@ -166,7 +164,7 @@ def _demonstrations(untrained: Sequence[Cell]) -> str:
     }
     if not needed:
         return "those of the given files"
-    counts: Counter[AnyTask] = Counter()
+    counts: Counter[str] = Counter()
     for task, single, demos in needed:
         counts[task] += demos.num_demos * len(single)
     what = ", ".join(f"{count} of {task}" for task, count in sorted(counts.items()))

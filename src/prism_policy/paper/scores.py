@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from prism_policy.envs.stages import STAGES
 from prism_policy.evaluation.compare import paired_outcomes
 from prism_policy.evaluation.statistics import Paired, mean_and_std, pair, wilson_interval
 from prism_policy.paper.cells import Cell, run_config
 from prism_policy.paper.experiments import Comparison, Entry, Experiment, Key, Variant
 from prism_policy.probe.encoder_cost import ACTION_DIM, PROPRIO_DIM
 from prism_policy.run_folder import make_policy
+from prism_policy.tasks import task_spec
 
 Cells = Mapping[tuple[Variant, int], Cell]
 """By variant and seed."""
@@ -80,7 +80,7 @@ def stages_reached(
     reached: dict[str, dict[Variant, Counter[str]]] = {}
     for variant in dict.fromkeys(v for e in experiment.entries for v in e.variants):
         measured = [cells[variant, s].records("last", n_episodes) for s in seeds if (variant, s) in cells]
-        final = STAGES[variant.task][-1]
+        final = task_spec(variant.task).stages[-1]
         counts = Counter(final if r["success"] else r.get("stage", "") for records in measured for r in records)
         if counts:
             reached.setdefault(variant.task, {})[variant] = counts

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from prism_policy.envs.stages import STAGES
 from prism_policy.evaluation.statistics import Paired
 from prism_policy.paper.cells import SCALES, Cell, Scale
 from prism_policy.paper.experiments import Comparison, Entry, Experiment
 from prism_policy.paper.scores import Cells, Score, difference, parameters, score, stages_reached
+from prism_policy.tasks import task_spec
 
 MISSING, UNPRINTED = "missing", "not printed"
 
@@ -218,7 +218,7 @@ def _stages(results: Results) -> list[Grid]:
     for task, by_variant in stages_reached(
         results.experiment, results.cells, results.seeds, results.n_episodes
     ).items():
-        names = ["", *STAGES[task]]
+        names = ["", *task_spec(task).stages]
         header = [task, "episodes", *(name or "nothing" for name in names[:-1]), f"{names[-1]} (success)"]
         rows = [
             [variant.name, str(counts.total()), *(str(counts[name]) for name in names)]

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from prism_policy.config.settings import RunConfig, TaskInput
+from prism_policy.config.settings import RunConfig, TaskConfig, TaskInput, single_tasks
 from prism_policy.errors import PrismError
-from prism_policy.tasks.libero import LiberoTask, SimTask, single_tasks
 
 if TYPE_CHECKING:
     from prism_policy.policies import Policy
@@ -67,10 +66,10 @@ class Instructions:
 
 def instructions_of(config: RunConfig) -> Instructions | None:
     """What the run's policy is told; None where there is a single task."""
-    tasks = [task for task in single_tasks(config.task) if isinstance(task, LiberoTask)]
+    tasks = [task for task in single_tasks(config.task) if task.spec.instruction]
     if len(tasks) < 2 and config.policy.task_input == "learned":
         return None  # one task needs no name; with language it shall answer to another one's
-    return Instructions(tuple(task.instruction for task in tasks), config.policy.task_input) if tasks else None
+    return Instructions(tuple(task.spec.instruction for task in tasks), config.policy.task_input) if tasks else None
 
 
 def task_vectors(config: RunConfig) -> dict[str, Tensor] | None:
@@ -78,14 +77,14 @@ def task_vectors(config: RunConfig) -> dict[str, Tensor] | None:
     known = instructions_of(config)
     if known is None:
         return None
-    return {t.name: known.vector(t.instruction) for t in single_tasks(config.task) if isinstance(t, LiberoTask)}
+    return {t.name: known.vector(t.spec.instruction) for t in single_tasks(config.task) if t.spec.instruction}
 
 
-def told(policy: Policy, task: SimTask) -> dict[str, Tensor]:
+def told(policy: Policy, task: TaskConfig) -> dict[str, Tensor]:
     """What an observation (of a batch of one) must hold beside what is seen: `task` (1, E), or nothing."""
-    if policy.instructions is None or not isinstance(task, LiberoTask):
+    if policy.instructions is None or not task.spec.instruction:
         return {}
-    return {"task": policy.instructions.vector(task.instruction)[None].to(policy.device)}
+    return {"task": policy.instructions.vector(task.spec.instruction)[None].to(policy.device)}
 
 
 @lru_cache(maxsize=1024)

@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from prism_policy.config import config_json, presets
 from prism_policy.config.settings import Device, EncoderConfig, ProbeConfig, RenderConfig, TaskConfig
 from prism_policy.data.robomimic import demo_names, open_demos
-from prism_policy.demos.collect import collect_scenes, render_demos
+from prism_policy.demos.collect import collect_scenes
+from prism_policy.demos.render import render_demos
 from prism_policy.envs.episode import Split
-from prism_policy.envs.pool import WorkerPool
+from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.models.encoder import VisualEncoder
 from prism_policy.probe.results import Line, draw, markdown_table, rows, table

@@ -19,8 +19,8 @@ from rich.table import Table
 
 from prism_policy.config import config_json
 from prism_policy.config.presets import encoder_name
-from prism_policy.config.settings import Device, EvalConfig, RunConfig, check
-from prism_policy.envs.workers import Simulators
+from prism_policy.config.settings import Device, EvalConfig, RunConfig, TaskConfig, check, single_tasks
+from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import LAST_TEN, EpisodeSet, stages_of_failures, summarise_run
 from prism_policy.evaluation.rollouts import evaluate
@@ -31,7 +31,7 @@ from prism_policy.reports.report import write_report
 from prism_policy.reports.rerun import check_rerun, record
 from prism_policy.run_folder import kept_checkpoints, load_policy
 from prism_policy.saliency.run import draw_moments, film_failure
-from prism_policy.tasks.libero import SimTask, single_tasks, task_named
+from prism_policy.tasks import task_spec
 from prism_policy.utils.cores import available_cores
 from prism_policy.utils.device import pick_device
 from prism_policy.utils.files import alone_in, write_text
@@ -104,12 +104,12 @@ class EvalPlan:
     """The first checkpoint's policy, which is needed to the end; others are loaded when it is their turn."""
 
     @property
-    def tasks(self) -> tuple[SimTask, ...]:
+    def tasks(self) -> tuple[TaskConfig, ...]:
         """What is simulated, one after the other."""
         return single_tasks(self.config.task)
 
     @property
-    def episode_sets(self) -> list[tuple[EpisodeSet, EvalConfig, SimTask]]:
+    def episode_sets(self) -> list[tuple[EpisodeSet, EvalConfig, TaskConfig]]:
         """Every checkpoint with every task and seed; seeds last, as another task's simulator takes seconds to make."""
         settings = self.config.evaluate
         return [
@@ -119,7 +119,7 @@ class EvalPlan:
             for seed in self.seeds
         ]
 
-    def by_policy(self) -> Iterator[tuple[Policy, list[tuple[EpisodeSet, EvalConfig, SimTask]]]]:
+    def by_policy(self) -> Iterator[tuple[Policy, list[tuple[EpisodeSet, EvalConfig, TaskConfig]]]]:
         """Each checkpoint's policy with its episodes; one policy beside the headline's is in memory at a time."""
         for checkpoint, group in itertools.groupby(self.episode_sets, lambda one: one[0].checkpoint):
             if checkpoint == self.checkpoints[0]:
@@ -155,7 +155,7 @@ def evaluate_runs(
     plans = [_plan(folder, options, device, preset) for folder in once]  # bad input comes before the work
     if options.rerun:
         check_rerun()
-    simulators = Simulators(available_cores() if workers is None else workers)
+    simulators = WorkerPool(available_cores() if workers is None else workers)
     with PeakMemory() as memory, ExitStack() as locks:
         for plan in plans:
             locks.enter_context(alone_in(plan.folder / "results", "writing"))
@@ -170,7 +170,7 @@ def evaluate_runs(
         return [_present(plan, options, memory) for plan in plans]
 
 
-def _roll_out(plan: EvalPlan, simulators: Simulators, title: str) -> None:
+def _roll_out(plan: EvalPlan, simulators: WorkerPool, title: str) -> None:
     for policy, group in plan.by_policy():
         for episodes, settings, task in group:
             name = title if len(plan.episode_sets) == 1 else f"{title} {episodes.name}"
@@ -239,7 +239,7 @@ def _expand(folder: Path, checkpoints: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _film(episodes: EpisodeSet, task: SimTask, settings: EvalConfig, every: int | None, most: int) -> None:
+def _film(episodes: EpisodeSet, task: TaskConfig, settings: EvalConfig, every: int | None, most: int) -> None:
     """Videos of every k-th episode and the grid of them."""
     every = math.ceil(settings.n_episodes / most) if every is None else every
     if every < 1:
@@ -250,7 +250,7 @@ def _film(episodes: EpisodeSet, task: SimTask, settings: EvalConfig, every: int 
     grid_video(episodes.videos, records)
 
 
-def _record(episodes: EpisodeSet, task: SimTask, policy: Policy, settings: EvalConfig, most: int) -> None:
+def _record(episodes: EpisodeSet, task: TaskConfig, policy: Policy, settings: EvalConfig, most: int) -> None:
     """Rerun recordings of every k-th episode."""
     numbers = range(0, settings.n_episodes, math.ceil(settings.n_episodes / most))
     with Bar("Recordings", len(numbers)) as bar:
@@ -298,7 +298,7 @@ def _print_table(summary: dict[str, Any]) -> None:
             seconds = row["median_seconds_to_success"]
             rate = f"{row['n_success']} of {row['n_episodes']} ({row['success_rate']:.0%})"
             time_to = "" if seconds is None else f"{seconds:.1f} s"
-            table.add_row(f"{name} {task_named(name).instruction}", rate, f"{low:.0%} to {high:.0%}", time_to)
+            table.add_row(f"{name} {task_spec(name).instruction}", rate, f"{low:.0%} to {high:.0%}", time_to)
         console.print(table)
     if ten := summary.get("mean_of_last_10"):
         console.print(f"Mean of the last 10 checkpoints: {ten['mean']:.1%}, standard deviation {ten['std']:.1%}")

@@ -20,7 +20,7 @@ from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import EpisodeSet, episode_sets, stages_of_failures
 from prism_policy.reports.charts import loss_curve
 from prism_policy.reports.html import data_url, percent, render
-from prism_policy.tasks.libero import task_named
+from prism_policy.tasks import task_spec
 from prism_policy.utils.files import read_lines, write_text
 
 NUM_VIDEOS = 6
@@ -119,7 +119,7 @@ def _strips(sets: Sets) -> list[tuple[str, list[dict[str, Any]]]]:
         return []
     return [
         (
-            f"Seed {s.seed}" + (f", {task_named(s.task).instruction}" if s.task else ""),
+            f"Seed {s.seed}" + (f", {task_spec(s.task).instruction}" if s.task else ""),
             [r | {"outcome": _outcome(r)} for r in records],
         )
         for s, records in sets
@@ -145,7 +145,7 @@ def _comparison(summary: dict[str, Any]) -> list[tuple[str, ...]]:
 def _tasks(summary: dict[str, Any]) -> list[tuple[Any, ...]]:
     """Rows of charts.bars, one for each task of a suite."""
     return [
-        (task_named(n).instruction, f"{t['n_success']} of {t['n_episodes']}", t["success_rate"], *t["wilson_95"])
+        (task_spec(n).instruction, f"{t['n_success']} of {t['n_episodes']}", t["success_rate"], *t["wilson_95"])
         for n, t in summary.get("tasks", {}).items()
     ]
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from prism_policy.config.settings import TaskConfig
 from prism_policy.data.actions import decode_absolute
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import STEPS_A_SECOND
@@ -21,7 +22,6 @@ from prism_policy.evaluation.videos import observe_all
 from prism_policy.policies import Policy
 from prism_policy.policies.instructions import told
 from prism_policy.saliency.heatmaps import keypoint_pixels
-from prism_policy.tasks.libero import SimTask
 from prism_policy.utils.files import disk_errors
 from prism_policy.utils.observations import Observation, stack_history
 
@@ -36,7 +36,7 @@ def check_rerun() -> None:
         raise PrismError("Rerun is not installed; run `pip install prism-policy[rerun]`") from error
 
 
-def record(path: Path, task: SimTask, policy: Policy, states: Path, split: str, seed: int, episode: int) -> None:
+def record(path: Path, task: TaskConfig, policy: Policy, states: Path, split: str, seed: int, episode: int) -> None:
     """Write the recording of an episode.
 
     Args:
@@ -67,7 +67,7 @@ def record(path: Path, task: SimTask, policy: Policy, states: Path, split: str, 
 def _log(
     rr: Any,
     recording: Any,
-    task: SimTask,
+    task: TaskConfig,
     policy: Policy,
     observations: list[Observation],
     noise: torch.Generator,

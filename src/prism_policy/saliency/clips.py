@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prism_policy.config.settings import DemoConfig, RunConfig
+from prism_policy.config.settings import DemoConfig, RunConfig, TaskConfig, single_tasks
 from prism_policy.data.robomimic import Episode, demo_names, iter_demos, open_demos
 from prism_policy.demos.dataset import libero_files
-from prism_policy.envs.pool import WorkerPool, environment
+from prism_policy.envs.make import kept_env
+from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import EpisodeSet, episode_sets
-from prism_policy.tasks.libero import LiberoTask, SimTask, single_tasks
 from prism_policy.utils.observations import Observation, stack_history
 
 Pick = Literal["even", "pairs", "phases"]
@@ -33,7 +33,7 @@ _ALIKE = 2.0  # [grey levels]: mean difference between a file's frames and ours,
 class Source:
     """Where an episode's frames come from."""
 
-    task: SimTask
+    task: TaskConfig
     n_obs_steps: int
     episode: int
     title: str
@@ -50,7 +50,7 @@ class Source:
 class Clip:
     """F frames of one episode."""
 
-    task: SimTask
+    task: TaskConfig
     title: str
     episode: int
     success: bool | None
@@ -77,7 +77,7 @@ def sources(folder: Path, config: RunConfig, episodes: Sequence[int], n_obs_step
         return [evaluated_source(evaluated, task, n_obs_steps, episode) for episode in episodes]
     if config.dataset:
         path = Path(config.dataset)
-        if path.is_dir() and isinstance(task, LiberoTask):
+        if path.is_dir() and task.spec.suite:
             path = libero_files(path, [task])[task.name]
         if not path.is_file():
             raise PrismError(
@@ -96,7 +96,7 @@ def sources(folder: Path, config: RunConfig, episodes: Sequence[int], n_obs_step
     ]
 
 
-def evaluated_source(episodes: EpisodeSet, task: SimTask, n_obs_steps: int, episode: int) -> Source:
+def evaluated_source(episodes: EpisodeSet, task: TaskConfig, n_obs_steps: int, episode: int) -> Source:
     """One episode of a set."""
     records = {int(r["episode"]): r for r in episodes.records()}
     path = episodes.states(episode)
@@ -145,7 +145,7 @@ def choose_steps(length: int, frames: int, pick: Pick, phases: Sequence[str] = (
 def _draw(source: Source, frames: int, pick: Pick) -> Clip:
     if source.dataset is not None:
         return _from_file(source, frames, pick)
-    env = environment(source.task, render_images=True)
+    env = kept_env(source.task, render_images=True)
     if source.states is not None:
         states = np.load(source.states, allow_pickle=False)
     else:
@@ -166,7 +166,7 @@ def _phases(env: Any, states: np.ndarray) -> list[str]:
     return stages.phases(env, states)
 
 
-def _masks(env: Any, task: SimTask, states: np.ndarray) -> dict[str, np.ndarray]:
+def _masks(env: Any, task: TaskConfig, states: np.ndarray) -> dict[str, np.ndarray]:
     """Masks of the states."""
     from prism_policy.envs import masks
 
@@ -196,7 +196,7 @@ def _from_file(source: Source, frames: int, pick: Pick) -> Clip:
 def _its_simulator(source: Source, demo: Episode) -> Any:
     """The simulator, if it is here and draws what the file shows: only then are masks and stages about its frames."""
     try:
-        env = environment(source.task, render_images=True)
+        env = kept_env(source.task, render_images=True)
         env.whole_states(demo.states, "", str(source.dataset))
         shown = env.observe(demo.states[0])["images"]
     except PrismError:

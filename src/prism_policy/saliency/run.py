@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prism_policy.config.settings import Device, RunConfig
+from prism_policy.config.settings import Device, RunConfig, TaskConfig
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import EpisodeSet, episode_sets
 from prism_policy.policies import Policy
@@ -16,7 +16,6 @@ from prism_policy.saliency.clips import Clip, Pick, Source, draw_clips, evaluate
 from prism_policy.saliency.figures import draw_grid, draw_keypoints, draw_metrics, draw_stages, film
 from prism_policy.saliency.study import Study, Subject, load_subjects, run_study, saliency_maps, sides
 from prism_policy.saliency.tables import contrasts, in_words, markdown, randomised_in_words, write_tables
-from prism_policy.tasks.libero import SimTask
 from prism_policy.utils.progress import Bar, console
 
 REPORT_MOMENTS = 5
@@ -141,7 +140,7 @@ def _print(study: Study, options: SaliencyOptions) -> None:
         console.print(sentence, markup=False)
 
 
-def draw_moments(config: RunConfig, policy: Policy, episodes: EpisodeSet, task: SimTask) -> None:
+def draw_moments(config: RunConfig, policy: Policy, episodes: EpisodeSet, task: TaskConfig) -> None:
     """Write the run's figures/saliency.png and, if the encoder has them, keypoints.png; those there are kept.
 
     They show a few moments of the first episode, whatever its outcome: nobody picks.
@@ -159,7 +158,7 @@ def draw_moments(config: RunConfig, policy: Policy, episodes: EpisodeSet, task: 
         draw_keypoints(subject, clip, task.cameras, paths["keypoints"])
 
 
-def film_failure(config: RunConfig, policy: Policy, episodes: EpisodeSet, task: SimTask) -> Path | None:
+def film_failure(config: RunConfig, policy: Policy, episodes: EpisodeSet, task: TaskConfig) -> Path | None:
     """A video of the first failed episode with the saliency beside it; None where none failed.
 
     A sampler of many steps is too slow for a report: there it is the saliency of one call of the network.

@@ -1,1 +1,33 @@
-"""What each task is; no torch, no simulator."""
+"""What each task is; no torch, no simulator. A file here declares a task, and `SPECS` lists it."""
+
+from prism_policy.errors import PrismError
+from prism_policy.tasks.can import CAN
+from prism_policy.tasks.libero import LIBERO_SPECS
+from prism_policy.tasks.lift import LIFT
+from prism_policy.tasks.spec import TaskSpec
+from prism_policy.tasks.square import SQUARE
+from prism_policy.tasks.tool_hang import TOOL_HANG
+
+SPECS: dict[str, TaskSpec] = {spec.name: spec for spec in (LIFT, CAN, SQUARE, TOOL_HANG, *LIBERO_SPECS)}
+"""Every task and suite by its name."""
+
+
+def task_spec(name: str) -> TaskSpec:
+    """What is known of a task or suite."""
+    if name not in SPECS:
+        suites = [spec for spec in SPECS.values() if spec.members]
+        raise PrismError(
+            f"unknown task {name!r}; there are {', '.join(task_names())}, and single tasks of a suite such as "
+            f"{suites[0].members[3]}"
+        )
+    return SPECS[name]
+
+
+def task_names() -> list[str]:
+    """Names of all tasks and suites, without the single tasks of the suites."""
+    return [name for name, spec in SPECS.items() if not spec.suite]
+
+
+def probe_tasks() -> list[str]:
+    """Names of the tasks that have scenes for the spatial probe."""
+    return [name for name, spec in SPECS.items() if spec.tracked]

@@ -9,14 +9,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from prism_policy.config.settings import Device, RunConfig, Tracker
+from prism_policy.config.settings import Device, RunConfig, Tracker, single_tasks
 from prism_policy.demos.dataset import training_windows
-from prism_policy.envs.workers import Simulators
+from prism_policy.envs.workers import WorkerPool
 from prism_policy.evaluation.results import summarise
 from prism_policy.evaluation.rollouts import evaluate
 from prism_policy.policies import Policy
 from prism_policy.run_folder import open_run
-from prism_policy.tasks.libero import SUITES, single_tasks
 from prism_policy.training.distributed import join
 from prism_policy.training.loggers import check_trackers, trackers
 from prism_policy.training.trainer import Rollout, train
@@ -52,11 +51,11 @@ def train_run(
             if ranks.first:
                 claims.enter_context(alone_in(folder, "training"))
             windows, valid = training_windows(config, stage)
-        suite = config.task.name in SUITES
-        rollout = _rollout(folder, config) if importlib.util.find_spec("libero" if suite else "robosuite") else None
+        simulator = config.task.spec.simulator
+        rollout = _rollout(folder, config) if importlib.util.find_spec(simulator.package) else None
         if rollout is None and 0 < config.train.rollout_every <= config.train.steps:
-            missing, extra = ("LIBERO", "libero") if suite else ("robosuite", "sim")
-            console.print(f"No rollouts while training: {missing} is not installed (pip install prism-policy[{extra}])")
+            missing = f"{simulator.name} is not installed (pip install prism-policy[{simulator.extra}])"
+            console.print(f"No rollouts while training: {missing}")
         with (
             stage("train"),
             trackers(track if ranks.first else (), folder, config) as others,
@@ -80,7 +79,7 @@ def _rollout(folder: Path, config: RunConfig) -> Rollout:
     def rollout(policy: Policy, done: int, heed_stop: Callable[[], None]) -> dict[str, float]:
         place = folder / "rollouts" / f"update_{done:06d}"
         records = []
-        with Simulators(available_cores()) as simulators:
+        with WorkerPool(available_cores()) as simulators:
             for task in tasks:
                 here = place / task.name if len(tasks) > 1 else place
                 records += evaluate(here, config, policy, settings, simulators, lambda _: heed_stop(), "drop", task)

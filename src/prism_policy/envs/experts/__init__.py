@@ -6,9 +6,9 @@ what they share, a file of the task's name its script, `demonstration.py` the ep
 """
 
 from prism_policy.envs.experts.base import CLOSE, OPEN, Expert, down, nearest_quarter
-from prism_policy.envs.experts.demonstration import EXPERTS, Demonstration, Disturbance, demonstrate, expert_type
+from prism_policy.envs.experts.demonstration import Demonstration, Disturbance, demonstrate, expert_type
 
 __all__ = [
-    "CLOSE", "OPEN", "EXPERTS", "Demonstration", "Disturbance", "Expert", "demonstrate", "down", "expert_type",
+    "CLOSE", "OPEN", "Demonstration", "Disturbance", "Expert", "demonstrate", "down", "expert_type",
     "nearest_quarter",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,15 +10,8 @@ import numpy as np
 from prism_policy.config.settings import DemoConfig
 from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.experts.base import Expert
-from prism_policy.envs.experts.can import Can
-from prism_policy.envs.experts.lift import Lift
-from prism_policy.envs.experts.square import Square
-from prism_policy.envs.experts.tool_hang import ToolHang
 from prism_policy.envs.robosuite import RobosuiteEnv
-from prism_policy.tasks.libero import LiberoTask, SimTask
-
-EXPERTS: dict[str, type[Expert]] = {"lift": Lift, "can": Can, "square": Square, "tool_hang": ToolHang}
-"""Task -> its expert, whose file has the task's name."""
+from prism_policy.tasks.spec import TaskSpec
 
 
 class Disturbance:
@@ -75,13 +69,10 @@ class Demonstration:
     """The task was done, and stayed done to the last step."""
 
 
-def expert_type(task: SimTask) -> type[Expert]:
+def expert_type(spec: TaskSpec) -> type[Expert]:
     """The expert of a task."""
-    if isinstance(task, LiberoTask):
-        from prism_policy.envs.experts.libero import LiberoExpert  # needs LIBERO
-
-        return LiberoExpert
-    return EXPERTS[task.name]
+    module, _, name = spec.expert.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def demonstrate(env: RobosuiteEnv, demos: DemoConfig, episode: int) -> Demonstration:
@@ -92,8 +83,8 @@ def demonstrate(env: RobosuiteEnv, demos: DemoConfig, episode: int) -> Demonstra
         demos: strength of the disturbances and the seed.
         episode: number of the episode, >= 0; it and the seed decide everything.
     """
-    rng = episode_rng("collect", demos.seed, episode, stream=2)
-    expert = expert_type(env.task)(env, rng)
+    rng = episode_rng("collect", demos.seed, episode, rng_stream=2)
+    expert = expert_type(env.task.spec)(env, rng)
     disturbance = Disturbance(demos.noise, rng)
     env.reset(seed=demos.seed, options={"split": "collect", "episode": episode})
     linger = int(rng.integers(5, 11))

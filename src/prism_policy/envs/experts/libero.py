@@ -105,7 +105,7 @@ class LiberoExpert(Expert):
             count: how many there are: two must share it.
         """
         env = self.env.sim_env
-        thing, where = goal[1], goal[2]
+        thing, place = goal[1], goal[2]
         skill = partial(PickAndPlace, self, thing, goal)
 
         def pose() -> Pose:
@@ -113,15 +113,15 @@ class LiberoExpert(Expert):
 
         def at(x: float, y: float, z: float) -> Callable[[], np.ndarray]:
             """A point in the world's axes from the middle of the place, wherever that is now."""
-            x += (index - (count - 1) / 2) * SPACING.get(where.rpartition("_1_")[2], 0.0)
+            x += (index - (count - 1) / 2) * SPACING.get(place.rpartition("_1_")[2], 0.0)
             offset = np.array([x, y, z])
-            return lambda: self.sim.data.get_site_xpos(where) + offset
+            return lambda: self.sim.data.get_site_xpos(place) + offset
 
         grips = self.grips(thing.rsplit("_", 1)[0], pose)
-        if where in env.objects_dict:
-            plate = env.get_object(where).root_body
+        if place in env.objects_dict:
+            plate = env.get_object(place).root_body
             return skill(grips, lambda: self.body(plate)[0] + self.foot(thing), drop=0.016)
-        match where.rpartition("_1_")[2]:
+        match place.rpartition("_1_")[2]:
             case "contain_region":  # a basket, which the hand reaches from above the bottles that stand around
                 return skill(grips, at(0, 0, 0), near=0.02, drop=0.03, over=0.17, slope=0.03, hover=0.16)
             case "cook_region":  # a pot's origin is its middle
@@ -135,10 +135,10 @@ class LiberoExpert(Expert):
                 return skill(grips[:1], at(-0.02, -0.065, -0.07), drop=0.012, over=0.035, slope=0.2, early=False)
             case "bottom_region":  # near the front of the drawer, from its sides, clear of the handles above
                 return skill(grips[2:], at(-0.03, -0.019, -0.027), near=0.02, over=0.12, slope=0.03, early=False)
-        if where.endswith("plate_right_region"):  # of the table, on the side that is away from the plate
-            lies = pose()[0][2] - float(self.sim.data.get_site_xpos(where)[2])
+        if place.endswith("plate_right_region"):  # of the table, on the side that is away from the plate
+            lies = pose()[0][2] - float(self.sim.data.get_site_xpos(place)[2])
             return skill(grips, at(0, 0.03, lies), near=0.015, drop=0.012, over=0.08, early=False)
-        raise PrismError(f"{self.env.task.name}: no expert knows how to put something into {where}")
+        raise PrismError(f"{self.env.task.name}: no expert knows how to put something into {place}")
 
     def foot(self, thing: str) -> np.ndarray:
         """Where a thing's origin is from where its middle should be, (3,) [m]: a mug's is beside its axis."""
@@ -149,11 +149,7 @@ class LiberoExpert(Expert):
         return 0.5 * offset
 
     def grips(self, kind: str, pose: Callable[[], Pose]) -> list[Grip]:
-        """Ways to take hold of a kind of thing, the best first.
-
-        Raises:
-            PrismError: no expert knows how.
-        """
+        """Ways to take hold of a kind of thing, the best first."""
         match kind:
             case "akita_black_bowl":
                 return rim_grips(pose, 0.048, 0.03)

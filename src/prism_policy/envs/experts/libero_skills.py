@@ -244,7 +244,7 @@ def rim_grips(
         pose: of the thing.
         radius: of the rim [m].
         above: height of the grip site over the thing's origin [m].
-        angles: from the thing's x axis [rad]; the four sides of the table unless told.
+        angles: from the thing's x axis [rad]; by default the four sides of the table.
     """
 
     def grip(angle: float, turning: bool) -> Grip:

@@ -21,25 +21,11 @@ from prism_policy.envs.experts.base import (
 )
 from prism_policy.envs.experts.route import Route, absolute, relative
 from prism_policy.envs.robosuite import RobosuiteEnv
+from prism_policy.tasks.tool_hang import FRAME_GRIP, FRAME_TIP, HOLE, Point
 
 STEP = 0.05  # [s] of a control step
 LAG = 24.5 / 150  # [s] by which the arm trails a moving goal: damping over stiffness of robosuite's controller
 
-
-class Point(NamedTuple):
-    """A point of a body."""
-
-    body: str
-    offset: np.ndarray
-    """In the body's frame, (3,) [m]."""
-
-
-HOLE = Point("stand_root", np.array([0.0, 0.045, 0.079]))
-"""Upper end of the hole in the stand."""
-FRAME_GRIP = Point("frame_root", np.array([0.04375, 0.0, 0.0525]))
-"""Middle of the frame's grip; the frame's z is up the rod, the hook towards -x."""
-FRAME_TIP = Point("frame_root", np.array([0.04375, 0.0, -0.1345]))
-"""Lower end of the frame's rod."""
 TOOL_GRIP = Point("tool_root", np.zeros(3))
 """Middle of the tool's handle, which is along the tool's x."""
 TOOL_RING = Point("tool_root", np.array([-0.0943, 0.0, 0.0]))
