@@ -258,8 +258,8 @@ def _fig4() -> Experiment:
             "The figure's numbers are not in the paper's text: those of SSPool and PRISM are from Table 4, which has "
             "the same setting, that at 240 px from Table 5.",
             "MS-SS is PRISM without the attention: 4 stages of 48 keypoints with refine blocks (Eq. 2), concatenated.",
-            "Peak: the weights that did best in the rollouts during training (stream validate), measured on other "
-            "episodes (stream evaluate); the highest of several rollouts itself is too high by the luck of choosing.",
+            "Peak: the weights that did best in the rollouts during training (split validate), measured on other "
+            "episodes (split evaluate); the highest of several rollouts itself is too high by the luck of choosing.",
             "The reference at 240 px is Table 5's; it is shown where its cell is there, and not trained for this one.",
         ),
     )

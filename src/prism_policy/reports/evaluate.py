@@ -289,7 +289,7 @@ def _print_table(summary: dict[str, Any]) -> None:
             low, high = row["wilson_95"]
             seeds = ", ".join(f"{seed}: {one['success_rate']:.0%}" for seed, one in row["seeds"].items())
             rate = f"{row['n_success']} of {row['n_episodes']} ({row['success_rate']:.1%})"
-            table.add_row(name, rate, f"{low:.1%} to {high:.1%}", plus_minus(row), seeds)
+            table.add_row(name, rate, f"{low:.1%} to {high:.1%}", mean_over_seeds(row), seeds)
         console.print(table)
     if by_task := summary.get("tasks"):
         table = Table("task", "success", "95% interval", "median time")
@@ -307,7 +307,7 @@ def _print_table(summary: dict[str, Any]) -> None:
         console.print(f"Failures by the furthest stage reached: {reached}")
 
 
-def plus_minus(row: dict[str, Any]) -> str:
+def mean_over_seeds(row: dict[str, Any]) -> str:
     """Mean over seeds with its standard deviation, where there are several."""
     deviation = row["std_over_seeds"]
     return f"{row['mean_over_seeds']:.1%}" + ("" if deviation is None else f" ± {deviation:.1%}")

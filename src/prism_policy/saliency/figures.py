@@ -13,6 +13,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse, Rectangle
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -213,9 +214,11 @@ def _attention_bars(axes: NDArray[Any], stages: Sequence[int], weights: Sequence
     tokens = np.array([w.shape[1] for w in weights])
     shares = np.stack([w.sum(1) for w in weights], axis=1)  # (F, stages that answer)
     for column, axis in enumerate(axes):
-        names = [str(s) for s in stages[: len(weights)]]
-        axis.bar(names, shares[column], color=[STAGE_COLOURS[s - 1] for s in stages[: len(weights)]])
-        axis.plot(names, tokens / tokens.sum(), "k_", markersize=22)
+        places = range(len(weights))
+        axis.bar(places, shares[column], color=[STAGE_COLOURS[s - 1] for s in stages[: len(weights)]])
+        axis.plot(places, tokens / tokens.sum(), "k_", markersize=22)
+        axis.set_xticks(places, [str(s) for s in stages[: len(weights)]])
+        axis.yaxis.set_major_locator(MaxNLocator(3))
         axis.set_ylim(0, max(1.0, shares.max()))
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=7, labelleft=column == 0)
