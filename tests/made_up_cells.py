@@ -11,7 +11,7 @@ import numpy as np
 from prism_policy.config import config_json
 from prism_policy.paper.cells import Cell
 from prism_policy.paper.reproduce import Plan, make_plan
-from prism_policy.paper.tables import Results, results
+from prism_policy.paper.tables import Results, collect_results
 
 N = 10
 """Episodes of a made-up cell."""
@@ -19,24 +19,24 @@ N = 10
 
 def measure(cell: Cell, rate: float, checkpoint: str = "last", n: int = N) -> None:
     """The files of a cell that was trained and measured: its outcomes follow from its name, seed and rate."""
-    (stream,) = cell.streams(checkpoint)
-    (stream.folder / "states").mkdir(parents=True, exist_ok=True)
+    (episodes,) = cell.episode_sets(checkpoint)
+    (episodes.folder / "states").mkdir(parents=True, exist_ok=True)
     (cell.folder / "config.json").write_text(config_json.to_json(cell.config))
     (cell.folder / "weights.safetensors").write_bytes(b"")
     task = {"name": cell.variant.task, "max_steps": cell.config.task.max_steps}
-    (stream.folder / "stream.json").write_text(json.dumps({"task": task}))
+    (episodes.folder / "settings.json").write_text(json.dumps({"task": task}))
     luck = np.random.default_rng([cell.seed, *cell.variant.name.encode()]).random(n)
     lines = [
         {"episode": i, "success": bool(luck[i] < rate), "steps": 50, "stage": "lifted" if luck[i] < rate else "reached"}
         for i in range(n)
     ]
-    (stream.folder / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (episodes.folder / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for i in range(n):
-        np.save(stream.folder / "states" / f"episode_{i:03d}.npy", np.array([[cell.seed, i], [0.0, 0.0]]))
+        np.save(episodes.folder / "states" / f"episode_{i:03d}.npy", np.array([[cell.seed, i], [0.0, 0.0]]))
 
 
 def outcomes(cell: Cell, checkpoint: str = "last") -> list[bool]:
-    text = (cell.streams(checkpoint)[0].folder / "episodes.jsonl").read_text()
+    text = (cell.episode_sets(checkpoint)[0].folder / "episodes.jsonl").read_text()
     return [json.loads(line)["success"] for line in text.splitlines()]
 
 
@@ -44,7 +44,7 @@ def plan_in(folder: Path, name: str = "table1", **more: Any) -> Plan:
     return make_plan(name, cells_dir=folder / "cells", n_episodes=N, **more)
 
 
-def told(plan: Plan) -> Results:
-    """What there is to tell of a plan."""
+def results_of(plan: Plan) -> Results:
+    """What the cells of a plan reached so far."""
     cells = {(c.variant, c.seed): c for c in (*plan.cells, *plan.references)}
-    return results(plan.experiment, plan.scale, plan.seeds, plan.n_episodes, cells, plan.data)
+    return collect_results(plan.experiment, plan.scale, plan.seeds, plan.n_episodes, cells, plan.data)

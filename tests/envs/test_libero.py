@@ -30,7 +30,7 @@ except PackageNotFoundError:
 from prism_policy.envs import libero_install
 from prism_policy.envs.experts.demonstration import demonstrate
 from prism_policy.envs.libero import LiberoEnv, fixture_poses, read_init_states
-from prism_policy.reports.evaluate import Asked, evaluate_runs
+from prism_policy.reports.evaluate import EvalOptions, evaluate_runs
 from prism_policy.training.run import train_run
 
 Envs = Callable[[str, int], LiberoEnv]
@@ -291,7 +291,7 @@ def test_a_policy_of_two_tasks_is_trained_and_measured_alike_by_one_worker_and_t
     for workers in (1, 2):
         run = tmp_path / f"run{workers}"
         train_run(run, config)
-        (summary,) = evaluate_runs([run], Asked(n_episodes=3, video_every=2), workers)
+        (summary,) = evaluate_runs([run], EvalOptions(n_episodes=3, video_every=2), workers)
         assert {name: row["n_episodes"] for name, row in summary["tasks"].items()} == {
             "libero_spatial_2": 3,
             "libero_spatial_3": 3,

@@ -13,18 +13,18 @@ from prism_policy.config import presets
 from prism_policy.config.config_json import to_json
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.compare import compare
-from prism_policy.evaluation.results import Stream, stages_of_failures, streams, summarise, summarise_run
+from prism_policy.evaluation.results import EpisodeSet, episode_sets, stages_of_failures, summarise, summarise_run
 from prism_policy.evaluation.statistics import Paired, mean_and_std, wilson_interval
 
 LAST = ("last", "last")
 
 
-def write_stream(run: Path, outcomes: str, checkpoint: str = "last", seed: int = 0, **task: Any) -> Path:
+def write_episodes(run: Path, outcomes: str, checkpoint: str = "last", seed: int = 0, **task: Any) -> Path:
     """A run with a stream whose episodes succeed where `outcomes` has a 1, and start where (seed, episode) says."""
-    stream = Stream(run, checkpoint, "evaluate", seed)
+    stream = EpisodeSet(run, checkpoint, "evaluate", seed)
     (stream.folder / "states").mkdir(parents=True)
     (run / "config.json").write_text(to_json(presets.nano()))
-    (stream.folder / "stream.json").write_text(json.dumps({"task": {"name": "lift", "max_steps": 400} | task}))
+    (stream.folder / "settings.json").write_text(json.dumps({"task": {"name": "lift", "max_steps": 400} | task}))
     lines = []
     for episode, outcome in enumerate(outcomes):
         success = outcome == "1"
@@ -37,10 +37,10 @@ def write_stream(run: Path, outcomes: str, checkpoint: str = "last", seed: int =
 
 
 def test_the_difference_is_of_the_episodes_that_both_have(tmp_path: Path) -> None:
-    a, b = write_stream(tmp_path / "a", "111101011111"), write_stream(tmp_path / "b", "0111001111")
-    write_stream(a, "1101", seed=1)
-    write_stream(b, "1000", seed=1)
-    write_stream(a, "0000", seed=2)  # of which B has none
+    a, b = write_episodes(tmp_path / "a", "111101011111"), write_episodes(tmp_path / "b", "0111001111")
+    write_episodes(a, "1101", seed=1)
+    write_episodes(b, "1000", seed=1)
+    write_episodes(a, "0000", seed=2)  # of which B has none
     result = json.loads(compare(a, b, LAST, "evaluate").read_text())
     # Seed 0, the first ten: only A in 0 and 5, only B in 6. Seed 1: only A in 1 and 3.
     counts = {key: result[key] for key in ("n_episodes", "both", "only_a", "only_b", "neither")}
@@ -54,7 +54,7 @@ def test_the_difference_is_of_the_episodes_that_both_have(tmp_path: Path) -> Non
 
 
 def test_two_checkpoints_of_a_run_can_be_compared(tmp_path: Path) -> None:
-    run = write_stream(write_stream(tmp_path / "a", "1111"), "0111", checkpoint="best")
+    run = write_episodes(write_episodes(tmp_path / "a", "1111"), "0111", checkpoint="best")
     result = json.loads(compare(run, run, ("last", "best"), "evaluate", tmp_path / "out.json").read_text())
     assert (result["only_a"], result["a"]["checkpoint"], result["b"]["checkpoint"]) == (1, "last", "best")
     with pytest.raises(PrismError, match="expected two different runs or checkpoints"):
@@ -62,19 +62,19 @@ def test_two_checkpoints_of_a_run_can_be_compared(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
-    a = write_stream(tmp_path / "a", "11")
+    a = write_episodes(tmp_path / "a", "11")
     with pytest.raises(PrismError, match=r"expected runs of one task, got task.name 'lift' in .* and 'can' in"):
-        compare(a, write_stream(tmp_path / "can", "11", name="can"), LAST, "evaluate")
+        compare(a, write_episodes(tmp_path / "can", "11", name="can"), LAST, "evaluate")
     with pytest.raises(PrismError, match=r"task.max_steps 400 in .* and 700 in"):
-        compare(a, write_stream(tmp_path / "long", "11", max_steps=700), LAST, "evaluate")
+        compare(a, write_episodes(tmp_path / "long", "11", max_steps=700), LAST, "evaluate")
     with pytest.raises(PrismError, match=r"a seed that both were measured on, got seed 0 of .* and seed 3 of"):
-        compare(a, write_stream(tmp_path / "seed", "11", seed=3), LAST, "evaluate")
+        compare(a, write_episodes(tmp_path / "seed", "11", seed=3), LAST, "evaluate")
     with pytest.raises(PrismError, match=r"no episodes of checkpoint 'best' .* it has last/evaluate-s0"):
         compare(a, a, ("last", "best"), "evaluate")
     with pytest.raises(PrismError, match=r"config.json not found"):
         compare(a, tmp_path / "nothing", LAST, "evaluate")
-    other = write_stream(tmp_path / "starts", "11")
-    np.save(Stream(other, "last", "evaluate", 0).folder / "states" / "episode_001.npy", np.ones((2, 2)))
+    other = write_episodes(tmp_path / "starts", "11")
+    np.save(EpisodeSet(other, "last", "evaluate", 0).folder / "states" / "episode_001.npy", np.ones((2, 2)))
     with pytest.raises(PrismError, match="same starts, but episode 1 of last/evaluate-s0 starts differently"):
         compare(a, other, LAST, "evaluate")
     assert not list((a / "results").glob("*.json"))
@@ -82,12 +82,12 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
 
 def test_checkpoints_and_seeds_lie_side_by_side(tmp_path: Path) -> None:
     kept = [str(100 * i) for i in range(1, 12)]
-    run = write_stream(tmp_path / "run", "1101")
-    write_stream(run, "1000", seed=1)
-    write_stream(run, "1111", checkpoint="best")
+    run = write_episodes(tmp_path / "run", "1101")
+    write_episodes(run, "1000", seed=1)
+    write_episodes(run, "1111", checkpoint="best")
     for i, name in enumerate(kept):
-        write_stream(run, "1" * (i % 4) + "0" * (4 - i % 4), checkpoint=name)
-    assert [s.name for s in streams(run)][:5] == [
+        write_episodes(run, "1" * (i % 4) + "0" * (4 - i % 4), checkpoint=name)
+    assert [s.name for s in episode_sets(run)][:5] == [
         "last/evaluate-s0", "last/evaluate-s1", "best/evaluate-s0", "100/evaluate-s0", "200/evaluate-s0"
     ]  # fmt: skip
     summary = summarise_run(run, "evaluate", "last", kept)
@@ -120,7 +120,7 @@ def test_time_to_success_and_failures_by_stage() -> None:
 
 
 def test_other_results_in_the_folder_are_no_streams(tmp_path: Path) -> None:
-    run = write_stream(tmp_path / "run", "1")
+    run = write_episodes(tmp_path / "run", "1")
     (run / "results" / "notes" / "mine").mkdir(parents=True)
     (run / "results" / "notes" / "mine" / "episodes.jsonl").write_text("")
-    assert [s.name for s in streams(run)] == ["last/evaluate-s0"]
+    assert [s.name for s in episode_sets(run)] == ["last/evaluate-s0"]

@@ -6,6 +6,7 @@ import csv
 import fcntl
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,13 @@ from typing import Any
 import pytest
 
 from commandline import prism
-from made_up_cells import N, measure, plan_in, told
+from made_up_cells import N, measure, plan_in, results_of
 from prism_policy.config import config_json, presets
 from prism_policy.errors import PrismError
 from prism_policy.paper.cells import SCALES, Cell, find_cells, run_cell, run_config
 from prism_policy.paper.experiments import Variant
 from prism_policy.paper.printed import experiment
-from prism_policy.paper.reproduce import Where, estimate, print_plan, reproduce
+from prism_policy.paper.reproduce import ClusterOptions, estimate, print_plan, reproduce
 from small_run import config_of
 
 
@@ -100,16 +101,16 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
 
 def test_another_seed_runs_only_what_is_new(tmp_path: Path, runner: list[str]) -> None:
     chosen: dict[str, Any] = {"tasks": ["lift"], "policies": ["flow_matching"]}
-    reproduce(plan_in(tmp_path, seeds=[0], **chosen), tmp_path / "out", Where())
+    reproduce(plan_in(tmp_path, seeds=[0], **chosen), tmp_path / "out", ClusterOptions())
     first = list(runner)
     assert len(first) == 8
     assert all(name.endswith("-s0") for name in first)
-    reproduce(plan_in(tmp_path, seeds=[0, 1], **chosen), tmp_path / "out", Where())
+    reproduce(plan_in(tmp_path, seeds=[0, 1], **chosen), tmp_path / "out", ClusterOptions())
     assert len(runner) == 16
     assert all(name.endswith("-s1") for name in runner[8:])
-    reproduce(plan_in(tmp_path, seeds=[1, 0], **chosen), tmp_path / "out", Where())
+    reproduce(plan_in(tmp_path, seeds=[1, 0], **chosen), tmp_path / "out", ClusterOptions())
     # Table 4's baseline is Table 1's SSPool; PRISM is new.
-    reproduce(plan_in(tmp_path, "table4", seeds=[0], **chosen), tmp_path / "out4", Where())
+    reproduce(plan_in(tmp_path, "table4", seeds=[0], **chosen), tmp_path / "out4", ClusterOptions())
     assert runner[16:] == ["lift-flow_matching-prism-nano-s0"]
 
 
@@ -128,12 +129,12 @@ def test_a_stopped_plan_goes_on_and_its_tables_show_what_is_there(
     monkeypatch.setattr(module, "run_cell", stops)
     plan = plan_in(tmp_path, "table3", seeds=[0])
     with pytest.raises(KeyboardInterrupt):
-        reproduce(plan, tmp_path / "out", Where())
+        reproduce(plan, tmp_path / "out", ClusterOptions())
     text = (tmp_path / "out" / "table.md").read_text()
     assert "2 of 6 cells measured" in text
     assert len(re.findall(r"\| missing \|", text.split("## Ours, with intervals")[0])) == 4
     monkeypatch.setattr(module, "run_cell", run)
-    reproduce(plan_in(tmp_path, "table3", seeds=[0]), tmp_path / "out", Where())
+    reproduce(plan_in(tmp_path, "table3", seeds=[0]), tmp_path / "out", ClusterOptions())
     assert len(runner) == 6
 
 
@@ -149,7 +150,7 @@ def test_one_cell_that_fails_stops_no_other(tmp_path: Path, runner: list[str], m
 
     monkeypatch.setattr(module, "run_cell", fails)
     with pytest.raises(PrismError, match=r"1 of 6 cells failed, first tool_hang-.*maxpool.*: the loss is not finite"):
-        reproduce(plan_in(tmp_path, "table3", seeds=[0]), tmp_path / "out", Where())
+        reproduce(plan_in(tmp_path, "table3", seeds=[0]), tmp_path / "out", ClusterOptions())
     assert len(runner) == 5
 
 
@@ -159,18 +160,18 @@ def test_only_what_is_trained_is_measured_without_training(tmp_path: Path, runne
     cell.folder.mkdir(parents=True)
     (cell.folder / "config.json").write_text(config_json.to_json(cell.config))
     (cell.folder / "weights.safetensors").write_bytes(b"")
-    reproduce(plan_in(tmp_path, **chosen), tmp_path / "out", Where())
+    reproduce(plan_in(tmp_path, **chosen), tmp_path / "out", ClusterOptions())
     assert runner == [cell.folder.name]
 
 
 def test_references_are_read_and_never_run(tmp_path: Path, runner: list[str]) -> None:
     plan = plan_in(tmp_path, "table2", tasks=["lift"], policies=["flow_matching"], seeds=[0])
-    reproduce(plan, tmp_path / "out", Where())
+    reproduce(plan, tmp_path / "out", ClusterOptions())
     assert runner == ["lift-flow_matching-sspool-shuffled-nano-s0"]
-    (found,) = [d for _, d in told(plan).differences]
+    (found,) = [d for _, d in results_of(plan).differences]
     assert found is None
     measure(plan.references[0], 0.9)
-    (found,) = [d for _, d in told(plan).differences]
+    (found,) = [d for _, d in results_of(plan).differences]
     assert found is not None
     assert found.n == N
 
@@ -193,35 +194,42 @@ def test_bad_input_is_one_sentence(tmp_path: Path, more: dict[str, Any], complai
 
 
 def test_a_folder_of_another_plan_is_refused(tmp_path: Path, runner: list[str]) -> None:
-    reproduce(plan_in(tmp_path, "table3", seeds=[0]), tmp_path / "out", Where())
+    reproduce(plan_in(tmp_path, "table3", seeds=[0]), tmp_path / "out", ClusterOptions())
     with pytest.raises(PrismError, match="out holds another plan: experiment is 'table3' there and 'fig4' now"):
-        reproduce(plan_in(tmp_path, "fig4", seeds=[0]), tmp_path / "out", Where())
+        reproduce(plan_in(tmp_path, "fig4", seeds=[0]), tmp_path / "out", ClusterOptions())
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").write_text("mine")
     with pytest.raises(PrismError, match="notes exists and holds no plan"):
-        reproduce(plan_in(tmp_path, "table3", seeds=[0]), tmp_path / "notes", Where())
+        reproduce(plan_in(tmp_path, "table3", seeds=[0]), tmp_path / "notes", ClusterOptions())
     assert [p.name for p in (tmp_path / "notes").iterdir()] == ["diary.txt"]
 
 
 def test_the_cost_is_scaled_by_what_was_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = plan_in(tmp_path, seeds=[0], tasks=["lift"], policies=["flow_matching"])
-    guess, source = estimate(plan)
-    assert "rough guess: no cell" in source
+    assert estimate(plan) is None
+    print_plan(plan)
+    assert "Time: nothing was measured yet" in capsys.readouterr().out
     first = plan.cells[0]
     measure(first, 0.5)
     (first.folder / "metrics.jsonl").write_text(json.dumps({"step": 1200, "wall_s": 5000.0}) + "\n")
-    (first.folder / "results" / "ledger.json").write_text(json.dumps({"wall_s": {"evaluate": 300.0, "report": 100.0}}))
-    # All of Lift's cells with a last stage alone are guessed alike, so seven more like the first one.
-    seconds, source = estimate(plan)
-    assert seconds == pytest.approx(7 * 5400)
-    assert "after 1 trainings and 1 evaluations" in source
-    assert seconds > guess
+    (first.folder / "results" / "timings.json").write_text(json.dumps({"wall_s": {"evaluate": 300.0, "report": 100.0}}))
+    # Seven more, the other poolings on either trunk: each as long as the one that is most alike.
+    assert estimate(plan) == pytest.approx(7 * 5400)
+    second = plan.cells[1]
+    measure(second, 0.5)
+    (second.folder / "metrics.jsonl").write_text(json.dumps({"step": 1200, "wall_s": 3000.0}) + "\n")
+    (second.folder / "results" / "timings.json").write_text(json.dumps({"wall_s": {"evaluate": 350.0, "report": 50.0}}))
+    same = sum(c.variant.encoder == first.variant.encoder for c in plan.missing)
+    other = sum(c.variant.encoder == second.variant.encoder for c in plan.missing)
+    rest = len(plan.missing) - same - other  # as the median of both
+    assert estimate(plan) == pytest.approx(5400 * same + 3400 * other + 4400 * rest)
+    shutil.rmtree(second.folder)
     print_plan(plan)
-    told = capsys.readouterr().out
-    assert "8 cells: 1 measured, 0 trained and to be measured, 7 to be trained; 10 episodes each" in told
-    assert "Time: about 10.5 h" in told
-    assert "Demonstrations: 200 of lift" in told
-    assert "it cannot show" in told
+    output = capsys.readouterr().out
+    assert "8 cells: 1 measured, 0 trained and to be measured, 7 to be trained; 10 episodes each" in output
+    assert "Time: about 10.5 h" in output
+    assert "Demonstrations: 200 of lift" in output
+    assert "it cannot show" in output
 
 
 def test_a_cell_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:
@@ -242,8 +250,8 @@ def command(folder: Path, *arguments: str, code: int = 0) -> str:
 def test_the_command_complains_before_it_writes(tmp_path: Path) -> None:
     assert "prism: unknown experiment 'table9'; available: table1" in command(tmp_path, "table9", code=2)
     assert "expected TASK=FILE" in command(tmp_path, "table1", "--dataset", "lift.hdf5", code=2)
-    told = command(tmp_path, "table5", "--scale", "small", "--policies", "ddpm", "--dry-run")
-    assert "6 cells: 0 measured, 0 trained and to be measured, 6 to be trained; 50 episodes each" in told
+    output = command(tmp_path, "table5", "--scale", "small", "--policies", "ddpm", "--dry-run")
+    assert "6 cells: 0 measured, 0 trained and to be measured, 6 to be trained; 50 episodes each" in output
     assert not list(tmp_path.iterdir())
 
 
@@ -251,8 +259,8 @@ def test_the_command_complains_before_it_writes(tmp_path: Path) -> None:
 def test_cells_are_trained_measured_and_told_about(tmp_path: Path) -> None:
     pytest.importorskip("robosuite", reason="needs prism-policy[sim]")
     chosen = ("table4", "--smoke", "--tasks", "lift", "--policies", "flow_matching", "--workers", "1", "--seeds", "0")
-    told = command(tmp_path, *chosen)
-    assert "Table: runs/reproduce-table4-smoke/table.html" in told
+    output = command(tmp_path, *chosen)
+    assert "Table: runs/reproduce-table4-smoke/table.html" in output
     out = tmp_path / "runs" / "reproduce-table4-smoke"
     rows = list(csv.DictReader((out / "table.csv").open()))
     assert [(row["row"], row["column"], row["ours_episodes"]) for row in rows] == [
@@ -263,7 +271,7 @@ def test_cells_are_trained_measured_and_told_about(tmp_path: Path) -> None:
     assert [cell.name for cell in cells] == [f"lift-flow_matching-{e}-smoke-s0" for e in ("prism", "sspool")]
     before = {cell: (cell / "weights.safetensors").stat().st_mtime_ns for cell in cells}
     # One episode more goes on in the same cells.
-    told = command(tmp_path, *chosen, "--n-episodes", "3", "--out", "three")
-    assert "2 trained and to be measured, 0 to be trained" in told
+    output = command(tmp_path, *chosen, "--n-episodes", "3", "--out", "three")
+    assert "2 trained and to be measured, 0 to be trained" in output
     assert {cell: (cell / "weights.safetensors").stat().st_mtime_ns for cell in cells} == before
     assert "2 measured, 0 trained" in command(tmp_path, *chosen, "--dry-run")

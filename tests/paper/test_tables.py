@@ -7,6 +7,7 @@ import io
 import math
 import re
 import statistics
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from scipy import stats
 
 from browser import CHROMIUM, Page
-from made_up_cells import N, measure, outcomes, plan_in, told
+from made_up_cells import N, measure, outcomes, plan_in, results_of
 from prism_policy.paper.reproduce import write_results
 from prism_policy.paper.scores import Score, difference, score
 from prism_policy.paper.tables import grids
@@ -74,7 +75,7 @@ def test_a_seed_counts_when_all_its_cells_are_there(tmp_path: Path) -> None:
     assert found is not None
     assert (found.seeds, found.n) == ((0,), 3 * N)
     assert found.mean_and_std[1] is None
-    grid = grids(told(plan))[0]
+    grid = grids(results_of(plan))[0]
     assert f"{100 * found.mean_and_std[0]:.1f} (1 of 2 seeds)" == grid.rows[0][grid.header.index("FM, ours [%]")]
 
 
@@ -85,7 +86,7 @@ def test_what_is_missing_is_never_a_number(tmp_path: Path) -> None:
     assert len(rows) == 32
     assert all(row["ours_mean"] == row["ours_wilson_low"] == row["ours_episodes"] == "" for row in rows)
     assert all(float(row["paper_mean"]) > 60 for row in rows)
-    for grid in grids(told(plan))[:2]:
+    for grid in grids(results_of(plan))[:2]:
         for row in grid.rows:
             assert set(row[1::2]) == {"missing"}
     measured = plan.cells[0]
@@ -107,8 +108,8 @@ def test_ours_and_the_papers_numbers_are_told_apart_everywhere(tmp_path: Path) -
         assert "Lift, paper [%]" in page
         assert "200 scripted demonstrations" in page
         assert page.count("as printed in arXiv:2606.15232") == 3  # under both blocks and the differences
-        assert "not ours with the paper&#x27;s" in page or "not ours with the paper's" in page
-        assert "Diffusion&#x27;s Base. average 67.1" in page or "Diffusion's Base. average 67.1" in page
+        assert "not ours with the paper's" in unescape(page)
+        assert "Diffusion's Base. average 67.1" in unescape(page)
     assert "99.0 ± 1.0" in text
     assert re.search(r"\| Flow Matching, ToolHang: PRISM \| Base. \|.*\| \+9.3 \|", text)
     cells = list(csv.DictReader(io.StringIO((tmp_path / "out" / "cells.csv").read_text())))
@@ -120,7 +121,7 @@ def test_a_failure_is_counted_where_it_happened(tmp_path: Path) -> None:
     plan = plan_in(tmp_path, seeds=[0, 1], tasks=["lift"], policies=["meanflow"])
     for cell in plan.cells:
         measure(cell, 0.5)
-    (grid,) = [g for g in grids(told(plan)) if g.title == "How far the episodes came: lift"]
+    (grid,) = [g for g in grids(results_of(plan)) if g.title == "How far the episodes came: lift"]
     assert grid.header == ["lift", "episodes", "nothing", "reached", "grasped", "lifted (success)"]
     wins = sum(sum(outcomes(c)) for c in plan.cells if c.variant == plan.cells[0].variant)
     assert grid.rows[0] == ["lift-meanflow-sspool", "20", "0", str(20 - wins), "0", str(wins)]
@@ -128,7 +129,7 @@ def test_a_failure_is_counted_where_it_happened(tmp_path: Path) -> None:
 
 def test_figure_5_counts_the_parameters_at_the_papers_size(tmp_path: Path) -> None:
     plan = plan_in(tmp_path, "fig5", seeds=[0])
-    (grid,) = [g for g in grids(told(plan)) if g.title == "Parameters"]
+    (grid,) = [g for g in grids(results_of(plan)) if g.title == "Parameters"]
     added = {row[0]: float(row[3].split()[0]) for row in grid.rows}
     # 28,672 of FiLM for each number of two frames, two cameras; three more stages of 64, 128 and 256.
     assert added["AvgPool"] == added["MaxPool"] == pytest.approx(2 * 28672 * (64 + 128 + 256) / 1e6, abs=0.01)

@@ -23,7 +23,7 @@ from prism_policy.data.windows import Windows, batch_indices
 from prism_policy.demos.dataset import fit_to_dataset, libero_files, training_windows
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.compare import compare
-from prism_policy.evaluation.results import Stream, streams, summarise_run
+from prism_policy.evaluation.results import EpisodeSet, episode_sets, summarise_run
 from prism_policy.policies import instructions as tasks
 from prism_policy.policies.instructions import Instructions, instructions_of, task_vectors, told
 from prism_policy.reports.report import write_report
@@ -254,11 +254,11 @@ def test_env_args_name_the_task_of_a_suite() -> None:
     assert recorded_env({"bddl_file": "bddl_files/libero_10/make_tea.bddl"}).task is None
 
 
-def write_stream(run: Path, task: TaskConfig, outcomes: str, seed: int = 0) -> None:
-    stream = Stream.of(run, "last", "evaluate", seed, task)
+def write_episodes(run: Path, task: TaskConfig, outcomes: str, seed: int = 0) -> None:
+    stream = EpisodeSet.of(run, "last", "evaluate", seed, task)
     (stream.folder / "states").mkdir(parents=True)
     about = {"task": {"name": task.name, "max_steps": task.max_steps}}
-    (stream.folder / "stream.json").write_text(json.dumps(about))
+    (stream.folder / "settings.json").write_text(json.dumps(about))
     lines = []
     for episode, outcome in enumerate(outcomes):
         lines.append({"episode": episode, "success": outcome == "1", "steps": 100, "stage": "lifted"})
@@ -273,13 +273,13 @@ def write_run(run: Path, outcomes: dict[int, tuple[str, str]]) -> Path:
     (run / "config.json").write_text(config_json_text)
     for seed, pair in outcomes.items():
         for number, found in zip(NUMBERS, pair, strict=True):
-            write_stream(run, presets.task_config(f"libero_spatial_{number}"), found, seed)
+            write_episodes(run, presets.task_config(f"libero_spatial_{number}"), found, seed)
     return run
 
 
 def test_a_suite_is_summed_up_task_by_task_and_as_a_whole(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", {0: ("1110", "0001"), 1: ("1111", "0000")})
-    assert [s.name for s in streams(run)] == [
+    assert [s.name for s in episode_sets(run)] == [
         f"last/evaluate-s{seed}-libero_spatial_{n}" for seed in (0, 1) for n in NUMBERS
     ]
     summary = summarise_run(run, "evaluate", "last", [])

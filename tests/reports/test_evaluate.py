@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 import commandline
 from prism_policy.config.settings import RunConfig
 from prism_policy.errors import PrismError
-from prism_policy.evaluation.results import streams
-from prism_policy.reports.evaluate import Asked, evaluate_runs
+from prism_policy.evaluation.results import episode_sets
+from prism_policy.reports.evaluate import EvalOptions, evaluate_runs
 from prism_policy.run_folder import load_policy, make_policy, open_run, save_normalizer, save_weights
 from prism_policy.utils.files import read_lines
 from prism_policy.utils.video import read_video
@@ -57,32 +57,32 @@ def prism(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_checkpoints_and_seeds_are_added_and_nothing_is_run_twice(run: Path) -> None:
-    asked = Asked(n_episodes=2, video_every=0)
-    (summary,) = evaluate_runs([run], asked, 1)
+    options = EvalOptions(n_episodes=2, video_every=0)
+    (summary,) = evaluate_runs([run], options, 1)
     assert (summary["checkpoint"], summary["n_episodes"], list(summary["seeds"])) == ("last", 2, ["0"])
     assert summary["worker_peak_rss_mib"] > 100
     first = run / "results" / "last" / "evaluate-s0" / "episodes.jsonl"
     before = first.read_text()
 
-    asked = Asked(n_episodes=1, checkpoints=("last", "best", "last10"), seeds=(0, 3), video_every=0)
-    (summary,) = evaluate_runs([run], asked, 1)
+    options = EvalOptions(n_episodes=1, checkpoints=("last", "best", "last10"), seeds=(0, 3), video_every=0)
+    (summary,) = evaluate_runs([run], options, 1)
     assert list(summary["checkpoints"]) == ["last", "best", *map(str, KEPT[1:])]
     assert summary["mean_of_last_10"]["checkpoints"] == list(map(str, KEPT[1:]))
-    # What was measured before counts, also where less is asked for now.
+    # What was measured before counts, also where less is options for now.
     assert {seed: found["n_episodes"] for seed, found in summary["seeds"].items()} == {"0": 2, "3": 1}
     assert first.read_text() == before
-    assert len(streams(run)) == 2 * 12
+    assert len(episode_sets(run)) == 2 * 12
     assert json.loads((run / "results" / "summary.json").read_text()) == summary
     page = (run / "report.html").read_text()
     assert "Mean of the last 10 checkpoints" in page
     assert "Where it fails" in page
     started = time.perf_counter()
-    assert evaluate_runs([run], asked, 1)[0]["checkpoints"] == summary["checkpoints"]
+    assert evaluate_runs([run], options, 1)[0]["checkpoints"] == summary["checkpoints"]
     assert time.perf_counter() - started < 10  # no simulator was started
 
 
 def test_videos_are_of_every_kth_episode_and_side_by_side_in_a_grid(run: Path) -> None:
-    evaluate_runs([run], Asked(n_episodes=5, video_every=2), 2)
+    evaluate_runs([run], EvalOptions(n_episodes=5, video_every=2), 2)
     folder = run / "videos" / "last" / "evaluate-s0"
     assert sorted(p.name for p in folder.iterdir()) == [
         "episode_000.mp4", "episode_002.mp4", "episode_004.mp4", "grid.mp4"
@@ -91,7 +91,7 @@ def test_videos_are_of_every_kth_episode_and_side_by_side_in_a_grid(run: Path) -
     assert len(frames) == 9
     assert frames[0].shape[1] == 1280
     written = (folder / "grid.mp4").stat().st_mtime_ns
-    evaluate_runs([run], Asked(n_episodes=5, video_every=2), 2)
+    evaluate_runs([run], EvalOptions(n_episodes=5, video_every=2), 2)
     assert (folder / "grid.mp4").stat().st_mtime_ns == written
 
 
@@ -124,7 +124,7 @@ def test_killed_with_its_workers_it_goes_on_where_it_stopped(run: Path, tmp_path
     assert prism("evaluate", run, *arguments).returncode == 0
     assert read_lines(journal)[: len(before)] == before
     assert prism("evaluate", whole, *arguments).returncode == 0
-    assert streams(run)[0].records() == streams(whole)[0].records()
+    assert episode_sets(run)[0].records() == episode_sets(whole)[0].records()
 
 
 def test_two_evaluations_do_not_write_into_one_run(run: Path) -> None:
@@ -139,7 +139,9 @@ def test_two_evaluations_do_not_write_into_one_run(run: Path) -> None:
         assert f"another process is writing {run / 'results'}; wait for it" in done.stderr
         os.killpg(process.pid, signal.SIGKILL)
     assert not (run / "results" / "last" / "evaluate-s1").exists()
-    (summary,) = evaluate_runs([run, run / ".." / run.name], Asked(n_episodes=2, video_every=0), 1)  # one run, not two
+    (summary,) = evaluate_runs(
+        [run, run / ".." / run.name], EvalOptions(n_episodes=2, video_every=0), 1
+    )  # one run, not two
     assert summary["n_episodes"] >= 2
 
 
@@ -164,19 +166,19 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(run: Path, arguments: 
 
 def test_no_run_folder_and_no_weights_are_named(run: Path, tmp_path: Path) -> None:
     with pytest.raises(PrismError, match="expected at least one run folder"):
-        evaluate_runs([], Asked())
+        evaluate_runs([], EvalOptions())
     with pytest.raises(PrismError, match=r"config.json not found"):
-        evaluate_runs([run, tmp_path / "none"], Asked())
+        evaluate_runs([run, tmp_path / "none"], EvalOptions())
     (run / "weights.safetensors").unlink()
     with pytest.raises(PrismError, match=r"weights.safetensors not found; train the run first"):
-        evaluate_runs([run], Asked())
+        evaluate_runs([run], EvalOptions())
 
 
 def test_ten_checkpoints_are_more_than_nine(run: Path) -> None:
     for number in KEPT[:2]:
         (run / "checkpoints" / f"update_{number:06d}.safetensors").unlink()
     with pytest.raises(PrismError, match=r"last10: expected 10 kept checkpoints in .*, found 9 \(300, 400"):
-        evaluate_runs([run], Asked(checkpoints=("last10",)))
+        evaluate_runs([run], EvalOptions(checkpoints=("last10",)))
 
 
 @pytest.mark.parametrize(

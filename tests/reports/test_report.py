@@ -22,8 +22,8 @@ OUTCOMES = [True, True, True, True, True, True, True, False, True, True]
 def write_run(folder: Path, **changes: object) -> Path:
     """A run folder as quickstart leaves it, with made-up numbers and moving squares for videos."""
     rng = np.random.default_rng(0)
-    stream = "last/evaluate-s0"
-    for name in (f"results/{stream}", f"videos/{stream}", "figures"):
+    place = "last/evaluate-s0"
+    for name in (f"results/{place}", f"videos/{place}", "figures"):
         (folder / name).mkdir(parents=True)
     (folder / "config.json").write_text(to_json(presets.nano()))
     losses = np.exp(-np.linspace(0, 3, 100)) * rng.lognormal(0, 0.3, 100)
@@ -45,13 +45,13 @@ def write_run(folder: Path, **changes: object) -> Path:
     }  # fmt: skip
     (folder / "results" / "summary.json").write_text(json.dumps(summary | changes))
     episodes = [{"episode": i, "success": s, "steps": 61 + 3 * i if s else 400} for i, s in enumerate(OUTCOMES)]
-    (folder / "results" / stream / "episodes.jsonl").write_text("".join(json.dumps(e) + "\n" for e in episodes))
+    (folder / "results" / place / "episodes.jsonl").write_text("".join(json.dumps(e) + "\n" for e in episodes))
     for i, success in enumerate(OUTCOMES):
         frames = np.full((20, 84, 168, 3), 200, np.uint8)
         for t, frame in enumerate(frames):
             frame[30:50, 4 * t : 4 * t + 20] = (200, 40 + 20 * i, 60)
         text = f"episode {i} · {'success' if success else 'failed'} · {episodes[i]['steps']} steps"
-        write_video(folder / "videos" / stream / f"episode_{i:03d}.mp4", mark_outcome(frames, text, success), fps=20)
+        write_video(folder / "videos" / place / f"episode_{i:03d}.mp4", mark_outcome(frames, text, success), fps=20)
     for name in ("saliency", "keypoints"):
         Image.fromarray(rng.integers(0, 255, (60, 120, 3), np.uint8)).resize((1200, 600)).save(
             folder / "figures" / f"{name}.png"
@@ -105,7 +105,7 @@ def test_text_from_the_run_folder_is_escaped(tmp_path: Path) -> None:
     page = write_report(folder).read_text()
     assert "<script" not in page
     assert "<b>run" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#x27;&amp;" in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;&#34;&#39;&amp;" in page
 
 
 def test_missing_parts_are_named(tmp_path: Path) -> None:

@@ -1,16 +1,14 @@
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from prism_policy.config import presets
-from prism_policy.errors import PrismError
 from prism_policy.run_folder import make_policy
-from prism_policy.saliency import heatmaps as saliency
+from prism_policy.saliency.attribution import input_gradient
+from prism_policy.saliency.heatmaps import keypoint_pixels, paint
 
 WATCHED = (slice(10, 20), slice(30, 45))  # rows, columns
 
@@ -34,7 +32,7 @@ def random_observation(cameras: tuple[str, ...], size: int = 84) -> dict:
 
 def test_all_saliency_lies_where_the_action_looks() -> None:
     observation = random_observation(("front", "wrist"))
-    maps = saliency.input_gradient(WatchesOneRegion(), observation, torch.ones(1, 4, 2))
+    maps = input_gradient(WatchesOneRegion(), observation, torch.ones(1, 4, 2))
     assert maps["front"].shape == (1, 2, 84, 84)
     assert maps["front"].dtype == np.float32
     region = maps["front"][0, 1, *WATCHED]
@@ -63,7 +61,7 @@ def test_saliency_is_the_slope_of_the_projection() -> None:
         image[index] += step
         return float((IsCurved().sample({"images": {"front": image}}, noise) * chunk).sum())
 
-    maps = saliency.input_gradient(IsCurved(), observation, noise)["front"]
+    maps = input_gradient(IsCurved(), observation, noise)["front"]
     for frame, row, column in ((0, 2, 3), (1, 5, 0)):
         pixel = [(0, frame, row, column, colour) for colour in range(3)]
         slopes = [(projection(p, 1e-3) - projection(p, -1e-3)) / 2e-3 for p in pixel]
@@ -73,7 +71,7 @@ def test_saliency_is_the_slope_of_the_projection() -> None:
 def test_saliency_is_zero_outside_the_crop() -> None:
     policy = make_policy(presets.nano(), 9, 7).eval()
     observation = random_observation(("agentview", "robot0_eye_in_hand"))
-    maps = saliency.input_gradient(policy, observation, policy.draw_noise(1, torch.Generator().manual_seed(0)))
+    maps = input_gradient(policy, observation, policy.draw_noise(1, torch.Generator().manual_seed(0)))
     for values in maps.values():
         assert values[:, :, 4:80, 4:80].sum() == pytest.approx(values.sum())
         assert values.sum() > 0
@@ -81,39 +79,17 @@ def test_saliency_is_zero_outside_the_crop() -> None:
 
 def test_corner_keypoints_are_the_centres_of_the_corner_cells() -> None:
     corners = np.array([[-1, -1], [1, 1], [0, 0], [1, -1]], np.float32)
-    pixels = saliency.keypoint_pixels(corners, height=84, width=84, crop=0.9, stage=1)  # 76 px, 4 on every side
+    pixels = keypoint_pixels(corners, height=84, width=84, crop=0.9, stage=1)  # 76 px, 4 on every side
     assert pixels == pytest.approx(np.array([[4, 4], [76, 76], [40, 40], [76, 4]]))  # 19 cells, 4 px apart
-    deep = saliency.keypoint_pixels(corners, height=84, width=84, crop=0.9, stage=4)
+    deep = keypoint_pixels(corners, height=84, width=84, crop=0.9, stage=4)
     assert deep == pytest.approx(np.array([[4, 4], [68, 68], [36, 36], [68, 4]]))  # 3 cells, 32 px apart
-    wide = saliency.keypoint_pixels(corners, height=100, width=200, crop=0.9, stage=2)  # 180 x 90: 23 x 12 cells
+    wide = keypoint_pixels(corners, height=100, width=200, crop=0.9, stage=2)  # 180 x 90: 23 x 12 cells
     assert wide == pytest.approx(np.array([[10, 5], [186, 93], [98, 49], [186, 5]]))
 
 
-def test_overlay_is_dim_at_zero_and_bright_from_the_scale_on() -> None:
+def test_a_painted_frame_is_dim_at_zero_and_bright_from_one_on() -> None:
     frame = np.full((2, 2, 3), 100, np.uint8)
-    painted = saliency.overlay(frame, np.array([[0.0, 0.5], [1.0, 9.0]], np.float32), scale=1.0)
+    painted = paint(frame, np.array([[0.0, 0.5], [1.0, 9.0]], np.float32))
     assert (painted[0, 0] == 60).all()
     assert (painted[1, 0] == painted[1, 1]).all()
     assert painted[1, 0].sum() > painted[0, 1].sum() > painted[0, 0].sum()
-
-
-@pytest.mark.parametrize("encoder", ["prism", "sspool"])
-def test_figures_are_drawn_and_repeat_exactly(tmp_path: Path, encoder: str) -> None:
-    policy = make_policy(presets.nano(encoder_name=encoder), 9, 7).eval()
-    moments = {"approach": random_observation(tuple(policy.encoder.cameras)), "grasp": None}
-    moments["grasp"] = moments["approach"]
-    for name in ("first", "second"):
-        saliency.draw_saliency(policy, moments, tmp_path / name / "saliency.png")
-        saliency.draw_keypoints(policy, moments, tmp_path / name / "keypoints.png")
-    for picture in ("saliency.png", "keypoints.png"):
-        first, second = (np.asarray(Image.open(tmp_path / name / picture)) for name in ("first", "second"))
-        assert (first == second).all()
-        assert min(first.shape[:2]) > 500
-
-
-def test_an_encoder_without_keypoints_says_so(tmp_path: Path) -> None:
-    policy = make_policy(presets.nano(encoder_name="avgpool"), 9, 7).eval()
-    with pytest.raises(PrismError, match="no keypoints"):
-        saliency.draw_keypoints(
-            policy, {"start": random_observation(tuple(policy.encoder.cameras))}, tmp_path / "k.png"
-        )

@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from prism_policy.cli import main as cli
 from prism_policy.config import config_json, presets
 from prism_policy.config.settings import DemoConfig, RunConfig, TaskConfig
+from prism_policy.errors import PrismError
 from prism_policy.run_folder import make_policy, save_normalizer, save_weights
 from prism_policy.saliency.attribution import Attribution
 from prism_policy.saliency.clips import Clip, Source, choose_steps, draw_clips, sources
-from prism_policy.saliency.figures import draw_grid, draw_numbers, draw_stages, film
-from prism_policy.saliency.study import Subject, contrast, load_subjects, look, sides, study, summary
+from prism_policy.saliency.figures import draw_grid, draw_keypoints, draw_metrics, draw_stages, film
+from prism_policy.saliency.study import Subject, contrast, load_subjects, run_study, saliency_maps, sides, summary
 from prism_policy.saliency.tables import as_json, in_words, markdown, randomised_in_words
 from prism_policy.utils.video import read_video
 from small_run import config_of, small_config, write_demos
@@ -101,10 +103,10 @@ def test_frames_of_a_file_need_no_simulator(tmp_path: Path) -> None:
     assert clip.masks == {}
     assert clip.phases == [""] * 4
     assert clip.observation["images"]["agentview"].shape == (4, 2, 32, 32, 3)
-    numbers = study([subject], [clip], Attribution(), ["agentview"])
-    assert np.isfinite(numbers.values["entropy"]).all()
-    assert np.isnan(numbers.values["lift"]).all()
-    json.dumps(as_json(numbers, Attribution()), allow_nan=False)  # unknown is null
+    study = run_study([subject], [clip], Attribution(), ["agentview"])
+    assert np.isfinite(study.values("entropy")).all()
+    assert np.isnan(study.values("lift")).all()
+    json.dumps(as_json(study, Attribution()), allow_nan=False)  # unknown is null
 
 
 def test_which_frames_are_chosen() -> None:
@@ -141,39 +143,61 @@ def untrained(name: str, seed: int = 0) -> Subject:
 def test_pictures_and_film_are_drawn_and_repeat_exactly(tmp_path: Path) -> None:
     subjects = [untrained("prism"), untrained("avgpool")]
     clip = made_up_clip(tuple(subjects[0].config.task.cameras))
-    maps = [look(s.policy, clip, Attribution()) for s in subjects]
+    maps = [saliency_maps(s.policy, clip, Attribution()) for s in subjects]
     for name in ("first", "second"):
-        draw_grid(subjects, clip, maps, "agentview", tmp_path / name / "grid.png")
+        draw_grid(subjects, clip, maps, ["agentview"], tmp_path / name / "grid.png")
         draw_stages(subjects[0], clip, "agentview", tmp_path / name / "stages.png")
     for picture in ("grid.png", "stages.png"):
         assert (tmp_path / "first" / picture).read_bytes() == (tmp_path / "second" / picture).read_bytes()
-    draw_grid(subjects, clip, maps, "agentview", tmp_path / "grid.pdf")
+    draw_grid(subjects, clip, maps, ["agentview"], tmp_path / "grid.pdf")
     assert (tmp_path / "grid.pdf").read_bytes().startswith(b"%PDF")
     for some in (subjects, subjects[:1]):
         film(some, clip, maps[: len(some)], tmp_path / "film.mp4")
         assert len(list(read_video(tmp_path / "film.mp4"))) == 3
 
 
+@pytest.mark.parametrize("encoder", ["prism", "sspool"])
+def test_figures_of_a_report_are_drawn_and_repeat_exactly(tmp_path: Path, encoder: str) -> None:
+    subject = untrained(encoder)
+    cameras = subject.config.task.cameras
+    clip = made_up_clip(cameras)
+    for name in ("first", "second"):
+        maps = [saliency_maps(subject.policy, clip, Attribution())]
+        draw_grid([subject], clip, maps, cameras, tmp_path / name / "saliency.png")
+        draw_keypoints(subject, clip, cameras, tmp_path / name / "keypoints.png")
+    for picture in ("saliency.png", "keypoints.png"):
+        first, second = (np.asarray(Image.open(tmp_path / name / picture)) for name in ("first", "second"))
+        assert (first == second).all()
+        assert min(first.shape[:2]) > 500
+
+
+def test_an_encoder_without_keypoints_says_so(tmp_path: Path) -> None:
+    subject = untrained("avgpool")
+    clip = made_up_clip(subject.config.task.cameras)
+    with pytest.raises(PrismError, match="no keypoints"):
+        draw_keypoints(subject, clip, subject.config.task.cameras, tmp_path / "k.png")
+
+
 def test_a_study_says_which_side_is_more_localised(tmp_path: Path) -> None:
     subjects = [untrained("sspool", 0), untrained("sspool", 1), untrained("avgpool", 0), untrained("avgpool", 1)]
     clips = [made_up_clip(tuple(subjects[0].config.task.cameras), episode=e) for e in range(2)]
-    found = study(subjects, clips, Attribution(noise_level=1.0), ["agentview"], checked=1)
-    told = summary(found)
-    one = contrast(found, "sspool", "avgpool")
+    study = run_study(subjects, clips, Attribution(noise_level=1.0), ["agentview"], checked=1)
+    means = summary(study)
+    one = contrast(study, "sspool", "avgpool")
     for number in ("lift", "entropy", "time"):  # the same episodes on both sides: differences are paired
-        assert one.episodes[number].mean == pytest.approx(told["sspool"][number].mean - told["avgpool"][number].mean)
+        assert one.episodes[number].mean == pytest.approx(means["sspool"][number].mean - means["avgpool"][number].mean)
         assert one.seeds[number].mean == pytest.approx(one.episodes[number].mean)
         assert one.seeds[number].n == 4
     assert one.episodes["lift"].n == 2
-    assert "seeds" in told["sspool"]
-    words = in_words(one, found)
+    assert "seeds" in means["sspool"]
+    words = in_words(one, study)
     assert words.startswith(f'"sspool is more localised than avgpool": {one.these} for these networks.')
     assert "2 + 2 trainings" in words
-    assert words in markdown(found, Attribution())
-    checked = randomised_in_words(found)
+    assert words in markdown(study, Attribution())
+    checked = randomised_in_words(study)
     assert [line.partition(":")[0] for line in checked] == ["sspool", "avgpool"]
     assert all("not passed" in line for line in checked)  # they were never trained
-    draw_numbers(found, tmp_path / "numbers.png")
+    draw_metrics(study, tmp_path / "numbers.png")
 
 
 @pytest.mark.slow
@@ -220,24 +244,24 @@ def test_the_experts_frames_are_its_states(tmp_path: Path) -> None:
 def test_the_first_failed_episode_is_filmed_once(tmp_path: Path) -> None:
     pytest.importorskip("robosuite", reason="needs prism-policy[sim]")
     from prism_policy.envs.robosuite import RobosuiteEnv
-    from prism_policy.evaluation.results import Stream
+    from prism_policy.evaluation.results import EpisodeSet
     from prism_policy.saliency.run import film_failure
 
     subject = untrained("prism")
-    stream = Stream(tmp_path, "last", "evaluate", 0)
-    (stream.folder / "states").mkdir(parents=True)
+    episodes = EpisodeSet(tmp_path, "last", "evaluate", 0)
+    (episodes.folder / "states").mkdir(parents=True)
     outcomes = [True, False, False]
     lines = [{"episode": i, "success": success, "steps": 2} for i, success in enumerate(outcomes)]
-    (stream.folder / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:1]))
-    assert film_failure(subject.config, subject.policy, stream, subject.config.task) is None
-    (stream.folder / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (episodes.folder / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:1]))
+    assert film_failure(subject.config, subject.policy, episodes, subject.config.task) is None
+    (episodes.folder / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     env = RobosuiteEnv(subject.config.task, render_images=False)
-    np.save(stream.folder / "states" / "episode_001.npy", np.stack([env.state] * 3))
+    np.save(episodes.folder / "states" / "episode_001.npy", np.stack([env.state] * 3))
     env.close()
-    path = film_failure(subject.config, subject.policy, stream, subject.config.task)
+    path = film_failure(subject.config, subject.policy, episodes, subject.config.task)
     assert path is not None
     assert path.name == "episode_001_saliency.mp4"
     assert len(list(read_video(path))) == 3
     written = path.stat().st_mtime_ns
-    film_failure(subject.config, subject.policy, stream, subject.config.task)
+    film_failure(subject.config, subject.policy, episodes, subject.config.task)
     assert path.stat().st_mtime_ns == written

@@ -42,9 +42,9 @@ class Evaluate(Command):
 
     def run(self) -> None:
         """Evaluate, and print success and where the reports lie."""
-        from prism_policy.reports.evaluate import Asked, evaluate_runs, print_runs, print_summary
+        from prism_policy.reports.evaluate import EvalOptions, evaluate_runs, print_runs, print_summary
 
-        options = Asked(
+        options = EvalOptions(
             n_episodes=self.n_episodes,
             checkpoints=self.checkpoints,
             seeds=self.seeds,

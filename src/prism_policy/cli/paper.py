@@ -65,7 +65,7 @@ class Reproduce(Command):
 
     def run(self) -> None:
         """Show the plan, run what is missing of it, and print where the table lies."""
-        from prism_policy.paper.reproduce import Where, make_plan, print_plan, reproduce
+        from prism_policy.paper.reproduce import ClusterOptions, make_plan, print_plan, reproduce
 
         scale: Literal["nano", "small", "paper", "smoke"] = "smoke" if self.smoke else self.scale
         plan = make_plan(
@@ -85,14 +85,14 @@ class Reproduce(Command):
         if self.dry_run:
             print("Nothing was done (--dry-run).")
             return
-        where = Where(
+        options = ClusterOptions(
             device=self.device,
             workers=self.workers,
             ray=self.ray,
             gpus_per_cell=self.gpus_per_cell,
             cpus_per_cell=self.cpus_per_cell,
         )
-        path = reproduce(plan, out, where)
+        path = reproduce(plan, out, options)
         print(f"Table: {path} (also table.md, table.csv, cells.csv, figure.png)")
         more = [*plan.seeds, max(plan.seeds) + 1]
         print(f"Next:  prism reproduce {self.name} ... --seeds {' '.join(map(str, more))}   (runs only what is new)")

@@ -58,14 +58,13 @@ class Saliency(Command):
     def run(self) -> None:
         """Explain the runs, and print where pictures and numbers lie."""
         from prism_policy.saliency.attribution import Attribution
-        from prism_policy.saliency.run import Asked, show
+        from prism_policy.saliency.run import SaliencyOptions, run_saliency
 
-        episodes = self.episodes if self.episodes is not None else 12 if self.compare else 1
-        options = Asked(
+        options = SaliencyOptions(
             how=Attribution(self.method, self.target, self.stage, self.noise_level, self.samples),
             episode=self.episode,
-            episodes=episodes,
-            frames=self.frames if self.frames is not None else 40 if episodes == 1 else 8,
+            episodes=self.episodes,
+            frames=self.frames,
             cameras=self.camera,
             compare=self.compare,
             video=self.video,
@@ -73,7 +72,7 @@ class Saliency(Command):
             format=self.format,
         )
         out = self.out or (self.folders[0] if self.folders else Path()) / "saliency"
-        show(self.folders, options, out, self.device)
+        run_saliency(self.folders, options, out, self.device)
         print(f"Result: {out} (pictures, {'film.mp4, ' if self.video else ''}table.md, numbers.json)")
         if not self.compare:
             print(f"Next:   prism saliency --compare {self.folders[0]} OTHER_RUN")

@@ -104,7 +104,7 @@ class Quickstart(RunCommand):
         """Train and evaluate, and print success and where the report lies."""
         check(config)
 
-        from prism_policy.reports.evaluate import Asked, Ledger, evaluate_runs, print_summary
+        from prism_policy.reports.evaluate import EvalOptions, Timings, evaluate_runs, print_summary
         from prism_policy.training.run import train_run
         from prism_policy.utils.memory import PeakMemory
 
@@ -112,7 +112,7 @@ class Quickstart(RunCommand):
         name = f"{'smoke' if self.smoke else 'quickstart'}-{self.task}-{self.policy}-{self.encoder}-s{self.seed}"
         folder = self.out or Path("runs") / (name + "-absolute" * (config.task.action_mode == "absolute"))
         with PeakMemory() as memory:
-            timings = folder / "results" / "ledger.json"
-            train_run(folder, config, device=self.device, stage=lambda stage: Ledger(timings).stage(stage, memory))
-        (summary,) = evaluate_runs([folder], Asked(), device=self.device, preset=preset)
+            timings = folder / "results" / "timings.json"
+            train_run(folder, config, device=self.device, stage=lambda stage: Timings(timings).stage(stage, memory))
+        (summary,) = evaluate_runs([folder], EvalOptions(), device=self.device, preset=preset)
         print_summary(folder, summary)

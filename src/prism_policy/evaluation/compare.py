@@ -11,47 +11,45 @@ import numpy as np
 from prism_policy.config import config_json
 from prism_policy.config.settings import RunConfig
 from prism_policy.errors import PrismError
-from prism_policy.evaluation.results import Stream, streams
-from prism_policy.evaluation.rollouts import states_path
+from prism_policy.evaluation.results import EpisodeSet, episode_sets
 from prism_policy.evaluation.statistics import Paired, pair, wilson_interval
 from prism_policy.utils.files import write_text
 from prism_policy.utils.progress import console
 
 
 def compare(run_a: Path, run_b: Path, checkpoints: tuple[str, str], split: str, out: Path | None = None) -> Path:
-    """Compare what two runs did in the episodes that both have, print it and write it as JSON; returns the file.
+    """Compare two runs on the episodes that both have, print the result and write it as JSON; return the file.
 
     Args:
         run_a: a run folder with results.
         run_b: another one, or the same one with another checkpoint.
         checkpoints: whose results, of A and of B.
-        split: stream of the episodes.
-        out: the JSON file; None is in A's results/.
+        split: of the episodes.
+        out: the JSON file; by default in A's results/.
 
     Raises:
         PrismError: a run without results, runs of different tasks or limits, no episodes in common, or other starts.
     """
     if (run_a.resolve(), checkpoints[0]) == (run_b.resolve(), checkpoints[1]):
         raise PrismError(f"expected two different runs or checkpoints, got {run_a} '{checkpoints[0]}' twice")
-    ours = {(s.seed, s.task): s for s in _streams(run_a, checkpoints[0], split)}
-    theirs = {(s.seed, s.task): s for s in _streams(run_b, checkpoints[1], split)}
+    ours = {(s.seed, s.task): s for s in _episode_sets(run_a, checkpoints[0], split)}
+    theirs = {(s.seed, s.task): s for s in _episode_sets(run_b, checkpoints[1], split)}
     if not (shared := [key for key in ours if key in theirs]):
         raise PrismError(
             f"expected a seed that both were measured on, got {_names(ours)} of {run_a} and {_names(theirs)} of {run_b}"
         )
     pairs: dict[int, tuple[list[bool], list[bool]]] = {}
     for seed, task in shared:
-        for all_of_one, new in zip(
-            pairs.setdefault(seed, ([], [])), paired_outcomes(ours[seed, task], theirs[seed, task]), strict=True
-        ):
-            all_of_one += new
+        outcomes = paired_outcomes(ours[seed, task], theirs[seed, task])
+        for collected, new in zip(pairs.setdefault(seed, ([], [])), outcomes, strict=True):
+            collected += new
     a, b = ([success for outcomes in pairs.values() for success in outcomes[i]] for i in (0, 1))
     result = {
         "a": {"run": str(run_a), "checkpoint": checkpoints[0]},
         "b": {"run": str(run_b), "checkpoint": checkpoints[1]},
         "split": split,
-        **_figures(pair(a, b)),
-        "seeds": {str(seed): _figures(pair(*outcomes)) for seed, outcomes in pairs.items()},
+        **_metrics(pair(a, b)),
+        "seeds": {str(seed): _metrics(pair(*outcomes)) for seed, outcomes in pairs.items()},
     }
     target = out or run_a / "results" / f"{checkpoints[0]}-against-{run_b.resolve().name}-{checkpoints[1]}.json"
     write_text(target, json.dumps(result, indent=2) + "\n")
@@ -59,24 +57,26 @@ def compare(run_a: Path, run_b: Path, checkpoints: tuple[str, str], split: str, 
     return target
 
 
-def _streams(run: Path, checkpoint: str, split: str) -> list[Stream]:
+def _episode_sets(run: Path, checkpoint: str, split: str) -> list[EpisodeSet]:
     config_json.load(RunConfig, run / "config.json")  # is it a run folder?
-    found = [s for s in streams(run, checkpoint, split) if s.records()]
-    if not found:
-        there = ", ".join(s.name for s in streams(run)) or "none"
+    sets = [s for s in episode_sets(run, checkpoint, split) if s.records()]
+    if not sets:
+        there = ", ".join(s.name for s in episode_sets(run)) or "none"
         raise PrismError(
             f"{run} has no episodes of checkpoint '{checkpoint}' on split '{split}'; it has {there}: "
             f"run `prism evaluate {run} --checkpoints {checkpoint} --split {split}`"
         )
-    return found
+    return sets
 
 
-def _names(found: dict[tuple[int, str], Stream]) -> str:
-    return "seed " + ", ".join(dict.fromkeys(" of ".join(filter(None, (str(seed), task))) for seed, task in found))
+def _names(sets: dict[tuple[int, str], EpisodeSet]) -> str:
+    return "seed " + ", ".join(dict.fromkeys(" of ".join(filter(None, (str(seed), task))) for seed, task in sets))
 
 
-def paired_outcomes(ours: Stream, theirs: Stream, n_episodes: int | None = None) -> tuple[list[bool], list[bool]]:
-    """Outcomes of the (first `n_episodes`) episodes that both streams have, in order.
+def paired_outcomes(
+    ours: EpisodeSet, theirs: EpisodeSet, n_episodes: int | None = None
+) -> tuple[list[bool], list[bool]]:
+    """Outcomes of the (first `n_episodes`) episodes that both sets have, in order.
 
     Raises:
         PrismError: runs of different tasks or limits, or other starts.
@@ -88,19 +88,19 @@ def paired_outcomes(ours: Stream, theirs: Stream, n_episodes: int | None = None)
                 f"expected runs of one task, got task.{field} {tasks[0][field]!r} in {ours.run} and "
                 f"{tasks[1][field]!r} in {theirs.run}"
             )
-    found = [{r["episode"]: bool(r["success"]) for r in s.records()} for s in (ours, theirs)]
-    both = [e for e in sorted(found[0].keys() & found[1].keys()) if n_episodes is None or e < n_episodes]
+    a, b = ({r["episode"]: bool(r["success"]) for r in s.records()} for s in (ours, theirs))
+    both = [e for e in sorted(a.keys() & b.keys()) if n_episodes is None or e < n_episodes]
     for episode in both:
-        starts = [np.load(states_path(s.folder, episode), mmap_mode="r")[0] for s in (ours, theirs)]
+        starts = [np.load(s.states(episode), mmap_mode="r")[0] for s in (ours, theirs)]
         if not np.array_equal(*starts):
             raise PrismError(
                 f"expected the same starts, but episode {episode} of {ours.name} starts differently in {ours.run} and "
                 f"{theirs.run}: were they measured with another version of the simulator?"
             )
-    return [found[0][e] for e in both], [found[1][e] for e in both]
+    return [a[e] for e in both], [b[e] for e in both]
 
 
-def _figures(paired: Paired) -> dict[str, Any]:
+def _metrics(paired: Paired) -> dict[str, Any]:
     n = paired.n
     a, b = paired.both + paired.only_a, paired.both + paired.only_b
     return {

@@ -1,6 +1,6 @@
-"""What a run folder's results/ holds: streams of episodes side by side, and their summary.
+"""What a run folder's results/ holds: sets of episodes side by side, and their summary.
 
-results/CHECKPOINT/SPLIT-sSEED/ has stream.json, episodes.jsonl and states/; its videos are in
+results/CHECKPOINT/SPLIT-sSEED/ has settings.json, episodes.jsonl and states/; its videos are in
 videos/CHECKPOINT/SPLIT-sSEED/. CHECKPOINT is `last`, `best`, or a number of updates.
 """
 
@@ -22,14 +22,15 @@ from prism_policy.tasks import task_spec
 from prism_policy.utils.files import read_lines
 
 Records = Sequence[Mapping[str, Any]]
+"""One record an episode: its number, success, steps and the furthest stage reached."""
 STEPS_A_SECOND = 20
 LAST_TEN = 10
 """Kept checkpoints at the end of training whose mean papers report."""
 
 
 @dataclass(frozen=True)
-class Stream:
-    """A checkpoint's episodes of one split and seed."""
+class EpisodeSet:
+    """A checkpoint's episodes of one split and seed, and of one task where the run has several."""
 
     run: Path
     checkpoint: str
@@ -39,8 +40,8 @@ class Stream:
     """Of a suite, such as libero_spatial_3."""
 
     @classmethod
-    def of(cls, run: Path, checkpoint: str, split: str, seed: int, task: TaskConfig) -> Stream:
-        """That of a task; only those of a suite are told apart."""
+    def of(cls, run: Path, checkpoint: str, split: str, seed: int, task: TaskConfig) -> EpisodeSet:
+        """The set of a run's task; its name holds the task only where the task is one of a suite."""
         return cls(run, checkpoint, split, seed, task.name if task.spec.suite else "")
 
     @property
@@ -50,47 +51,51 @@ class Stream:
 
     @property
     def folder(self) -> Path:
-        """Where its episodes lie."""
+        """Folder of settings.json, episodes.jsonl and states/."""
         return self.run / "results" / self.name
 
     @property
     def videos(self) -> Path:
-        """Where its videos lie."""
+        """Folder of the videos."""
         return self.run / "videos" / self.name
 
     def records(self) -> list[dict[str, Any]]:
-        """Its finished episodes in order; the journal is in the order in which they ended."""
+        """The finished episodes by number; episodes.jsonl has them in the order in which they ended."""
         return sorted(read_lines(self.folder / "episodes.jsonl"), key=lambda r: int(r["episode"]))
 
-    def simulated(self) -> dict[str, Any]:
-        """The task that was simulated, with its settings.
+    def states(self, episode: int) -> Path:
+        """File of an episode's simulator states, float64 (steps + 1, S)."""
+        return states_path(self.folder, episode)
 
-        Raises:
-            PrismError: its stream.json is missing or damaged.
-        """
-        path = self.folder / "stream.json"
+    def simulated(self) -> dict[str, Any]:
+        """The settings of the task that was simulated."""
+        path = self.folder / "settings.json"
         try:
-            found: dict[str, Any] = json.loads(path.read_text())["task"]
-            return found
+            task: dict[str, Any] = json.loads(path.read_text())["task"]
         except (OSError, ValueError, KeyError) as error:
             raise PrismError(f"{path} is missing or damaged; evaluate the run again") from error
+        return task
 
 
-def streams(run: Path, checkpoint: str | None = None, split: str | None = None) -> list[Stream]:
-    """The streams that a run folder holds episodes of: `last`, `best`, then by number; seeds in order, then tasks."""
-    found = []
+def states_path(folder: Path, episode: int) -> Path:
+    """Where a folder of episodes keeps the simulator states of one."""
+    return folder / "states" / f"episode_{episode:03d}.npy"
+
+
+def episode_sets(run: Path, checkpoint: str | None = None, split: str | None = None) -> list[EpisodeSet]:
+    """Every set that a run folder holds: checkpoints `last`, `best`, then by number; within each by seed, then task."""
+    sets = []
     for journal in (run / "results").glob("*/*/episodes.jsonl"):
         match = re.fullmatch(r"(\w+)-s(\d+)(?:-(\w+))?", journal.parent.name)
         if match:
-            found.append(Stream(run, journal.parent.parent.name, match[1], int(match[2]), match[3] or ""))
-    wanted = [s for s in found if checkpoint in (None, s.checkpoint) and split in (None, s.split)]
-    order = {"last": -2, "best": -1}
+            sets.append(EpisodeSet(run, journal.parent.parent.name, match[1], int(match[2]), match[3] or ""))
+    wanted = [s for s in sets if checkpoint in (None, s.checkpoint) and split in (None, s.split)]
 
-    def place(stream: Stream) -> tuple[int, str, str, int, int, str]:
-        number = int(stream.checkpoint) if stream.checkpoint.isdigit() else order.get(stream.checkpoint, 0)
-        return number, stream.checkpoint, stream.split, stream.seed, len(stream.task), stream.task
+    def order(s: EpisodeSet) -> tuple[int, str, str, int, int, str]:
+        number = int(s.checkpoint) if s.checkpoint.isdigit() else {"last": -2, "best": -1}.get(s.checkpoint, 0)
+        return number, s.checkpoint, s.split, s.seed, len(s.task), s.task
 
-    return sorted(wanted, key=place)
+    return sorted(wanted, key=order)
 
 
 def summarise(records: Records) -> dict[str, Any]:
@@ -116,7 +121,7 @@ def summarise_seeds(by_seed: Mapping[int, Records]) -> dict[str, Any]:
 
 
 def summarise_run(run: Path, split: str, checkpoint: str, kept: Sequence[str]) -> dict[str, Any]:
-    """Everything measured in a run on a split; the figures of `checkpoint` on top.
+    """Summary of all of a run's episodes of a split: the numbers of `checkpoint`, and of every checkpoint below them.
 
     Args:
         run: the run folder.
@@ -125,25 +130,24 @@ def summarise_run(run: Path, split: str, checkpoint: str, kept: Sequence[str]) -
         kept: numbers of the kept checkpoints, in order, for the mean of the last ten.
 
     Raises:
-        PrismError: the checkpoint has no episodes there.
+        PrismError: the checkpoint has no episodes of this split.
     """
-    found: dict[str, dict[int, list[dict[str, Any]]]] = {}
-    for stream in streams(run, split=split):
-        if records := stream.records():
-            found.setdefault(stream.checkpoint, {}).setdefault(stream.seed, []).extend(records)
-    if checkpoint not in found:
+    records: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    by_task: dict[str, list[dict[str, Any]]] = {}
+    for episodes in episode_sets(run, split=split):
+        if finished := episodes.records():
+            records.setdefault(episodes.checkpoint, {}).setdefault(episodes.seed, []).extend(finished)
+            if episodes.task and episodes.checkpoint == checkpoint:
+                by_task.setdefault(episodes.task, []).extend(finished)
+    if checkpoint not in records:
         raise PrismError(
             f"{run} has no episodes of checkpoint '{checkpoint}' on split '{split}'; it has "
-            f"{', '.join(found) or 'none'}: run `prism evaluate {run}`"
+            f"{', '.join(records) or 'none'}: run `prism evaluate {run}`"
         )
-    checkpoints = {name: summarise_seeds(by_seed) for name, by_seed in found.items()}
+    checkpoints = {name: summarise_seeds(by_seed) for name, by_seed in records.items()}
     summary = checkpoints[checkpoint] | {"checkpoint": checkpoint, "split": split, "checkpoints": checkpoints}
-    by_task: dict[str, list[dict[str, Any]]] = {}
-    for stream in streams(run, checkpoint, split):
-        if stream.task:
-            by_task.setdefault(stream.task, []).extend(stream.records())
     if by_task:
-        summary["tasks"] = {task: summarise(records) for task, records in by_task.items() if records}
+        summary["tasks"] = {task: summarise(finished) for task, finished in by_task.items()}
     ten = list(kept)[-LAST_TEN:]
     if len(ten) == LAST_TEN and all(name in checkpoints for name in ten):
         mean, deviation = mean_and_std([checkpoints[name]["success_rate"] for name in ten])
@@ -152,7 +156,7 @@ def summarise_run(run: Path, split: str, checkpoint: str, kept: Sequence[str]) -
 
 
 def stages_of_failures(task: str, counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Furthest stage reached and number of failures that ended there, those nearest to success first."""
+    """(furthest stage reached, number of failures), the stage nearest to success first."""
     names = ["", *task_spec(task).stages]
     order = sorted(counts, key=lambda name: names.index(name) if name in names else 0, reverse=True)
     return [(name or "nothing", counts[name]) for name in order]

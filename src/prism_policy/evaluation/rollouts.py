@@ -1,4 +1,4 @@
-"""A policy's success in a stream of episodes, measured: rollouts from unseen starts, journaled as they end."""
+"""Rollouts of a policy from unseen starts, each written down as it ends."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from prism_policy.config.settings import EvalConfig, PolicyConfig, RunConfig, TaskConfig, single_tasks
+from prism_policy.config.settings import EvalConfig, RunConfig, TaskConfig, single_tasks
 from prism_policy.data.actions import decode_absolute
 from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.workers import Outcome, Request, WorkerPool
 from prism_policy.errors import PrismError
+from prism_policy.evaluation.results import states_path
 from prism_policy.policies import Policy
 from prism_policy.policies.instructions import told
 from prism_policy.utils.cores import available_cores
 from prism_policy.utils.files import atomic, disk_errors, read_lines, write_lines, write_text
+from prism_policy.utils.observations import Observation, stack_history
 
 NOISE_STREAM = 1  # stream 0 of an episode's random generators places the objects
 GPU_ROWS = 16
@@ -36,80 +38,43 @@ def evaluate(
     folder: Path,
     config: RunConfig,
     policy: Policy,
-    stream: EvalConfig | None = None,
+    eval_config: EvalConfig | None = None,
     simulators: WorkerPool | None = None,
     on_episode: Callable[[list[dict[str, Any]]], None] | None = None,
     other_weights: Literal["refuse", "drop"] = "refuse",
     task: TaskConfig | None = None,
 ) -> list[dict[str, Any]]:
-    """Roll out the episodes of a stream; returns one record an episode, in order.
+    """Roll out episodes and keep their outcomes in `folder`; returns one record an episode, in order.
 
-    A finished episode is journaled at once in folder/episodes.jsonl (its states beside it, in folder/states/), so an
-    evaluation that was killed goes on with the episodes that are missing, and a longer one adds to a shorter one.
+    A finished episode is written at once to folder/episodes.jsonl (its states to folder/states/), so an evaluation that
+    was killed goes on with the episodes that are missing, and a longer one adds to a shorter one.
 
     Args:
-        folder: of this stream's results.
+        folder: of these episodes' results.
         config: the run.
-        policy: whose success it is, in evaluation mode and where it shall compute.
-        stream: split, seed and number of episodes; None is the config's own.
-        simulators: worker processes to use; None is one for each core, for this call.
+        policy: what acts, in evaluation mode and on the device that shall compute.
+        eval_config: split, seed and number of episodes; by default the run's.
+        simulators: worker processes to use; by default one for each core, for this call.
         on_episode: called with the records so far when an episode has ended.
-        other_weights: what becomes of episodes in the folder that other weights played. A training that repeats its
+        other_weights: what to do about episodes in the folder that other weights played. A training that repeats its
             last updates on a GPU comes back with slightly other ones.
-        task: what is simulated; None is the run's, which must be a single one.
+        task: what is simulated; by default the run's, which must be a single one.
 
     Raises:
         PrismError: no episodes asked for, a policy of another action mode, or a folder with results of other weights
             or another task.
     """
-    stream = stream or config.evaluate
-    if stream.n_episodes < 1:
-        raise PrismError(f"expected at least one episode, got {stream.n_episodes}")
+    eval_config = eval_config or config.evaluate
+    if eval_config.n_episodes < 1:
+        raise PrismError(f"expected at least one episode, got {eval_config.n_episodes}")
     if task is None:
         (task,) = single_tasks(config.task)
-    absolute = task.action_mode == "absolute"
-    if policy.action_dim != (10 if absolute else 7):
-        raise PrismError(
-            f"expected a policy of {10 if absolute else 7} numbers an action, as task.action_mode "
-            f"'{task.action_mode}' has, got one of {policy.action_dim}"
-        )
-    records = _open_stream(folder, task, policy, stream, other_weights)
+    actor = _Actor(policy, task, eval_config)
+    records = _open_folder(folder, task, policy, eval_config, other_weights)
     done = {r["episode"] for r in records}
-    missing = [i for i in range(stream.n_episodes) if i not in done]
-    generators: dict[int, torch.Generator] = {}
-    rows = 1 if policy.device.type == "cpu" else GPU_ROWS
-    instruction = told(policy, task)
-
-    def act(requests: Sequence[Request]) -> list[np.ndarray]:
-        # One thread: the simulators need the other cores, and so the sums do not depend on how many there are.
-        torch.set_num_threads(1)
-        for request in requests:
-            if request.first:  # also when a lost worker's episode starts again
-                generators[request.episode] = episode_noise(stream.split, stream.seed, request.episode)
-        episodes = [r.episode for r in requests]
-        found = sample_chunks(
-            policy, [r.observation for r in requests], [generators[e] for e in episodes], episodes, rows, instruction
-        )
-        return [decode_absolute(a) if absolute else a for a in found[:, policy.executed]]
 
     def finish(outcome: Outcome) -> None:
-        with atomic(states_path(folder, outcome.episode)) as temporary, open(temporary, "wb") as file:
-            np.save(file, outcome.states, allow_pickle=False)
-        records.append(
-            {
-                "split": stream.split,
-                "seed": stream.seed,
-                "episode": outcome.episode,
-                "success": outcome.success,
-                "steps": outcome.steps,
-                "stage": outcome.stage,
-            }
-        )
-        journal = folder / "episodes.jsonl"
-        with disk_errors(journal), open(journal, "a", encoding="utf-8") as file:
-            file.write(json.dumps(records[-1]) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        records.append(_write_episode(folder, eval_config, outcome))
         if on_episode:
             on_episode(records)
 
@@ -119,18 +84,79 @@ def evaluate(
             simulators = simulators or stack.enter_context(WorkerPool(available_cores()))
             simulators.rollouts(
                 task,
-                missing,
-                act,
+                [i for i in range(eval_config.n_episodes) if i not in done],
+                actor.act,
                 finish,
-                split=stream.split,
-                seed=stream.seed,
+                split=eval_config.split,
+                seed=eval_config.seed,
                 n_obs_steps=policy.config.n_obs_steps,
-                batch_size=rows,
+                batch_size=actor.rows,
                 threads=acting_threads(policy, simulators.workers),
             )
     finally:
         torch.set_num_threads(threads)
     return sorted(records, key=lambda r: r["episode"])
+
+
+class _Actor:
+    """A policy that answers the simulators, with noise of its own for each episode."""
+
+    def __init__(self, policy: Policy, task: TaskConfig, eval_config: EvalConfig) -> None:
+        self.policy, self.eval_config = policy, eval_config
+        self.absolute = task.action_mode == "absolute"
+        if policy.action_dim != (10 if self.absolute else 7):
+            raise PrismError(
+                f"expected a policy of {10 if self.absolute else 7} numbers an action, as task.action_mode "
+                f"'{task.action_mode}' has, got one of {policy.action_dim}"
+            )
+        self.rows = rows_of(policy)
+        self.instruction = told(policy, task)
+        self.generators: dict[int, torch.Generator] = {}
+
+    def act(self, requests: Sequence[Request]) -> list[np.ndarray]:
+        # One thread: the simulators need the other cores, and so the sums do not depend on how many there are. Set in
+        # every call, as OpenMP keeps the number for each calling thread, and this runs in threads of a pool.
+        torch.set_num_threads(1)
+        for request in requests:
+            if request.first:  # also when a lost worker's episode starts again
+                noise = episode_noise(self.eval_config.split, self.eval_config.seed, request.episode)
+                self.generators[request.episode] = noise
+        episodes = [r.episode for r in requests]
+        observations, noises = [r.observation for r in requests], [self.generators[e] for e in episodes]
+        chunks = sample_chunks(self.policy, observations, noises, episodes, self.rows, self.instruction)
+        return [decode_absolute(a) if self.absolute else a for a in chunks[:, self.policy.executed]]
+
+
+def _write_episode(folder: Path, eval_config: EvalConfig, outcome: Outcome) -> dict[str, Any]:
+    """Keep an episode's states and its record, which is returned."""
+    with atomic(states_path(folder, outcome.episode)) as temporary, open(temporary, "wb") as file:
+        np.save(file, outcome.states, allow_pickle=False)
+    record = {
+        "split": eval_config.split,
+        "seed": eval_config.seed,
+        "episode": outcome.episode,
+        "success": outcome.success,
+        "steps": outcome.steps,
+        "stage": outcome.stage,
+    }
+    journal = folder / "episodes.jsonl"
+    with disk_errors(journal), open(journal, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return record
+
+
+def rows_of(policy: Policy) -> int:
+    """Rows of every call of the policy where it is: see `GPU_ROWS`."""
+    return 1 if policy.device.type == "cpu" else GPU_ROWS
+
+
+def as_batch(observations: Sequence[Observation]) -> dict[str, Any]:
+    """Observations of numpy arrays (To, ...) as one batch of tensors (B, To, ...)."""
+    batch = stack_history(observations)
+    images = {camera: torch.from_numpy(x) for camera, x in batch["images"].items()}
+    return {"images": images, "proprio": torch.from_numpy(batch["proprio"])}
 
 
 def acting_threads(policy: Policy, workers: int) -> int:
@@ -151,8 +177,8 @@ def sample_chunks(
     """Whole action chunks (n, T, A), in the environment's units, of n episodes, each with noise of its own.
 
     The policy is called with exactly `rows` rows, those that nobody needs filled with copies. An episode's row follows
-    from its number, for a kernel may treat its first rows otherwise than its last; two of the same row take turns. What
-    `told` returned goes to all of them.
+    from its number, for a kernel may treat its first rows otherwise than its last; two of the same row take turns. The
+    instruction goes to all of them.
     """
     noise = [policy.draw_noise(1, generator) for generator in generators]
     left = list(range(len(episodes)))
@@ -163,12 +189,8 @@ def sample_chunks(
             taken.setdefault(episodes[i] % rows, i)
         left = [i for i in left if i not in taken.values()]
         source = [taken.get(row, next(iter(taken.values()))) for row in range(rows)]
-        images = {c: np.stack([observations[i]["images"][c] for i in source]) for c in observations[0]["images"]}
-        batch = {
-            "images": {c: torch.from_numpy(x) for c, x in images.items()},
-            "proprio": torch.from_numpy(np.stack([observations[i]["proprio"] for i in source])),
-            **{key: x.expand(rows, -1) for key, x in (instruction or {}).items()},
-        }
+        task = {key: x.expand(rows, -1) for key, x in (instruction or {}).items()}
+        batch = as_batch([observations[i] for i in source]) | task
         actions = policy.predict_chunk(batch, noise=torch.cat([noise[i] for i in source])).cpu().numpy()  # (rows, T, A)
         chunks |= {i: actions[row] for row, i in taken.items()}
     return np.stack([chunks[i] for i in range(len(episodes))])
@@ -180,39 +202,30 @@ def episode_noise(split: str, seed: int, episode: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(word))
 
 
-def _open_stream(
-    folder: Path, task: TaskConfig, policy: Policy, stream: EvalConfig, other_weights: str
+def _open_folder(
+    folder: Path, task: TaskConfig, policy: Policy, eval_config: EvalConfig, other_weights: str
 ) -> list[dict[str, Any]]:
-    """Make the folder of a stream or accept it; returns the records of those of its episodes that are done."""
-    manifest, journal = folder / "stream.json", folder / "episodes.jsonl"
-    wanted = {
-        "split": stream.split,
-        "seed": stream.seed,
+    """Make the folder of these episodes or accept it; returns the records of those that are done."""
+    path, journal = folder / "settings.json", folder / "episodes.jsonl"
+    settings = {
+        "split": eval_config.split,
+        "seed": eval_config.seed,
         "weights": policy.fingerprint(),
         "task": dataclasses.asdict(task),
         "policy": dataclasses.asdict(policy.config),
     }
-    wanted = json.loads(json.dumps(wanted))  # as it comes back: lists for tuples
-    defaults = {"task": dataclasses.asdict(type(task)()), "policy": dataclasses.asdict(PolicyConfig())}
-    if manifest.exists():
-        found = json.loads(manifest.read_text())
-        for key, values in defaults.items():  # settings that did not exist yet when it was written
-            found[key] = json.loads(json.dumps(values)) | found.get(key, {})
-        if other_weights == "drop" and found.get("weights") != wanted["weights"]:
-            write_lines(journal, [])
-            write_text(manifest, json.dumps(wanted, indent=2) + "\n")
-        elif other := [key for key in wanted if found.get(key) != wanted[key]]:
-            raise PrismError(
-                f"{folder} holds episodes of another evaluation: {other[0]} was {found.get(other[0])} and is now "
-                f"{wanted[other[0]]}; move that folder away to measure anew"
-            )
-    else:
-        write_text(manifest, json.dumps(wanted, indent=2) + "\n")
+    settings = json.loads(json.dumps(settings))  # as they come back: lists for tuples
+    there = json.loads(path.read_text()) if path.exists() else None
+    if there is not None and there.get("weights") != settings["weights"] and other_weights == "drop":
+        write_lines(journal, [])
+        there = None
+    if there is None:
+        write_text(path, json.dumps(settings, indent=2) + "\n")
+    elif other := [key for key in settings if there.get(key) != settings[key]]:
+        raise PrismError(
+            f"{folder} holds episodes of another evaluation: {other[0]} was {there.get(other[0])} and is now "
+            f"{settings[other[0]]}; move that folder away to measure anew"
+        )
     known = [r for r in read_lines(journal) if states_path(folder, r["episode"]).exists()]
     write_lines(journal, known)  # drops a line cut off by a kill
-    return [r for r in known if r["episode"] < stream.n_episodes]
-
-
-def states_path(folder: Path, episode: int) -> Path:
-    """Where a stream's folder keeps an episode's simulator states: float64 (steps + 1, S)."""
-    return folder / "states" / f"episode_{episode:03d}.npy"
+    return [r for r in known if r["episode"] < eval_config.n_episodes]

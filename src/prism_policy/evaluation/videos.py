@@ -12,6 +12,7 @@ import numpy as np
 from prism_policy.config.settings import TaskConfig
 from prism_policy.envs.make import kept_env
 from prism_policy.envs.workers import WorkerPool
+from prism_policy.utils.observations import Observation
 from prism_policy.utils.video import mark_outcome, read_video, tile, write_video
 
 VIDEO_RESOLUTION = 240  # [px]: enough to see the fingers close
@@ -65,34 +66,13 @@ def _video(task: TaskConfig, record: dict[str, Any], states: Path, path: Path) -
     write_video(path, mark_outcome(frames, text, record["success"], scale=1), fps=env.metadata["render_fps"])
 
 
-def observe_moments(task: TaskConfig, states: Path, count: int, n_obs_steps: int) -> dict[str, dict[str, Any]]:
-    """Observations at `count` moments spread evenly over an episode, drawn in a process of their own.
-
-    Returns:
-        "step 12" -> {"images": {camera: uint8 (To, H, W, 3)}, "proprio": float32 (To, P)}, in time order.
-    """
-    with WorkerPool(1) as pool:
-        return pool.submit(_moments, task, states, count, n_obs_steps).result()
-
-
-def _moments(task: TaskConfig, path: Path, count: int, n_obs_steps: int) -> dict[str, dict[str, Any]]:
-    env = kept_env(task, render_images=True)
-    states = np.load(path, allow_pickle=False)
-    moments = {}
-    for step in np.unique(np.linspace(0, len(states) - 1, count).astype(int)):
-        history = [env.observe(states[max(step - i, 0)]) for i in reversed(range(n_obs_steps))]
-        images = {c: np.stack([o["images"][c] for o in history]) for c in task.cameras}
-        moments[f"step {step}"] = {"images": images, "proprio": np.stack([o["proprio"] for o in history])}
-    return moments
-
-
-def observe_all(task: TaskConfig, states: Path) -> list[dict[str, Any]]:
+def observe_all(task: TaskConfig, states: Path) -> list[Observation]:
     """The observation of every state of an episode, drawn in a process of their own."""
     with WorkerPool(1) as pool:
-        found: list[dict[str, Any]] = pool.submit(_observations, task, states).result()
-    return found
+        observations: list[Observation] = pool.submit(_observations, task, states).result()
+    return observations
 
 
-def _observations(task: TaskConfig, states: Path) -> list[dict[str, Any]]:
+def _observations(task: TaskConfig, states: Path) -> list[Observation]:
     env = kept_env(task, render_images=True)
     return [env.observe(state) for state in np.load(states, allow_pickle=False)]

@@ -13,7 +13,7 @@ from prism_policy.config import config_json, presets
 from prism_policy.config.settings import Device, EvalConfig, RunConfig, single_tasks
 from prism_policy.demos.dataset import fit_to_dataset
 from prism_policy.errors import PrismError
-from prism_policy.evaluation.results import Stream
+from prism_policy.evaluation.results import EpisodeSet
 from prism_policy.paper.experiments import Variant
 from prism_policy.tasks import task_spec
 from prism_policy.utils.files import claim, read_lines
@@ -41,11 +41,11 @@ VIDEOS = 4
 
 @dataclass(frozen=True)
 class Cell:
-    """What has to be trained and measured once, whatever tables it appears in."""
+    """A variant, seed and scale, trained and evaluated once for all the tables it appears in."""
 
     variant: Variant
     seed: int
-    """Of weights, batches, noise and scripted demonstrations; its episodes are of the same seed of another stream."""
+    """Of weights, batches, noise and scripted demonstrations; its episodes are of the same seed on another split."""
     folder: Path
     config: RunConfig
 
@@ -56,22 +56,22 @@ class Cell:
 
     def records(self, checkpoint: str, n_episodes: int) -> list[dict[str, Any]]:
         """Its first so many episodes (of each task) with these weights, in order; none where any is missing."""
-        streams = self.streams(checkpoint)
-        found = [r for stream in streams for r in stream.records() if r["episode"] < n_episodes]
-        return found if len(found) == n_episodes * len(streams) else []
+        sets = self.episode_sets(checkpoint)
+        records = [r for episodes in sets for r in episodes.records() if r["episode"] < n_episodes]
+        return records if len(records) == n_episodes * len(sets) else []
 
-    def streams(self, checkpoint: str) -> list[Stream]:
-        """Where they lie: one place, or one for each task of a suite."""
+    def episode_sets(self, checkpoint: str) -> list[EpisodeSet]:
+        """Its episodes: one set, or one for each task of a suite."""
         tasks = single_tasks(self.config.task)
-        return [Stream.of(self.folder, checkpoint, "evaluate", self.seed, task) for task in tasks]
+        return [EpisodeSet.of(self.folder, checkpoint, "evaluate", self.seed, task) for task in tasks]
 
     def seconds(self, stage: Literal["train", "evaluate"]) -> float | None:
         """How long it took [s], where it is known."""
         if stage == "train":
             lines = read_lines(self.folder / "metrics.jsonl") if self.trained else []
             return float(lines[-1]["wall_s"]) if lines else None
-        ledger = self.folder / "results" / "ledger.json"
-        known = json.loads(ledger.read_text())["wall_s"] if ledger.exists() else {}
+        timings = self.folder / "results" / "timings.json"
+        known = json.loads(timings.read_text())["wall_s"] if timings.exists() else {}
         return sum(known.values()) if "report" in known else None
 
 
@@ -116,13 +116,13 @@ def find_cells(
     """The cells of these variants and seeds, seed by seed; one whose configuration is there already keeps its folder.
 
     Args:
-        datasets: files of demonstrations by task; a cell takes the first that has its cameras and resolution, and a
-            task without any the scripted expert's.
+        datasets: files of demonstrations by task; a cell takes the first that has its cameras and resolution. Tasks
+            without files learn from the scripted expert.
 
     Raises:
         PrismError: the files of a task do not fit; a cell's folder holds another run.
     """
-    there = _runs(cells_dir)
+    existing = _runs(cells_dir)
     cells = []
     for seed in seeds:
         for variant in variants:
@@ -132,32 +132,32 @@ def find_cells(
                 config = _fit(config, files)
             suffix = f"-on-{Path(config.dataset).stem}" if files else ""
             folder = cells_dir / f"{variant.name}{suffix}-{scale}-s{seed}"
-            found = there.get(_training(config))
-            if found is None and (folder / "config.json").exists():
+            known = existing.get(_training(config))
+            if known is None and (folder / "config.json").exists():
                 raise PrismError(
                     f"{folder} holds a run of another configuration than this plan's; move it away or choose another "
                     "--cells"
                 )
             # The folder's own configuration: it may ask for another number of episodes.
-            folder, config = found or (folder, config)
+            folder, config = known or (folder, config)
             cells.append(Cell(variant, seed, folder, config))
     return cells
 
 
 def _runs(cells_dir: Path) -> dict[RunConfig, tuple[Path, RunConfig]]:
-    """What is trained in the folder already, by what decides the weights."""
-    found: dict[RunConfig, tuple[Path, RunConfig]] = {}
+    """The folder's runs, by what decides their weights."""
+    runs: dict[RunConfig, tuple[Path, RunConfig]] = {}
     for path in sorted(cells_dir.glob("*/config.json")):
         try:
             config = config_json.load(RunConfig, path)
         except PrismError:
             continue  # of something else; where a cell needs its place, it is refused by name
-        found.setdefault(_training(config), (path.parent, config))
-    return found
+        runs.setdefault(_training(config), (path.parent, config))
+    return runs
 
 
 def _training(config: RunConfig) -> RunConfig:
-    """What of a configuration decides the weights, as a key."""
+    """The part of a configuration that decides the weights, as a key."""
     return replace(config, evaluate=EvalConfig())
 
 
@@ -178,20 +178,21 @@ def run_cell(
     device: Device = "auto",
     workers: int | None = None,
 ) -> bool:
-    """Train and measure what is missing of a cell; False where another process is at it.
-
-    Raises:
-        PrismError: see `train_run` and `evaluate_runs`.
-    """
-    from prism_policy.reports.evaluate import Asked, evaluate_runs
+    """Train and evaluate what is missing of a cell; False where another process is at it."""
+    from prism_policy.reports.evaluate import EvalOptions, evaluate_runs
     from prism_policy.training.run import train_run
 
-    with claim(cell.folder.parent / f".{cell.folder.name}.lock") as mine:
-        if not mine:
+    with claim(cell.folder.parent / f".{cell.folder.name}.lock") as acquired:
+        if not acquired:
             return False
         if not cell.trained:
             train_run(cell.folder, cell.config, device=device)
-        every = math.ceil(n_episodes / VIDEOS)
-        asked = Asked(n_episodes, tuple(checkpoints), (cell.seed,), "evaluate", every)
-        evaluate_runs([cell.folder], asked, workers, device)
+        options = EvalOptions(
+            n_episodes=n_episodes,
+            checkpoints=tuple(checkpoints),
+            seeds=(cell.seed,),
+            split="evaluate",
+            video_every=math.ceil(n_episodes / VIDEOS),
+        )
+        evaluate_runs([cell.folder], options, workers, device)
     return True

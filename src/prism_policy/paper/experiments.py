@@ -16,7 +16,7 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Variant:
-    """What is trained, whatever the seed and the scale."""
+    """A policy to train, but for its seed and scale."""
 
     task: str
     policy: PolicyKind
@@ -62,7 +62,7 @@ class Entry:
 
     @property
     def key(self) -> Key:
-        """Its place."""
+        """Its place in the table."""
         return self.block, self.row, self.column
 
 
@@ -105,33 +105,31 @@ def select(
     policies: Sequence[PolicyKind] | None = None,
     numbers: Sequence[int] | None = None,
 ) -> Experiment:
-    """The experiment on some of its tasks (of a suite: `numbers`) and policies; means over fewer are marked partial.
-
-    Raises:
-        PrismError: none asked for, or some that the experiment does not have.
-    """
+    """The experiment on some of its tasks (of a suite: `numbers`) and policies; means over fewer are marked partial."""
     variants = [v for e in whole.entries for v in e.variants]
     had_tasks, had_policies = (
         tuple(dict.fromkeys(x)) for x in zip(*((v.task, v.policy) for v in variants), strict=True)
     )
-    for what, asked, had in (("tasks", tasks, had_tasks), ("policies", policies, had_policies)):
-        if asked is not None and not asked:
+    for what, chosen, had in (("tasks", tasks, had_tasks), ("policies", policies, had_policies)):
+        if chosen is not None and not chosen:
             raise PrismError(f"{what}: expected at least one of {', '.join(had)}, got none")
-        if other := [name for name in asked or () if name not in had]:
+        if other := [name for name in chosen or () if name not in had]:
             raise PrismError(f"{whole.name} has no {what} '{other[0]}'; it has {', '.join(had)}")
     if numbers and not any(task_spec(v.task).members for v in variants):
         raise PrismError(f"numbers: expected none, as {whole.name} has no LIBERO suite, got {tuple(numbers)}")
     kept, shown = {}, set()
     for entry in sorted(whole.entries, key=lambda e: "Avg." in e.key):
-        found = tuple(
+        chosen_variants = tuple(
             v for v in entry.variants if v.task in (tasks or had_tasks) and v.policy in (policies or had_policies)
         )
         # A mean over what another entry already shows is none.
-        if found and not ("Avg." in entry.key and (entry.block, found) in shown):
-            some = tuple(replace(v, numbers=tuple(numbers or ())) if task_spec(v.task).members else v for v in found)
-            partial = len(found) < len(entry.variants) or some != found
+        if chosen_variants and not ("Avg." in entry.key and (entry.block, chosen_variants) in shown):
+            some = tuple(
+                replace(v, numbers=tuple(numbers or ())) if task_spec(v.task).members else v for v in chosen_variants
+            )
+            partial = len(some) < len(entry.variants) or some != chosen_variants
             kept[entry.key] = replace(entry, variants=some, partial=partial)
-            shown.add((entry.block, found))
+            shown.add((entry.block, chosen_variants))
     entries = tuple(kept[e.key] for e in whole.entries if e.key in kept)
     keys = {e.key for e in entries}
     comparisons = tuple(c for c in whole.comparisons if {c.a, c.b} <= keys)

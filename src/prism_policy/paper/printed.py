@@ -117,7 +117,7 @@ def _table3() -> Experiment:
         "SSPool (Trunc.)": (variant("sspool", True), 7.3),
         "MS-SSPool": (variant("ms_sspool"), 11.3),
     }
-    entries = [Entry("ToolHang, one view, 84 px", row, "SR", *found) for row, found in rows.items()]
+    entries = [Entry("ToolHang, one view, 84 px", row, "SR", *printed) for row, printed in rows.items()]
     return Experiment(
         "table3",
         "Table 3: pooling on low-resolution ToolHang",
@@ -148,11 +148,11 @@ def _table4() -> Experiment:
     kinds: dict[str, PolicyKind] = {"Flow Matching": "flow_matching", "Diffusion": "ddpm"}
     views: dict[str, Literal[1, 2]] = {**dict.fromkeys(SHORT_TASKS.values(), 2), "tool_hang": 1}
     entries = []
-    for (block, row), found in numbers.items():
+    for (block, row), printed in numbers.items():
         encoder = "prism" if row == "PRISM" else "sspool"
         single = [Variant(task, kinds[block], encoder, views=n) for task, n in views.items()]
         parts = [(column, (variant,)) for column, variant in zip((*SHORT_TASKS, "ToolHang"), single, strict=True)]
-        for (column, variants), (mean, std) in zip([*parts, ("Avg.", tuple(single))], found, strict=True):
+        for (column, variants), (mean, std) in zip([*parts, ("Avg.", tuple(single))], printed, strict=True):
             entries.append(Entry(block, row, column, variants, mean, std))
     comparisons = tuple(
         Comparison((block, "PRISM", column), (block, "Base.", column), gain)
@@ -203,8 +203,8 @@ def _table6() -> Experiment:
     block = "Flow matching, one policy a suite"
     entries = [
         Entry(block, row, column, (Variant(suite, "flow_matching", "prism" if row == "PRISM" else "sspool"),), number)
-        for row, found in numbers.items()
-        for (column, suite), number in zip(suites.items(), found, strict=True)
+        for row, printed in numbers.items()
+        for (column, suite), number in zip(suites.items(), printed, strict=True)
     ]
     return Experiment(
         "table6",
@@ -212,7 +212,7 @@ def _table6() -> Experiment:
         tuple(entries),
         _against(entries, "Base."),
         (
-            "One policy learns all tasks of a suite, told by a learned vector which it is to do; the paper does not "
+            "One policy learns all tasks of a suite, told the task by a learned vector; the paper does not "
             "say what its policies are told.",
             "Seen by two cameras, agentview and the wrist's; the paper does not say, nor its resolution.",
             "The paper gives neither the number of rollouts nor a deviation. Here an episode begins at one of the "
@@ -258,8 +258,8 @@ def _fig4() -> Experiment:
             "The figure's numbers are not in the paper's text: those of SSPool and PRISM are from Table 4, which has "
             "the same setting, that at 240 px from Table 5.",
             "MS-SS is PRISM without the attention: 4 stages of 48 keypoints with refine blocks (Eq. 2), concatenated.",
-            "Peak: the weights that did best in the rollouts during training (stream validate), measured on other "
-            "episodes (stream evaluate); the highest of several rollouts itself is too high by the luck of choosing.",
+            "Peak: the weights that did best in the rollouts during training (split validate), measured on other "
+            "episodes (split evaluate); the highest of several rollouts itself is too high by the luck of choosing.",
             "The reference at 240 px is Table 5's; it is shown where its cell is there, and not trained for this one.",
         ),
     )
@@ -323,11 +323,7 @@ NAMES = tuple(_EXPERIMENTS)
 
 
 def experiment(name: str) -> Experiment:
-    """The whole experiment of this name.
-
-    Raises:
-        PrismError: there is none.
-    """
+    """The whole experiment of this name."""
     if name == "table7":
         raise PrismError(f"{name} joins when the real robot does; available: {', '.join(NAMES)}")
     if name not in _EXPERIMENTS:

@@ -1,4 +1,4 @@
-"""Work on many machines through Ray, which starts, places and repeats it; results come back to the caller's folder."""
+"""Work on many machines through Ray; results come back to the caller's folders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ def run_on_ray(
     on_done: Callable[[int, bool | PrismError], None],
     gpus: float | None = None,
     cpus: float = 1.0,
-    retries: int = RETRIES,
 ) -> None:
     """Do each piece of work, which fills a folder, on some machine of a Ray cluster.
 
@@ -36,10 +35,9 @@ def run_on_ray(
         address: `auto` (a cluster that runs here, or RAY_ADDRESS), `local` (start one on this machine), or HOST:PORT.
         folders: what each piece of work fills; absolute.
         work: returns whether it was done; may be sent to another process.
-        on_done: called with the number of a piece and what it returned or complained about.
+        on_done: called with the number of a piece and what it returned, or its error.
         gpus: GPUs a piece, or a share of one; None is one where the cluster has any.
         cpus: CPU cores a piece.
-        retries: see `RETRIES`.
 
     Raises:
         PrismError: Ray is not installed, there is no such cluster, or it never has what a piece needs.
@@ -64,7 +62,7 @@ def run_on_ray(
                 f"expected a cluster with {gpus:g} GPUs and {cpus:g} cores for a cell, got {has.get('GPU', 0):g} and "
                 f"{has.get('CPU', 0):g} in all"
             )
-        remote = ray.remote(num_gpus=gpus, num_cpus=cpus, max_retries=retries)(_there)
+        remote = ray.remote(num_gpus=gpus, num_cpus=cpus, max_retries=RETRIES)(_do_remotely)
         token = folders[0].parent / f".here-{uuid.uuid4().hex}"
         token.parent.mkdir(parents=True, exist_ok=True)
         token.touch()
@@ -82,7 +80,7 @@ def run_on_ray(
                     except ray.exceptions.RayTaskError as error:
                         on_done(number, PrismError(_first_line(error.cause)))
                     except ray.exceptions.RayError as error:
-                        on_done(number, PrismError(f"its process died {retries + 1} times ({_first_line(error)})"))
+                        on_done(number, PrismError(f"its process died {RETRIES + 1} times ({_first_line(error)})"))
                     else:
                         on_done(number, done)
         finally:
@@ -91,8 +89,8 @@ def run_on_ray(
         ray.shutdown()
 
 
-def _there(work: Callable[[], bool], folder: Path, token: Path) -> tuple[bool, bytes]:
-    """On the other machine: do it, and pack the folder where the caller cannot see it."""
+def _do_remotely(work: Callable[[], bool], folder: Path, token: Path) -> tuple[bool, bytes]:
+    """Do the work on this machine of the cluster; pack the folder if the caller cannot see it."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     done = work()
     return done, b"" if token.exists() else _pack(folder)

@@ -1,10 +1,11 @@
-"""`prism reproduce`: an experiment of the paper as a plan of cells, its cost, the cells themselves, and the tables."""
+"""`prism reproduce`: plan the cells of an experiment of the paper, run what is missing, write the tables."""
 
 from __future__ import annotations
 
 import json
 import os
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,38 +21,16 @@ from prism_policy.paper.experiments import Experiment, Variant, select
 from prism_policy.paper.figures import draw_bars, draw_saliency_grid
 from prism_policy.paper.printed import experiment
 from prism_policy.paper.ray_cluster import run_on_ray
-from prism_policy.paper.tables import Results, results
+from prism_policy.paper.tables import Results, collect_results
 from prism_policy.paper.writers import cells_csv, entries_csv, markdown, page
 from prism_policy.tasks import task_spec
 from prism_policy.utils.files import write_text
 from prism_policy.utils.progress import Bar, console
 
-TRAIN_S: dict[Scale, float] = {"nano": 500, "small": 800, "paper": 12_000, "smoke": 20}
-"""Guess at the training of flow matching and SSPool on two views of 84 px [s]: nano on two CPU cores, small and paper
-on a large GPU."""
-EPISODE_S: dict[str, float] = {
-    "lift": 2,
-    "can": 6,
-    "square": 7,
-    "tool_hang": 15,
-    "libero_spatial": 8,
-    "libero_10": 15,
-}
-"""Guess at an evaluated episode on two CPU cores [s]."""
-DEMOS_A_MINUTE: dict[str, float] = {
-    "lift": 200,
-    "can": 50,
-    "square": 50,
-    "tool_hang": 18,
-    "libero_spatial": 20,
-    "libero_10": 12,
-}
-"""Made and drawn on two cores, at 84 px."""
-
 
 @dataclass(frozen=True)
 class Plan:
-    """What was asked for, and the cells it takes."""
+    """An experiment's cells: those there and those to do."""
 
     experiment: Experiment
     scale: Scale
@@ -70,12 +49,12 @@ class Plan:
 
     @property
     def missing(self) -> list[Cell]:
-        """What is left to do, in order: whole seeds first, so that a table fills evenly."""
+        """Cells left to do, in order: whole seeds first, so that a table fills evenly."""
         return [cell for cell in self.cells if not self.measured(cell) and (self.train or cell.trained)]
 
     @property
     def data(self) -> str:
-        """What is learned, for a sentence."""
+        """The demonstrations, for a sentence."""
         tasks = dict.fromkeys(cell.variant.task for cell in self.cells)
         scripted = [task for task in tasks if task not in self.datasets]
         parts = []
@@ -89,7 +68,7 @@ class Plan:
         return f"trained on {' and '.join(parts)}"
 
     def _named(self, task: str) -> str:
-        """A task, or the tasks of a suite that were asked for."""
+        """A task, or the chosen tasks of a suite."""
         if not task_spec(task).members:
             return task
         numbers = next(cell.config.task.numbers for cell in self.cells if cell.variant.task == task)
@@ -108,11 +87,7 @@ def make_plan(
     train: bool = True,
     numbers: Sequence[int] | None = None,
 ) -> Plan:
-    """The cells of an experiment, seed by seed, and which of them are there already; writes nothing.
-
-    Raises:
-        PrismError: no such experiment; nothing asked for; see `select` and `find_cells`.
-    """
+    """The cells of an experiment, seed by seed, and which of them are there already; writes nothing."""
     chosen = select(experiment(name), tasks, policies, numbers)
     seeds = tuple(dict.fromkeys(chosen.seeds if seeds is None else seeds))
     if not seeds or min(seeds) < 0:
@@ -133,7 +108,7 @@ def _fitting(datasets: Mapping[str, Sequence[Path]] | None, variants: set[Varian
 
 
 def print_plan(plan: Plan) -> None:
-    """Cells, what is there, what the rest costs, and what the scale can show."""
+    """Print the cells and their state, what the rest costs, and what the scale can show."""
     console.print(f"{plan.experiment.title}\nScale {plan.scale}: {SCALES[plan.scale]}\n")
     table = Table("cell", *(f"seed {seed}" for seed in plan.seeds))
     by_variant: dict[Variant, list[str]] = {}
@@ -152,91 +127,80 @@ def print_plan(plan: Plan) -> None:
         "episodes each"
     )
     if missing:
-        seconds, source = estimate(plan)
-        console.print(f"Time: about {duration(seconds)}, one cell after the other ({source})")
+        seconds = estimate(plan)
+        if seconds is None:
+            console.print("Time: nothing was measured yet; look again after the first cell")
+        else:
+            console.print(f"Time: about {duration(seconds)}, one cell after the other, as similar cells took so far")
     if untrained:
-        console.print(f"Demonstrations: {_demonstrations(plan, untrained)}")
+        console.print(f"Demonstrations: {_demonstrations(untrained)}")
 
 
-def estimate(plan: Plan) -> tuple[float, str]:
-    """Seconds that the missing cells take, and what that rests on: cells that were measured, or a rough guess."""
-    every = [*plan.cells, *plan.references]
-    ratios: dict[str, list[float]] = {"train": [], "evaluate": []}
-    for cell in every:
-        for stage in ("train", "evaluate"):
-            took = cell.seconds(stage)
-            if took:
-                ratios[stage].append(took / _guess(plan, cell)[stage])
-    scale = {stage: statistics.median(found) if found else 1.0 for stage, found in ratios.items()}
+def estimate(plan: Plan) -> float | None:
+    """Seconds that the missing cells take, each as long as those most alike took; None where none was timed."""
     seconds = 0.0
-    for cell in plan.missing:
-        guess = _guess(plan, cell)
-        seconds += scale["evaluate"] * guess["evaluate"]
-        if not cell.trained:
-            seconds += scale["train"] * guess["train"]
-    counts = [len(ratios[stage]) for stage in ("train", "evaluate")]
-    if not any(counts):
-        return seconds, "a rough guess: no cell of this plan was measured yet"
-    return seconds, f"after {counts[0]} trainings and {counts[1]} evaluations that were timed, scaled by a rough guess"
+    for stage in ("train", "evaluate"):
+        timed = [(c, s) for c in (*plan.cells, *plan.references) if (s := c.seconds(stage))]
+        missing = [cell for cell in plan.missing if stage == "evaluate" or not cell.trained]
+        if missing and not timed:
+            return None
+        for cell in missing:
+            closest = max(_likeness(cell, other) for other, _ in timed)
+            seconds += statistics.median(s for other, s in timed if _likeness(cell, other) == closest)
+    return seconds
 
 
-def _guess(plan: Plan, cell: Cell) -> dict[str, float]:
-    """Seconds of training and of evaluation, in proportion to one another at least."""
-    variant = cell.variant
-    pixels = variant.views / 2 * (variant.resolution / 84) ** 2
-    train = TRAIN_S[plan.scale] * (0.25 + 0.75 * pixels)
-    train *= cell.config.train.steps / 1200 if plan.scale == "nano" else 1
-    train *= {"prism": 1.35}.get(variant.encoder, 1.0) * {"meanflow": 1.5}.get(variant.policy, 1.0)
-    episodes = plan.n_episodes * len(plan.experiment.checkpoints(variant)) * len(single_tasks(cell.config.task))
-    if cell.config.train.rollout_every:
-        train += EPISODE_S[variant.task] * (
-            cell.config.train.steps // cell.config.train.rollout_every * cell.config.train.rollout_episodes
-        )
-    return {"train": train, "evaluate": 20 + episodes * EPISODE_S[variant.task] * {"ddpm": 2.0}.get(variant.policy, 1)}
+def _likeness(a: Cell, b: Cell) -> tuple[bool, ...]:
+    """What of two cells is alike, the most important for their cost first."""
+    return tuple(
+        getattr(a.variant, name) == getattr(b.variant, name)
+        for name in ("task", "resolution", "policy", "views", "encoder")
+    )
 
 
-def _demonstrations(plan: Plan, untrained: Sequence[Cell]) -> str:
-    """What has to be there, and how long making it takes where it is not."""
+def _demonstrations(untrained: Sequence[Cell]) -> str:
     needed = {
         (c.config.task.name, single_tasks(c.config.task), c.config.demos) for c in untrained if not c.config.dataset
     }
     if not needed:
         return "those of the given files"
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for task, single, demos in needed:
-        counts[task] = counts.get(task, 0) + demos.num_demos * len(single)
-    minutes = sum(count / DEMOS_A_MINUTE[task] for task, count in counts.items())
+        counts[task] += demos.num_demos * len(single)
     what = ", ".join(f"{count} of {task}" for task, count in sorted(counts.items()))
-    return f"{what}, by the scripted expert; up to {duration(60 * minutes)} where they are not in the cache"
+    return f"{what}, made by the scripted expert where they are not in the cache"
 
 
 def duration(seconds: float) -> str:
-    """In words of a size that fits."""
+    """Minutes, hours or days."""
     if seconds < 5400:
         return f"{max(1, round(seconds / 60))} min"
     return f"{seconds / 3600:.1f} h" if seconds < 2 * 86400 else f"{seconds / 86400:.1f} days"
 
 
 @dataclass(frozen=True)
-class Where:
-    """On what the cells run."""
+class ClusterOptions:
+    """What the cells run on."""
 
     device: Device = "auto"
+    """Where to compute; auto takes a GPU where there is one."""
     workers: int | None = None
-    """Simulator processes; None is one for each core."""
+    """Simulator processes; by default one for each core."""
     ray: str | None = None
-    """Address of a Ray cluster; None is this process."""
+    """Address of a Ray cluster: auto, HOST:PORT, or local, on this machine; by default cells run in this process."""
     gpus_per_cell: float | None = None
+    """With ray: GPUs a cell, such as 0.5; by default one where the cluster has any."""
     cpus_per_cell: float = 1.0
+    """With ray: cores a cell, each with a simulator."""
 
 
-def reproduce(plan: Plan, out: Path, where: Where) -> Path:
+def reproduce(plan: Plan, out: Path, options: ClusterOptions) -> Path:
     """Run what is missing and write the tables, anew after every cell; returns the page.
 
     Raises:
         PrismError: `out` belongs to another plan; cells failed, of which the others were done all the same.
     """
-    claim(plan, out)
+    open_plan_folder(plan, out)
     failed: dict[str, str] = {}
     busy: list[str] = []
     missing = plan.missing
@@ -254,18 +218,18 @@ def reproduce(plan: Plan, out: Path, where: Where) -> Path:
             bar.update(bar.done + 1, f"{bar.done + 1} of {len(missing)}")
 
         work = [
-            partial(run_cell, cell, plan.experiment.checkpoints(cell.variant), plan.n_episodes, where.device)
+            partial(run_cell, cell, plan.experiment.checkpoints(cell.variant), plan.n_episodes, options.device)
             for cell in missing
         ]
-        if where.ray is not None and missing:
-            absolute = [partial(_at, Path.cwd(), do, max(1, int(where.cpus_per_cell))) for do in work]
+        if options.ray is not None and missing:
+            absolute = [partial(_run_in, Path.cwd(), do, max(1, int(options.cpus_per_cell))) for do in work]
             folders = [cell.folder.absolute() for cell in missing]
-            run_on_ray(where.ray, folders, absolute, on_done, where.gpus_per_cell, where.cpus_per_cell)
+            run_on_ray(options.ray, folders, absolute, on_done, options.gpus_per_cell, options.cpus_per_cell)
         else:
             for number, (cell, do) in enumerate(zip(missing, work, strict=True)):
                 console.print(f"[bold]{cell.folder.name}[/bold] ({number + 1} of {len(missing)})")
                 try:
-                    outcome: bool | PrismError = do(where.workers)
+                    outcome: bool | PrismError = do(options.workers)
                 except PrismError as error:
                     outcome = error
                 on_done(number, outcome)
@@ -280,20 +244,20 @@ def reproduce(plan: Plan, out: Path, where: Where) -> Path:
     return path
 
 
-def _at(folder: Path, do: Any, workers: int) -> bool:
+def _run_in(folder: Path, do: Any, workers: int) -> bool:
     """In another process, from the folder where paths such as runs/cells mean what they mean here."""
     if folder.is_dir():
         os.chdir(folder)
     return bool(do(workers))
 
 
-def claim(plan: Plan, out: Path) -> None:
+def open_plan_folder(plan: Plan, out: Path) -> None:
     """Make `out` this plan's, or accept the one that already is: seeds, tasks and policies may differ.
 
     Raises:
         PrismError: it holds another plan or foreign files.
     """
-    mine = {
+    settings = {
         "experiment": plan.experiment.name,
         "scale": plan.scale,
         "n_episodes": plan.n_episodes,
@@ -302,33 +266,33 @@ def claim(plan: Plan, out: Path) -> None:
     path = out / "plan.json"
     if path.exists():
         try:
-            found = json.loads(path.read_text())
-            other = [key for key in mine if found[key] != mine[key]]
+            there = json.loads(path.read_text())
+            other = [key for key in settings if there[key] != settings[key]]
         except (ValueError, KeyError, TypeError) as error:
             raise PrismError(f"{path} is damaged ({error!r}); choose another --out") from error
         if other:
             raise PrismError(
-                f"{out} holds another plan: {other[0]} is {found[other[0]]!r} there and {mine[other[0]]!r} now; choose "
-                "another --out"
+                f"{out} holds another plan: {other[0]} is {there[other[0]]!r} there and {settings[other[0]]!r} now; "
+                "choose another --out"
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PrismError(f"{out} exists and holds no plan (no plan.json in it); choose another --out")
-    write_text(path, json.dumps(mine, indent=2) + "\n")
+    write_text(path, json.dumps(settings, indent=2) + "\n")
 
 
 def write_results(plan: Plan, out: Path) -> Path:
     """Tables and figure from what is measured so far; returns the page."""
     cells = {(c.variant, c.seed): c for c in (*plan.cells, *plan.references)}
-    told = results(plan.experiment, plan.scale, plan.seeds, plan.n_episodes, cells, plan.data)
+    results = collect_results(plan.experiment, plan.scale, plan.seeds, plan.n_episodes, cells, plan.data)
     picture = out / "figure.png"
-    _draw(told, picture)
-    write_text(out / "table.md", markdown(told, picture.name))
-    write_text(out / "table.csv", entries_csv(told))
-    write_text(out / "cells.csv", cells_csv(told))
-    write_text(out / "table.html", page(told, picture.read_bytes()))
+    _draw(results, picture)
+    write_text(out / "table.md", markdown(results, picture.name))
+    write_text(out / "table.csv", entries_csv(results))
+    write_text(out / "cells.csv", cells_csv(results))
+    write_text(out / "table.html", page(results, picture.read_bytes()))
     return out / "table.html"
 
 
-def _draw(told: Results, path: Path) -> None:
-    if told.experiment.name != "fig2" or not draw_saliency_grid(told, path):
-        draw_bars(told, path)
+def _draw(results: Results, path: Path) -> None:
+    if results.experiment.name != "fig2" or not draw_saliency_grid(results, path):
+        draw_bars(results, path)

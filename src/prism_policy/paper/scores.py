@@ -1,4 +1,4 @@
-"""What cells add up to: the numbers of a table, with their intervals, and differences episode by episode."""
+"""The numbers of a table: success rates of cells with intervals, and differences episode by episode."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class Score:
 
 
 def score(entry: Entry, cells: Cells, seeds: Sequence[int], n_episodes: int) -> Score | None:
-    """What an entry's cells reached; None where no seed has all of them."""
+    """Success of an entry's cells; None where no seed has all of them."""
     rates, successes, n, complete = [], 0, 0, []
     for seed in seeds:
-        found = [cells[v, seed].records(entry.checkpoint, n_episodes) for v in entry.variants if (v, seed) in cells]
-        if len(found) < len(entry.variants) or not all(found):
+        records = [cells[v, seed].records(entry.checkpoint, n_episodes) for v in entry.variants if (v, seed) in cells]
+        if len(records) < len(entry.variants) or not all(records):
             continue
-        outcomes = [r["success"] for records in found for r in records]
+        outcomes = [r["success"] for one in records for r in one]
         complete.append(seed)
         rates.append(sum(outcomes) / len(outcomes))
         successes, n = successes + sum(outcomes), n + len(outcomes)
@@ -59,21 +59,17 @@ def score(entry: Entry, cells: Cells, seeds: Sequence[int], n_episodes: int) -> 
 def difference(
     comparison: Comparison, entries: Mapping[Key, Entry], cells: Cells, seeds: Sequence[int], n_episodes: int
 ) -> Paired | None:
-    """Two entries on the same starts, over the seeds that both have complete; None where there is none.
-
-    Raises:
-        PrismError: the starts differ after all, as after a change of the simulator.
-    """
+    """Two entries on the same starts, over the seeds that both have complete; None where there is none."""
     a, b = entries[comparison.a], entries[comparison.b]
     scores = [score(entry, cells, seeds, n_episodes) for entry in (a, b)]
-    shared = [s for s in seeds if all(found is not None and s in found.seeds for found in scores)]
+    shared = [seed for seed in seeds if all(s is not None and seed in s.seeds for s in scores)]
     outcomes: tuple[list[bool], list[bool]] = ([], [])
     for seed in shared:
         for ours, theirs in zip(a.variants, b.variants, strict=True):
-            streams = cells[ours, seed].streams(a.checkpoint), cells[theirs, seed].streams(b.checkpoint)
-            for pair_of_streams in zip(*streams, strict=True):
-                for all_of_one, new in zip(outcomes, paired_outcomes(*pair_of_streams, n_episodes), strict=True):
-                    all_of_one += new
+            sets = cells[ours, seed].episode_sets(a.checkpoint), cells[theirs, seed].episode_sets(b.checkpoint)
+            for one, other in zip(*sets, strict=True):
+                for collected, new in zip(outcomes, paired_outcomes(one, other, n_episodes), strict=True):
+                    collected += new
     return pair(*outcomes) if shared else None
 
 
@@ -81,14 +77,14 @@ def stages_reached(
     experiment: Experiment, cells: Cells, seeds: Sequence[int], n_episodes: int
 ) -> dict[str, dict[Variant, Counter[str]]]:
     """By task and variant, how many episodes (of weights `last`) came how far: a task's stages, or "" for none."""
-    found: dict[str, dict[Variant, Counter[str]]] = {}
+    reached: dict[str, dict[Variant, Counter[str]]] = {}
     for variant in dict.fromkeys(v for e in experiment.entries for v in e.variants):
         measured = [cells[variant, s].records("last", n_episodes) for s in seeds if (variant, s) in cells]
         final = task_spec(variant.task).stages[-1]
         counts = Counter(final if r["success"] else r.get("stage", "") for records in measured for r in records)
         if counts:
-            found.setdefault(variant.task, {})[variant] = counts
-    return found
+            reached.setdefault(variant.task, {})[variant] = counts
+    return reached
 
 
 def parameters(entry: Entry) -> int:

@@ -19,7 +19,7 @@ MISSING, UNPRINTED = "missing", "not printed"
 
 @dataclass(frozen=True)
 class Results:
-    """All that is told about an experiment: computed once, then written in several forms."""
+    """An experiment's results, computed once and written in several forms."""
 
     experiment: Experiment
     scale: Scale
@@ -38,7 +38,7 @@ class Results:
 
     @property
     def note(self) -> str:
-        """What stands under every table that holds both columns."""
+        """The note under every table that holds both columns."""
         wide = any(e.partial for e in self.experiment.entries)
         return (
             f"Ours: measured here at scale {self.scale}, {self.data}; mean ± standard deviation over seeds, "
@@ -55,14 +55,10 @@ class Results:
         )
 
 
-def results(
+def collect_results(
     experiment: Experiment, scale: Scale, seeds: tuple[int, ...], n_episodes: int, cells: Cells, data: str
 ) -> Results:
-    """Read what the cells reached.
-
-    Raises:
-        PrismError: cells that are to be compared were measured on other starts.
-    """
+    """Read the cells' results."""
     entries = {e.key: e for e in experiment.entries}
     scores = {key: score(entry, cells, seeds, n_episodes) for key, entry in entries.items()}
     differences = [(c, difference(c, entries, cells, seeds, n_episodes)) for c in experiment.comparisons]
@@ -71,7 +67,7 @@ def results(
 
 @dataclass(frozen=True)
 class Grid:
-    """A table with a heading, and what has to be said below it."""
+    """A table with a heading and a note below it."""
 
     title: str
     header: list[str]
@@ -81,42 +77,40 @@ class Grid:
     """Columns that hold the paper's numbers."""
 
 
-def percent(share: float) -> str:
-    """In percent with one digit, as the paper has it."""
+def points(share: float) -> str:
+    """Percent with one digit and no sign, as the paper has it."""
     return f"{100 * share:.1f}"
 
 
-def plus_minus(mean: float | None, deviation: float | None) -> str:
+def mean_and_deviation(mean: float | None, deviation: float | None) -> str:
     """Mean ± deviation [%], or what there is of them."""
     if mean is None:
         return UNPRINTED
     return f"{mean:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
 
 
-def ours(found: Score | None, seeds: Sequence[int]) -> str:
+def ours(score: Score | None, seeds: Sequence[int]) -> str:
     """Our entry, which says where seeds are missing."""
-    if found is None:
+    if score is None:
         return MISSING
-    mean, deviation = found.mean_and_std
-    text = plus_minus(100 * mean, None if deviation is None else 100 * deviation)
-    return text if len(found.seeds) == len(seeds) else f"{text} ({len(found.seeds)} of {len(seeds)} seeds)"
+    mean, deviation = score.mean_and_std
+    text = mean_and_deviation(100 * mean, None if deviation is None else 100 * deviation)
+    return text if len(score.seeds) == len(seeds) else f"{text} ({len(score.seeds)} of {len(seeds)} seeds)"
 
 
-def grids(told: Results) -> list[Grid]:
+def grids(results: Results) -> list[Grid]:
     """Everything about the experiment, the paper's layout first."""
-    blocks = dict.fromkeys(e.block for e in told.experiment.entries)
-    found = [_block(told, block) for block in blocks]
-    found.append(_intervals(told))
-    if told.differences:
-        found.append(_differences(told))
-    if told.experiment.name == "fig5":
-        found.append(_parameters(told))
-    found += _stages(told)
-    return [*found, _cells(told)]
+    blocks = dict.fromkeys(e.block for e in results.experiment.entries)
+    tables = [*(_block(results, block) for block in blocks), _intervals(results)]
+    if results.differences:
+        tables.append(_differences(results))
+    if results.experiment.name == "fig5":
+        tables.append(_parameters(results))
+    return [*tables, *_stages(results), _cells(results)]
 
 
-def _block(told: Results, block: str) -> Grid:
-    entries = {(e.row, e.column): e for e in told.experiment.entries if e.block == block}
+def _block(results: Results, block: str) -> Grid:
+    entries = {(e.row, e.column): e for e in results.experiment.entries if e.block == block}
     rows = list(dict.fromkeys(row for row, _ in entries))
     columns = list(dict.fromkeys(column for _, column in entries))
     header = [""] + [f"{column}, {whose}" for column in columns for whose in ("ours [%]", "paper [%]")]
@@ -125,26 +119,29 @@ def _block(told: Results, block: str) -> Grid:
         entry = entries.get((row, column))
         if entry is None:
             return ["", ""]
-        paper = plus_minus(entry.paper, entry.paper_std)
-        return [ours(told.scores[entry.key], told.seeds), paper + "†" * (entry.partial and entry.paper is not None)]
+        paper = mean_and_deviation(entry.paper, entry.paper_std)
+        return [
+            ours(results.scores[entry.key], results.seeds),
+            paper + "†" * (entry.partial and entry.paper is not None),
+        ]
 
     body = [[row, *(text for column in columns for text in cells(row, column))] for row in rows]
-    return Grid(block, header, body, told.note, frozenset(range(2, len(header), 2)))
+    return Grid(block, header, body, results.note, frozenset(range(2, len(header), 2)))
 
 
-def _intervals(told: Results) -> Grid:
+def _intervals(results: Results) -> Grid:
     """Ours alone, with what the paper does not give."""
     rows = []
-    for entry in told.experiment.entries:
-        found = told.scores[entry.key]
+    for entry in results.experiment.entries:
+        one = results.scores[entry.key]
         start = [entry.block, entry.row, entry.column]
-        if found is None:
+        if one is None:
             rows.append([*start, MISSING, "", "", ""])
             continue
-        low, high = found.interval
-        seeds = ", ".join(f"{seed}: {percent(rate)}" for seed, rate in zip(found.seeds, found.rates, strict=True))
-        counts, interval = f"{found.successes} of {found.n}", f"{percent(low)} to {percent(high)}"
-        rows.append([*start, counts, percent(found.successes / found.n), interval, seeds])
+        low, high = one.interval
+        seeds = ", ".join(f"{seed}: {points(rate)}" for seed, rate in zip(one.seeds, one.rates, strict=True))
+        counts, interval = f"{one.successes} of {one.n}", f"{points(low)} to {points(high)}"
+        rows.append([*start, counts, points(one.successes / one.n), interval, seeds])
     header = ["", "", "", "successes of episodes", "rate [%]", "95% interval [%]", "each seed [%]"]
     return Grid(
         "Ours, with intervals",
@@ -155,32 +152,36 @@ def _intervals(told: Results) -> Grid:
     )
 
 
-def _differences(told: Results) -> Grid:
-    entries = {e.key: e for e in told.experiment.entries}
+def _differences(results: Results) -> Grid:
+    entries = {e.key: e for e in results.experiment.entries}
     rows = []
-    for comparison, found in told.differences:
+    for comparison, paired in results.differences:
         a, b = entries[comparison.a], entries[comparison.b]
         printed = _printed_difference(comparison, a, b)
         name = _places(a, b)
-        if found is None:
+        if paired is None:
             rows.append([*name, MISSING, "", "", "", printed])
             continue
-        low, high = found.interval()
-        mine = [f"{100 * found.difference:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}", f"{found.p_value:.2g}"]
-        rows.append([*name, *mine, f"{found.only_a} : {found.only_b} of {found.n}", printed])
+        low, high = paired.interval()
+        cells = [
+            f"{100 * paired.difference:+.1f}",
+            f"{100 * low:+.1f} to {100 * high:+.1f}",
+            f"{paired.p_value:.2g}",
+        ]
+        rows.append([*name, *cells, f"{paired.only_a} : {paired.only_b} of {paired.n}", printed])
     header = ["", "against", "ours [points]", "95% interval", "p", "only one succeeds", "paper [points]"]
     return Grid(
         "Differences, episode by episode",
         header,
         rows,
         "Ours: the same starts for both, over all seeds; Tango's interval of the paired difference, exact McNemar "
-        f"test, without correction for the number of comparisons ({len(rows)}). " + told.note,
+        f"test, without correction for the number of comparisons ({len(rows)}). " + results.note,
         frozenset({6}),
     )
 
 
 def _places(a: Entry, b: Entry) -> list[str]:
-    """What tells two entries apart, after where both are."""
+    """Name two entries by where both are and by what differs."""
     pairs = list(zip(a.key, b.key, strict=True))
     shared = ", ".join(x for x, y in pairs if x == y)
     return [f"{shared}: {', '.join(x for x, y in pairs if x != y)}", ", ".join(y for x, y in pairs if x != y)]
@@ -194,34 +195,36 @@ def _printed_difference(comparison: Comparison, a: Entry, b: Entry) -> str:
     return f"{a.paper - b.paper:+.1f}" + "†" * (a.partial or b.partial)
 
 
-def added_parameters(told: Results) -> dict[str, tuple[int, int]]:
+def added_parameters(results: Results) -> dict[str, tuple[int, int]]:
     """By row, the parameters of the first column's policy and how many the last column's has more."""
-    found: dict[str, list[int]] = {}
-    for entry in told.experiment.entries:
-        found.setdefault(entry.row, []).append(parameters(entry))
-    return {row: (counts[0], counts[-1] - counts[0]) for row, counts in found.items()}
+    counts_of: dict[str, list[int]] = {}
+    for entry in results.experiment.entries:
+        counts_of.setdefault(entry.row, []).append(parameters(entry))
+    return {row: (counts[0], counts[-1] - counts[0]) for row, counts in counts_of.items()}
 
 
-def _parameters(told: Results) -> Grid:
+def _parameters(results: Results) -> Grid:
     rows = [
         [row, f"{base / 1e6:.2f}", f"{(base + more) / 1e6:.2f}", f"{more / 1e6:+.2f} ({more / base:+.1%})"]
-        for row, (base, more) in added_parameters(told).items()
+        for row, (base, more) in added_parameters(results).items()
     ]
     header = ["", "last stage [M]", "multiscale [M]", "added [M]"]
     return Grid("Parameters", header, rows, "Ours: counted in whole policies with two cameras, at the paper's size.")
 
 
-def _stages(told: Results) -> list[Grid]:
+def _stages(results: Results) -> list[Grid]:
     """How far episodes came, a table a task."""
-    found = []
-    for task, by_variant in stages_reached(told.experiment, told.cells, told.seeds, told.n_episodes).items():
+    tables = []
+    for task, by_variant in stages_reached(
+        results.experiment, results.cells, results.seeds, results.n_episodes
+    ).items():
         names = ["", *task_spec(task).stages]
         header = [task, "episodes", *(name or "nothing" for name in names[:-1]), f"{names[-1]} (success)"]
         rows = [
             [variant.name, str(counts.total()), *(str(counts[name]) for name in names)]
             for variant, counts in by_variant.items()
         ]
-        found.append(
+        tables.append(
             Grid(
                 f"How far the episodes came: {task}",
                 header,
@@ -229,30 +232,28 @@ def _stages(told: Results) -> list[Grid]:
                 "Ours: episodes by the furthest stage reached, last weights, all seeds measured so far.",
             )
         )
-    return found
+    return tables
 
 
-def _cells(told: Results) -> Grid:
-    rows = [[*name, _state(cell, told), str(cell.folder)] for name, cell in _listed(told)]
+def _cells(results: Results) -> Grid:
+    rows = [
+        [variant.name, str(seed), _state(cell, results), str(cell.folder)]
+        for (variant, seed), cell in results.cells.items()
+    ]
     note = "Each is an ordinary run folder: `prism evaluate FOLDER`, `prism report FOLDER`."
     return Grid("Cells", ["cell", "seed", "state", "folder"], rows, note)
 
 
-def _listed(told: Results) -> list[tuple[list[str], Cell]]:
-    return [([variant.name, str(seed)], cell) for (variant, seed), cell in told.cells.items()]
-
-
-def _state(cell: Cell, told: Results) -> str:
-    found = cell.records("last", told.n_episodes)
-    if found:
-        return f"{sum(r['success'] for r in found)} of {len(found)}"
+def _state(cell: Cell, results: Results) -> str:
+    if records := cell.records("last", results.n_episodes):
+        return f"{sum(r['success'] for r in records)} of {len(records)}"
     return "trained" if cell.trained else MISSING
 
 
-def facts(told: Results) -> list[str]:
-    """What was measured, on what, and what the scale means."""
-    done = sum(bool(cell.records("last", told.n_episodes)) for cell in told.cells.values())
+def facts(results: Results) -> list[str]:
+    """How much was measured, on what data, and what the scale means."""
+    done = sum(bool(cell.records("last", results.n_episodes)) for cell in results.cells.values())
     return [
-        f"{done} of {len(told.cells)} cells measured; seeds {', '.join(map(str, told.seeds))}; {told.data}.",
-        f"Scale {told.scale}: {SCALES[told.scale]}",
+        f"{done} of {len(results.cells)} cells measured; seeds {', '.join(map(str, results.seeds))}; {results.data}.",
+        f"Scale {results.scale}: {SCALES[results.scale]}",
     ]

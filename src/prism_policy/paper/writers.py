@@ -2,156 +2,96 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 from collections.abc import Sequence
-from html import escape
-from importlib.resources import files
 
-from prism_policy import __version__
-from prism_policy.paper.experiments import Variant
-from prism_policy.paper.tables import MISSING, Grid, Results, facts, grids
-
-_CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+from prism_policy.paper.tables import MISSING, Results, facts, grids
+from prism_policy.reports.html import data_url, render
 
 
-def markdown(told: Results, picture: str = "figure.png") -> str:
+def markdown(results: Results, picture: str = "figure.png") -> str:
     """The page in Markdown."""
-    parts = [f"# {told.experiment.title}", *facts(told), f"![{told.experiment.title}]({picture})"]
-    for grid in grids(told):
+    parts = [f"# {results.experiment.title}", *facts(results), f"![{results.experiment.title}]({picture})"]
+    for grid in grids(results):
         rows = [grid.header, ["---"] * len(grid.header), *grid.rows]
         table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
         parts += [f"## {grid.title}", table, *([grid.note] if grid.note else [])]
-    parts += ["## How the paper was read", "\n".join(f"- {line}" for line in told.experiment.readings)]
+    parts += ["## How the paper was read", "\n".join(f"- {line}" for line in results.experiment.readings)]
     return "\n\n".join(parts) + "\n"
 
 
-def page(told: Results, picture: bytes) -> str:
+def page(results: Results, picture: bytes) -> str:
     """The page in HTML, which loads nothing."""
-    style = files("prism_policy.reports").joinpath("report.css").read_text(encoding="utf-8")
-    title = escape(told.experiment.title)
-    image = base64.b64encode(picture).decode()
-    body = [f"<header><h1>{title}</h1></header>", *(f"<p>{escape(fact)}</p>" for fact in facts(told))]
-    body.append(f'<figure class="picture"><img alt="{title}" src="data:image/png;base64,{image}"></figure>')
-    for grid in grids(told):
-        body.append(f"<section><h2>{escape(grid.title)}</h2>{_html_table(grid)}")
-        body.append(f'<p class="soft">{escape(grid.note)}</p></section>')
-    readings = "".join(f"<li>{escape(line)}</li>" for line in told.experiment.readings)
-    body.append(f"<section><h2>How the paper was read</h2><ul>{readings}</ul></section>")
-    body.append(f"<footer>Written by prism-policy {__version__}.</footer>")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_CONTENT_POLICY}">
-<title>{title}</title>
-<style>
-{style}
-.wide {{ overflow-x: auto; }}
-.wide table {{ font-size: .85rem; }}
-.wide th, .wide td {{ padding-right: .8rem; }}
-.paper {{ color: var(--soft); font-style: italic; border-right: 1px solid var(--line); padding-right: .75rem; }}
-.paper + * {{ padding-left: .75rem; }}
-</style>
-</head>
-<body>
-<main>
-{"".join(body)}
-</main>
-</body>
-</html>
-"""
+    return render(
+        "paper/table.html",
+        title=results.experiment.title,
+        facts=facts(results),
+        picture=data_url(picture, "image/png"),
+        tables=grids(results),
+        readings=results.experiment.readings,
+        missing=MISSING,
+    )
 
 
-def _html_table(grid: Grid) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        def kind(i: int, text: str) -> str:
-            return ' class="paper"' if i in grid.paper else ' class="missing"' if text == MISSING else ""
-
-        return (
-            "<tr>"
-            + "".join(f"<{tag}{kind(i, c)}>{_unbroken(escape(c))}</{tag}>" for i, c in enumerate(cells))
-            + "</tr>"
-        )
-
-    body = "".join(row(cells, "td") for cells in grid.rows)
-    return f'<div class="wide"><table>{row(grid.header, "th")}{body}</table></div>'
-
-
-def _unbroken(text: str) -> str:
-    """Figures that belong together stay on one line."""
-    return text.replace(" ± ", "&nbsp;±&nbsp;").replace(" to ", "&nbsp;to&nbsp;").replace(" of ", "&nbsp;of&nbsp;")
-
-
-def entries_csv(told: Results) -> str:
+def entries_csv(results: Results) -> str:
     """A line an entry; what was not measured, or not printed in the paper, is empty."""
-    rows = []
-    for entry in told.experiment.entries:
-        found = told.scores[entry.key]
-        mine = {}
-        if found is not None:
-            mean, deviation = found.mean_and_std
-            low, high = found.interval
-            mine = {
-                "ours_mean": round(100 * mean, 3),
-                "ours_std": None if deviation is None else round(100 * deviation, 3),
-                "ours_successes": found.successes,
-                "ours_episodes": found.n,
-                "ours_wilson_low": round(100 * low, 3),
-                "ours_wilson_high": round(100 * high, 3),
-                "ours_seeds": " ".join(map(str, found.seeds)),
-            }
+    rows: list[dict[str, object]] = []
+    for entry in results.experiment.entries:
+        score = results.scores[entry.key]
+        mean, deviation = score.mean_and_std if score else (None, None)
+        low, high = score.interval if score else (None, None)
+        block, row, column = entry.key
         rows.append(
-            {**dict(zip(("block", "row", "column"), entry.key, strict=True)), "checkpoint": entry.checkpoint}
-            | dict.fromkeys(_OURS) | mine
-            | {"paper_mean": entry.paper, "paper_std": entry.paper_std, "paper_is_over_more": entry.partial}
-            | {"ours_scale": told.scale, "ours_data": told.data}
-        )  # fmt: skip
+            {
+                "block": block,
+                "row": row,
+                "column": column,
+                "checkpoint": entry.checkpoint,
+                "ours_mean": _percent(mean),
+                "ours_std": _percent(deviation),
+                "ours_successes": score and score.successes,
+                "ours_episodes": score and score.n,
+                "ours_wilson_low": _percent(low),
+                "ours_wilson_high": _percent(high),
+                "ours_seeds": score and " ".join(map(str, score.seeds)),
+                "paper_mean": entry.paper,
+                "paper_std": entry.paper_std,
+                "paper_is_over_more": entry.partial,
+                "ours_scale": results.scale,
+                "ours_data": results.data,
+            }
+        )
     return _csv(rows)
 
 
-_OURS = (
-    "ours_mean",
-    "ours_std",
-    "ours_successes",
-    "ours_episodes",
-    "ours_wilson_low",
-    "ours_wilson_high",
-    "ours_seeds",
-)
+def _percent(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 3)
 
 
-def cells_csv(told: Results) -> str:
+def cells_csv(results: Results) -> str:
     """A line a cell."""
     rows = []
-    for (variant, seed), cell in told.cells.items():
-        found = cell.records("last", told.n_episodes)
+    for (variant, seed), cell in results.cells.items():
+        records = cell.records("last", results.n_episodes)
         rows.append(
             {
-                **_columns(variant),
+                "cell": variant.name,
+                "task": variant.task,
+                "policy": variant.policy,
+                "encoder": variant.encoder,
+                "views": variant.views,
+                "resolution": variant.resolution,
                 "seed": seed,
                 "trained": cell.trained,
-                "successes": sum(r["success"] for r in found) if found else None,
-                "episodes": len(found) if found else None,
+                "successes": sum(r["success"] for r in records) if records else None,
+                "episodes": len(records) if records else None,
                 "train_s": cell.seconds("train"),
                 "evaluate_s": cell.seconds("evaluate"),
                 "folder": str(cell.folder),
             }
         )
     return _csv(rows)
-
-
-def _columns(variant: Variant) -> dict[str, object]:
-    return {
-        "cell": variant.name,
-        "task": variant.task,
-        "policy": variant.policy,
-        "encoder": variant.encoder,
-        "views": variant.views,
-        "resolution": variant.resolution,
-    }
 
 
 def _csv(rows: Sequence[dict[str, object]]) -> str:

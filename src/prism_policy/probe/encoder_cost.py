@@ -73,9 +73,6 @@ def encoder_costs(
         rounds: forwards that are timed after two that are not; 0 times nothing.
         on_row: called with each row as it is ready.
         device: where forwards are timed; None is a GPU where there is one.
-
-    Raises:
-        PrismError: no resolution, a batch below 1, or what the encoder says of a width or resolution that does not fit.
     """
     if not resolutions:
         raise PrismError("resolutions: expected at least one, got none")
@@ -179,11 +176,7 @@ def print_encoders(
     as_json: bool = False,
     wanted: Device = "auto",
 ) -> None:
-    """Count and time every preset, and print the table or JSON.
-
-    Raises:
-        PrismError: as `encoder_costs`; fewer than one thread.
-    """
+    """Count and time every preset, and print the table or JSON."""
     if threads is not None:
         if threads < 1:
             raise PrismError(f"threads: expected at least 1, got {threads}")

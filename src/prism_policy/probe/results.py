@@ -1,4 +1,4 @@
-"""What the spatial probe found, as a table and as a picture."""
+"""Results of the spatial probe, as a table and as a picture."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def rows(lines: Sequence[Line]) -> list[Row]:
     groups: dict[tuple[int, str], list[Line]] = {}
     for line in lines:
         groups.setdefault((line["resolution"], line["encoder"]), []).append(line)
-    found = []
+    table_rows = []
     for (resolution, encoder), group in groups.items():
         values = {key: [line["errors"][key] for line in group] for key in group[0]["errors"]}
         distances = [_mean_distance(line["errors"]) for line in group]
         errors = {key: mean_interval(v) for key, v in values.items()}
         sizes = group[0]["numbers"], group[0]["parameters"]
-        found.append(Row(encoder, resolution, *sizes, len(group), mean_interval(distances), errors, values))
-    return sorted(found, key=lambda row: (row.resolution, row.position[0]))
+        table_rows.append(Row(encoder, resolution, *sizes, len(group), mean_interval(distances), errors, values))
+    return sorted(table_rows, key=lambda row: (row.resolution, row.position[0]))
 
 
 def _mean_distance(errors: dict[str, float]) -> float:
@@ -96,10 +96,10 @@ def markdown_table(lines: Sequence[Line]) -> str:
 
 def draw(lines: Sequence[Line], path: Path, title: str) -> None:
     """Draw the error of every encoder: a panel a quantity, a colour a resolution, a dot a seed, a bar the interval."""
-    found = rows(lines)
-    order = {name: i for i, name in enumerate(dict.fromkeys(row.encoder for row in found))}
-    resolutions = sorted({row.resolution for row in found})
-    quantities = list(found[0].errors)
+    results = rows(lines)
+    order = {name: i for i, name in enumerate(dict.fromkeys(row.encoder for row in results))}
+    resolutions = sorted({row.resolution for row in results})
+    quantities = list(results[0].errors)
     columns = min(len(quantities), 2 if len(quantities) == 4 else 3)
     panels = -(-len(quantities) // columns)
     figure = Figure(figsize=(3.6 * columns + 1.4, panels * (0.3 * len(order) + 1.1)), layout="constrained")
@@ -110,7 +110,7 @@ def draw(lines: Sequence[Line], path: Path, title: str) -> None:
         angle = quantity.endswith(" angle")
         scale, unit = (1, "rad") if angle else (1000, "mm")
         axis.axvline(lines[0]["constant"][quantity] * scale, color="#999999", linestyle=(0, (3, 3)), linewidth=1)
-        for row in found:
+        for row in results:
             colour = mpl.colormaps["viridis"](
                 0.15 + 0.6 * resolutions.index(row.resolution) / max(len(resolutions) - 1, 1)
             )

@@ -1,4 +1,4 @@
-"""The spatial probe: how well each encoder can say where things are, in metres and radians.
+"""The spatial probe: how well each encoder can tell where things are, in metres and radians.
 
 Each encoder is trained from scratch, with one linear layer on its output, to regress the poses of the objects and the
 hand in random still scenes, and measured on other scenes. The claim of arXiv:2606.15232 about representations becomes a
@@ -83,7 +83,7 @@ def probe(
         device: where to train.
 
     Returns:
-        A line for each training asked for.
+        A line for each training.
 
     Raises:
         PrismError: an encoder that cannot work, another configuration in the folder, no simulator, no OpenGL.
@@ -139,11 +139,7 @@ def print_probe(
     workers: int | None = None,
     device: Device = "auto",
 ) -> None:
-    """`probe` for the command line: names of encoders or JSON files in, a progress bar and a table out.
-
-    Raises:
-        PrismError: as `probe`; an unknown name, an unreadable file.
-    """
+    """`probe` for the command line: names of encoders or JSON files in, a progress bar and a table out."""
     chosen = {Path(name).stem if name.endswith(".json") else name: _encoder(name) for name in encoders}
     bars = contextlib.ExitStack()
     bar: Bar | None = None
@@ -218,17 +214,17 @@ class Targets:
 
     def errors(self, predicted: Tensor, poses: dict[str, Tensor]) -> dict[str, float]:
         """Mean distance [m] and, as "<thing> angle", mean absolute angle between prediction and truth [rad]."""
-        found: dict[str, float] = {}
+        errors: dict[str, float] = {}
         at = 0
         for thing, n in self.folds.items():
             position = predicted[:, at : at + 3] * self.std[thing] + self.mean[thing]
-            found[thing] = float((position - poses[thing][:, :3]).norm(dim=1).mean())
+            errors[thing] = float((position - poses[thing][:, :3]).norm(dim=1).mean())
             at += 3
             if n:
                 angle = torch.atan2(predicted[:, at + 1], predicted[:, at]) - n * poses[thing][:, 3]
-                found[f"{thing} angle"] = float(torch.atan2(angle.sin(), angle.cos()).abs().mean() / n)
+                errors[f"{thing} angle"] = float(torch.atan2(angle.sin(), angle.cos()).abs().mean() / n)
                 at += 2
-        return found
+        return errors
 
 
 def _check(

@@ -1,19 +1,20 @@
-"""A trained run measured: checkpoints and seeds side by side, videos, figures, summary and report."""
+"""`prism evaluate`: rollouts of checkpoints and seeds side by side, videos, figures, summary and report."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from rich.table import Table
 
 from prism_policy.config import config_json
@@ -21,17 +22,15 @@ from prism_policy.config.presets import encoder_name
 from prism_policy.config.settings import Device, EvalConfig, RunConfig, TaskConfig, check, single_tasks
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
-from prism_policy.evaluation.results import LAST_TEN, Stream, stages_of_failures, summarise_run
-from prism_policy.evaluation.rollouts import evaluate, states_path
+from prism_policy.evaluation.results import LAST_TEN, EpisodeSet, stages_of_failures, summarise_run
+from prism_policy.evaluation.rollouts import evaluate
 from prism_policy.evaluation.statistics import mean_and_std, wilson_interval
-from prism_policy.evaluation.videos import grid_video, observe_moments, render_videos
+from prism_policy.evaluation.videos import grid_video, render_videos
 from prism_policy.policies import Policy
-from prism_policy.policies.instructions import told
 from prism_policy.reports.report import write_report
 from prism_policy.reports.rerun import check_rerun, record
 from prism_policy.run_folder import kept_checkpoints, load_policy
-from prism_policy.saliency.heatmaps import draw_keypoints, draw_saliency
-from prism_policy.saliency.run import film_failure
+from prism_policy.saliency.run import draw_moments, film_failure
 from prism_policy.tasks import task_spec
 from prism_policy.utils.cores import available_cores
 from prism_policy.utils.device import pick_device
@@ -40,26 +39,31 @@ from prism_policy.utils.memory import PeakMemory
 from prism_policy.utils.progress import Bar, console
 
 MOST_VIDEOS = 20
-"""Of a stream, unless told otherwise: every k-th episode, whatever its outcome."""
+"""Of the headline's episodes, by default: every k-th, whatever its outcome."""
 MOST_RECORDINGS = 5
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What to measure of a run, and how. What the run's config decides unless told is None here."""
+class EvalOptions:
+    """What to evaluate of a run, and how."""
 
     n_episodes: int | None = None
+    """Episodes of each seed; by default as in the run's config.json."""
     checkpoints: tuple[str, ...] = ("last",)
-    """The first one is the headline; `last10` is the last ten that were kept."""
+    """Which weights: last, best (in the rollouts during training), the number of updates of kept ones such as 12500, or
+    last10, the last ten that were kept. The first one is the report's headline."""
     seeds: tuple[int, ...] | None = None
+    """Seeds of the episodes' starts and noise; by default as in the run's config.json."""
     split: Literal["evaluate", "validate"] | None = None
+    """Which starts: validate is for choosing settings, evaluate for the result; by default as in config.json."""
     video_every: int | None = None
-    """Every k-th episode of the first checkpoint; 0 is none, None such that there are at most 20 a stream."""
+    """A video of every so-many-th episode of the first checkpoint; 0 is none; by default at most 20 a seed."""
     rerun: bool = False
+    """Also write recordings for Rerun, of at most 5 episodes a seed (needs prism-policy[rerun])."""
 
 
 @dataclass
-class Ledger:
+class Timings:
     """Seconds a stage and peak memory, kept in the run folder so that a resumed run counts what was spent before."""
 
     path: Path
@@ -69,9 +73,7 @@ class Ledger:
 
     def __post_init__(self) -> None:
         if self.path.exists():
-            found = json.loads(self.path.read_text())
-            self.wall_s, self.peak_rss_mib = found["wall_s"], found["peak_rss_mib"]
-            self.worker_peak_rss_mib = found.get("worker_peak_rss_mib", 0.0)
+            vars(self).update(json.loads(self.path.read_text()))
 
     @contextmanager
     def stage(self, name: str, memory: PeakMemory) -> Iterator[None]:
@@ -82,23 +84,24 @@ class Ledger:
         finally:
             self.wall_s[name] = round(self.wall_s.get(name, 0.0) + time.perf_counter() - started, 2)
             self.peak_rss_mib = round(max(self.peak_rss_mib, memory.peak_mib), 1)
-            self.save()
+            write_text(self.path, json.dumps(self.as_dict()))
 
-    def save(self) -> None:
-        """Write it to its file."""
-        known = {"wall_s": self.wall_s, "peak_rss_mib": self.peak_rss_mib}
-        write_text(self.path, json.dumps(known | {"worker_peak_rss_mib": self.worker_peak_rss_mib}))
+    def as_dict(self) -> dict[str, Any]:
+        """All but the path, for the summary."""
+        return {name: value for name, value in vars(self).items() if name != "path"}
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is measured of one run."""
+class EvalPlan:
+    """The episodes to play of one run."""
 
     folder: Path
     config: RunConfig
     checkpoints: tuple[str, ...]
     seeds: tuple[int, ...]
     preset: str
+    headline: Policy
+    """The first checkpoint's policy, which is needed to the end; others are loaded when it is their turn."""
 
     @property
     def tasks(self) -> tuple[TaskConfig, ...]:
@@ -106,122 +109,120 @@ class Plan:
         return single_tasks(self.config.task)
 
     @property
-    def streams(self) -> list[tuple[Stream, EvalConfig, TaskConfig]]:
+    def episode_sets(self) -> list[tuple[EpisodeSet, EvalConfig, TaskConfig]]:
         """Every checkpoint with every task and seed; seeds last, as another task's simulator takes seconds to make."""
         settings = self.config.evaluate
         return [
-            (Stream.of(self.folder, checkpoint, settings.split, seed, task), replace(settings, seed=seed), task)
+            (EpisodeSet.of(self.folder, checkpoint, settings.split, seed, task), replace(settings, seed=seed), task)
             for checkpoint in self.checkpoints
             for task in self.tasks
             for seed in self.seeds
         ]
 
+    def by_policy(self) -> Iterator[tuple[Policy, list[tuple[EpisodeSet, EvalConfig, TaskConfig]]]]:
+        """Each checkpoint's policy with its episodes; one policy beside the headline's is in memory at a time."""
+        for checkpoint, group in itertools.groupby(self.episode_sets, lambda one: one[0].checkpoint):
+            if checkpoint == self.checkpoints[0]:
+                yield self.headline, list(group)
+            else:
+                yield load_policy(self.folder, checkpoint).to(self.headline.device), list(group)
+
 
 def evaluate_runs(
-    folders: Sequence[Path], asked: Asked, workers: int | None = None, device: Device = "auto", preset: str = ""
+    folders: Sequence[Path],
+    options: EvalOptions,
+    workers: int | None = None,
+    device: Device = "auto",
+    preset: str = "",
 ) -> list[dict[str, Any]]:
-    """Measure trained runs and write their videos and reports; returns their summaries.
+    """Evaluate trained runs and write their videos, figures, summaries and reports; returns the summaries.
 
     Args:
         folders: run folders with weights.
-        asked: checkpoints, seeds and episodes.
-        workers: simulator processes, kept from one run to the next; None is one for each core.
+        options: checkpoints, seeds and episodes.
+        workers: simulator processes, kept from one run to the next; by default one for each core.
         device: where policies compute.
-        preset: name of the runs' sizes, for their summaries; by default the one in an earlier summary.
+        preset: name of the sizes, for the summary; by default that of the summary before.
 
     Raises:
-        PrismError: no run folder, or no weights in it; an unknown checkpoint; another process measures one of them;
-            see `evaluate`.
+        PrismError: no run folder, or no weights in it; an unknown checkpoint; another process evaluates one of them.
     """
     if not folders:
         raise PrismError("expected at least one run folder, got none; see `prism evaluate --help`")
-    if asked.video_every is not None and asked.video_every < 0:
-        raise PrismError(f"video_every: expected 0 or more, got {asked.video_every}")
+    if options.video_every is not None and options.video_every < 0:
+        raise PrismError(f"video_every: expected 0 or more, got {options.video_every}")
     once = {folder.resolve(): folder for folder in folders}.values()
-    plans = [_plan(folder, asked, preset) for folder in once]  # bad input comes before the work
-    if asked.rerun:
+    plans = [_plan(folder, options, device, preset) for folder in once]  # bad input comes before the work
+    if options.rerun:
         check_rerun()
-    return measure(plans, asked, workers, device)
-
-
-def measure(
-    plans: Sequence[Plan], asked: Asked, workers: int | None = None, wanted: Device = "auto"
-) -> list[dict[str, Any]]:
-    """Rollouts of all runs, then videos, figures, summary and report of each; returns the summaries."""
-    device = pick_device(wanted)
     simulators = WorkerPool(available_cores() if workers is None else workers)
-    with PeakMemory() as memory, ExitStack() as claims:
+    with PeakMemory() as memory, ExitStack() as locks:
         for plan in plans:
-            claims.enter_context(alone_in(plan.folder / "results", "writing"))
+            locks.enter_context(alone_in(plan.folder / "results", "writing"))
         with simulators:
             for plan in plans:
-                ledger = Ledger(plan.folder / "results" / "ledger.json")
-                with ledger.stage("evaluate", memory):
-                    _roll_out(plan, simulators, device, title="Evaluation" if len(plans) == 1 else str(plan.folder))
-                    peak = max(ledger.worker_peak_rss_mib, simulators.peak_rss_mib)
-                    ledger.worker_peak_rss_mib = round(peak, 1)
+                timings = Timings(plan.folder / "results" / "timings.json")
+                with timings.stage("evaluate", memory):
+                    _roll_out(plan, simulators, title="Evaluation" if len(plans) == 1 else str(plan.folder))
+                    peak = max(timings.worker_peak_rss_mib, simulators.peak_rss_mib)
+                    timings.worker_peak_rss_mib = round(peak, 1)
         # The simulators are gone: those that draw the videos take their place in memory.
-        return [_present(plan, asked, memory, device) for plan in plans]
+        return [_present(plan, options, memory) for plan in plans]
 
 
-def _roll_out(plan: Plan, simulators: WorkerPool, device: torch.device, title: str) -> None:
-    loaded, policy = "", None
-    for stream, settings, task in plan.streams:
-        if policy is None or loaded != stream.checkpoint:
-            loaded, policy = stream.checkpoint, load_policy(plan.folder, stream.checkpoint).to(device)
-        name = title if len(plan.streams) == 1 else f"{title} {stream.name}"
-        with Bar(name, settings.n_episodes) as bar:
-            evaluate(stream.folder, plan.config, policy, settings, simulators, _show_episodes(bar), task=task)
-            found = stream.records()
-            bar.update(len(found), f"{sum(r['success'] for r in found)} of {len(found)} succeeded")
+def _roll_out(plan: EvalPlan, simulators: WorkerPool, title: str) -> None:
+    for policy, group in plan.by_policy():
+        for episodes, settings, task in group:
+            name = title if len(plan.episode_sets) == 1 else f"{title} {episodes.name}"
+            with Bar(name, settings.n_episodes) as bar:
+                show = partial(_show_episodes, bar)
+                evaluate(episodes.folder, plan.config, policy, settings, simulators, show, task=task)
+                show(episodes.records())
 
 
-def _present(plan: Plan, asked: Asked, memory: PeakMemory, device: torch.device) -> dict[str, Any]:
+def _show_episodes(bar: Bar, records: Sequence[dict[str, Any]]) -> None:
+    bar.update(len(records), f"{sum(r['success'] for r in records)} of {len(records)} succeeded")
+
+
+def _present(plan: EvalPlan, options: EvalOptions, memory: PeakMemory) -> dict[str, Any]:
     """Videos, figures, summary and report of a run whose rollouts are done."""
     folder, config, first = plan.folder, plan.config, plan.checkpoints[0]
-    ledger = Ledger(folder / "results" / "ledger.json")
-    with ledger.stage("report", memory):
-        for stream, settings, task in plan.streams:
-            if stream.checkpoint == first:
-                _film(stream, task, settings, asked, math.ceil(MOST_VIDEOS / len(plan.tasks)))
-            if asked.rerun:
-                policy = load_policy(folder, stream.checkpoint).to(device)
-                _record(stream, task, policy, settings, math.ceil(MOST_RECORDINGS / len(plan.tasks)))
-        policy = load_policy(folder, first)
-        _draw_figures(plan, policy)
-        film_failure(config, policy.to(device), plan.streams[0][0], plan.tasks[0])
+    timings = Timings(folder / "results" / "timings.json")
+    with timings.stage("report", memory):
+        for episodes, settings, task in plan.episode_sets:
+            if episodes.checkpoint == first:
+                _film(episodes, task, settings, options.video_every, math.ceil(MOST_VIDEOS / len(plan.tasks)))
+        for policy, group in plan.by_policy() if options.rerun else ():
+            for episodes, settings, task in group:
+                _record(episodes, task, policy, settings, math.ceil(MOST_RECORDINGS / len(plan.tasks)))
+        draw_moments(config, plan.headline, plan.episode_sets[0][0], plan.tasks[0])
+        film_failure(config, plan.headline, plan.episode_sets[0][0], plan.tasks[0])
     summary = summarise_run(folder, config.evaluate.split, first, list(kept_checkpoints(folder)))
     summary |= {"policy": config.policy.kind, "encoder": encoder_name(config.policy.encoder), "preset": plan.preset}
-    summary |= {"task": config.task.name, "seed": config.seed, "wall_s": ledger.wall_s}
-    summary |= {"peak_rss_mib": ledger.peak_rss_mib, "worker_peak_rss_mib": ledger.worker_peak_rss_mib}
+    summary |= {"task": config.task.name, "seed": config.seed, **timings.as_dict()}
     write_text(folder / "results" / "summary.json", json.dumps(summary, indent=2) + "\n")
     write_report(folder)
     return summary
 
 
-def _plan(folder: Path, asked: Asked, preset: str) -> Plan:
+def _plan(folder: Path, options: EvalOptions, device: Device, preset: str) -> EvalPlan:
     config = config_json.load(RunConfig, folder / "config.json")
     settings = config.evaluate
-    seeds = (settings.seed,) if asked.seeds is None else tuple(dict.fromkeys(asked.seeds))
-    settings = replace(
-        settings, split=asked.split or settings.split, n_episodes=_given(asked.n_episodes, settings.n_episodes)
-    )
+    seeds = (settings.seed,) if options.seeds is None else tuple(dict.fromkeys(options.seeds))
+    n_episodes = settings.n_episodes if options.n_episodes is None else options.n_episodes
+    settings = replace(settings, split=options.split or settings.split, n_episodes=n_episodes)
     config = replace(config, evaluate=settings)
     for seed in seeds:
         check(replace(config, evaluate=replace(settings, seed=seed)))
-    checkpoints = _expand(folder, asked.checkpoints)
+    checkpoints = _expand(folder, options.checkpoints)
     if not seeds or not checkpoints:
         raise PrismError(f"expected at least one seed and one checkpoint, got {len(seeds)} and {len(checkpoints)}")
-    for checkpoint in checkpoints:
-        load_policy(folder, checkpoint)
+    for checkpoint in checkpoints[1:]:
+        load_policy(folder, checkpoint)  # a damaged one is found now, not after hours
+    headline = load_policy(folder, checkpoints[0]).to(pick_device(device))
     before = folder / "results" / "summary.json"
-    if not preset and before.exists():
-        preset = json.loads(before.read_text()).get("preset", "")
-    return Plan(folder, config, checkpoints, seeds, preset)
-
-
-def _given(value: int | None, otherwise: int) -> int:
-    return otherwise if value is None else value
+    preset = preset or (json.loads(before.read_text()).get("preset", "") if before.exists() else "")
+    return EvalPlan(folder, config, checkpoints, seeds, preset, headline)
 
 
 def _expand(folder: Path, checkpoints: Sequence[str]) -> tuple[str, ...]:
@@ -238,59 +239,27 @@ def _expand(folder: Path, checkpoints: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _every(n_episodes: int, most: int) -> int:
-    """Such a k that every k-th of so many episodes makes at most `most`."""
-    return math.ceil(n_episodes / most)
-
-
-def _film(stream: Stream, task: TaskConfig, settings: EvalConfig, asked: Asked, most: int) -> None:
+def _film(episodes: EpisodeSet, task: TaskConfig, settings: EvalConfig, every: int | None, most: int) -> None:
     """Videos of every k-th episode and the grid of them."""
-    every = _given(asked.video_every, _every(settings.n_episodes, most))
+    every = math.ceil(settings.n_episodes / most) if every is None else every
     if every < 1:
         return
-    records = [r for r in stream.records() if r["episode"] < settings.n_episodes and r["episode"] % every == 0]
+    records = [r for r in episodes.records() if r["episode"] < settings.n_episodes and r["episode"] % every == 0]
     with Bar("Videos", len(records)) as bar:
-        render_videos(task, records, lambda i: states_path(stream.folder, i), stream.videos, None, bar.count)
-    grid_video(stream.videos, records)
+        render_videos(task, records, episodes.states, episodes.videos, None, bar.count)
+    grid_video(episodes.videos, records)
 
 
-def _record(stream: Stream, task: TaskConfig, policy: Policy, settings: EvalConfig, most: int) -> None:
+def _record(episodes: EpisodeSet, task: TaskConfig, policy: Policy, settings: EvalConfig, most: int) -> None:
     """Rerun recordings of every k-th episode."""
-    every = _every(settings.n_episodes, most)
-    episodes = range(0, settings.n_episodes, every)
-    with Bar("Recordings", len(episodes)) as bar:
-        for done, episode in enumerate(episodes, start=1):
-            path = stream.run / "recordings" / stream.name / f"episode_{episode:03d}.rrd"
+    numbers = range(0, settings.n_episodes, math.ceil(settings.n_episodes / most))
+    with Bar("Recordings", len(numbers)) as bar:
+        for done, episode in enumerate(numbers, start=1):
+            path = episodes.run / "recordings" / episodes.name / f"episode_{episode:03d}.rrd"
             if not path.exists():
-                states = states_path(stream.folder, episode)
-                record(path, task, policy, states, stream.split, stream.seed, episode)
-            bar.count(done, len(episodes))
-
-
-def _draw_figures(plan: Plan, policy: Policy) -> None:
-    """Saliency and keypoints at a few moments of the first episode (whatever its outcome: no picking)."""
-    folder, config, states = plan.folder, plan.config, states_path(plan.streams[0][0].folder, 0)
-    task = plan.tasks[0]
-    pictures = {"saliency": folder / "figures" / "saliency.png", "keypoints": folder / "figures" / "keypoints.png"}
-    has_keypoints = config.policy.encoder.pooling == "spatial_softmax"
-    if all(path.exists() for name, path in pictures.items() if name == "saliency" or has_keypoints):
-        return
-    found = observe_moments(task, states, count=5, n_obs_steps=config.policy.n_obs_steps)
-    moments = {
-        title: {
-            "images": {c: torch.from_numpy(x)[None] for c, x in observation["images"].items()},
-            "proprio": torch.from_numpy(observation["proprio"])[None],
-            **told(policy, task),
-        }
-        for title, observation in found.items()
-    }
-    draw_saliency(policy, moments, pictures["saliency"])
-    if has_keypoints:
-        draw_keypoints(policy, moments, pictures["keypoints"])
-
-
-def _show_episodes(bar: Bar) -> Callable[[list[dict[str, Any]]], None]:
-    return lambda records: bar.update(len(records), f"{sum(r['success'] for r in records)} of {len(records)} succeeded")
+                states = episodes.states(episode)
+                record(path, task, policy, states, episodes.split, episodes.seed, episode)
+            bar.count(done, len(numbers))
 
 
 def print_summary(folder: Path, summary: dict[str, Any]) -> None:
@@ -318,9 +287,9 @@ def _print_table(summary: dict[str, Any]) -> None:
         table = Table("checkpoint", "success", "95% interval", "mean over seeds", "seeds")
         for name, row in summary["checkpoints"].items():
             low, high = row["wilson_95"]
-            seeds = ", ".join(f"{seed}: {found['success_rate']:.0%}" for seed, found in row["seeds"].items())
+            seeds = ", ".join(f"{seed}: {one['success_rate']:.0%}" for seed, one in row["seeds"].items())
             rate = f"{row['n_success']} of {row['n_episodes']} ({row['success_rate']:.1%})"
-            table.add_row(name, rate, f"{low:.1%} to {high:.1%}", plus_minus(row), seeds)
+            table.add_row(name, rate, f"{low:.1%} to {high:.1%}", mean_over_seeds(row), seeds)
         console.print(table)
     if by_task := summary.get("tasks"):
         table = Table("task", "success", "95% interval", "median time")
@@ -338,7 +307,7 @@ def _print_table(summary: dict[str, Any]) -> None:
         console.print(f"Failures by the furthest stage reached: {reached}")
 
 
-def plus_minus(row: dict[str, Any]) -> str:
+def mean_over_seeds(row: dict[str, Any]) -> str:
     """Mean over seeds with its standard deviation, where there are several."""
     deviation = row["std_over_seeds"]
     return f"{row['mean_over_seeds']:.1%}" + ("" if deviation is None else f" ± {deviation:.1%}")

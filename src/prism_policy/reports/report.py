@@ -6,47 +6,36 @@ so.
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 import math
 import shlex
 from collections.abc import Iterator, Sequence
-from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from prism_policy import __version__
 from prism_policy.config import config_json
 from prism_policy.config.settings import RunConfig
 from prism_policy.errors import PrismError
-from prism_policy.evaluation.results import Stream, stages_of_failures, streams
-from prism_policy.reports.charts import bars, interval, loss_curve, percent
+from prism_policy.evaluation.results import EpisodeSet, episode_sets, stages_of_failures
+from prism_policy.reports.charts import loss_curve
+from prism_policy.reports.html import data_url, percent, render
 from prism_policy.tasks import task_spec
 from prism_policy.utils.files import read_lines, write_text
-
-# The browser may load nothing and run no script: what the page shows is what it holds.
-_CONTENT_POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 
 NUM_VIDEOS = 6
 MAX_VIDEO_BYTES = 24 * 2**20  # a page of this size still opens at once; base64 adds a third
 
-_SALIENCY_CAPTION = (
-    "Saliency: how much each pixel moves the predicted action chunk (input gradient of the chunk's projection on "
-    "itself, absolute value summed over colours, fixed noise). Bright means: a small change here would change what the "
-    "robot does next. One colour scale a row."
-)
-_FAILURE_CAPTION = (
-    "The first failed episode, with its saliency beside it (at most 40 moments, evenly spread). Brightness is relative "
-    "to the mean of each image: 10 times as much is brightest. Saliency says what the policy reacts to, not why it "
-    "failed."
-)
-_KEYPOINTS_CAPTION = (
-    "Keypoints: the image positions that the spatial softmax hands to the policy, coloured by the stage of the network "
-    "that they come from. The dashed frame is the part of the image that the network sees. A keypoint near the middle "
-    "may be a feature that responds nowhere in particular: its expected position is then the centre."
-)
+_CAPTIONS = {
+    "saliency": "Saliency: how much each pixel moves the predicted action chunk (input gradient of the chunk's "
+    "projection on itself, absolute value summed over colours, fixed noise). Bright means: a small change here would "
+    "change what the robot does next. Brightness is relative to the mean of each image: 10 times as much is brightest.",
+    "keypoints": "Keypoints: the image positions that the spatial softmax hands to the policy, coloured by the stage "
+    "of the network that they come from. The dashed frame is the part of the image that the network sees. A keypoint "
+    "near the middle may be a feature that responds nowhere in particular: its expected position is then the centre.",
+}
+Sets = Sequence[tuple[EpisodeSet, list[dict[str, Any]]]]
+"""Sets of episodes with their records."""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -57,42 +46,34 @@ def write_report(run_dir: Path) -> Path:
     """
     run = config_json.load(RunConfig, run_dir / "config.json")
     summary = _read_summary(run_dir / "results" / "summary.json")
-    measured = streams(run_dir, str(summary.get("checkpoint", "last")), str(summary.get("split", "evaluate")))
-    metrics = read_lines(run_dir / "metrics.jsonl")
-    title = f"{summary.get('task', run.task.name)}: {percent(summary['success_rate'])} success"
-    style = files("prism_policy.reports").joinpath("report.css").read_text(encoding="utf-8")
-    body = "\n".join(
-        [
-            _headline(run, summary),
-            _section("Episodes", _episodes(measured)),
-            *_comparisons(summary),
-            *_tasks(summary),
-            *_failures(run.task.name, summary),
-            _section("What the policy looks at", _pictures(run_dir / "figures", run) + _failure(measured)),
-            _section("Training", _training(metrics)),
-            _section("Time and memory", _times(summary)),
-            _section("Configuration", _configuration(run)),
-            _section("What to run next", _next_steps(run_dir, run, summary)),
-        ]
+    checkpoint, split = str(summary.get("checkpoint", "last")), str(summary.get("split", "evaluate"))
+    sets = [(s, s.records()) for s in episode_sets(run_dir, checkpoint, split)]
+    task = summary.get("task", run.task.name)
+    page = render(
+        "reports/report.html",
+        title=f"{task}: {percent(summary['success_rate'])} success",
+        facts=_facts(run, summary),
+        rate=summary["success_rate"],
+        interval=summary["wilson_95"],
+        successes=summary.get("n_success", round(summary["success_rate"] * summary["n_episodes"])),
+        n_episodes=summary["n_episodes"],
+        smoke=summary.get("preset") == "smoke",
+        strips=_strips(sets),
+        videos=_videos(sets),
+        max_video_mib=MAX_VIDEO_BYTES // 2**20,
+        comparison=_comparison(summary),
+        last_10=summary.get("mean_of_last_10"),
+        tasks=_tasks(summary),
+        failures=stages_of_failures(run.task.name, summary.get("failures_by_stage", {})),
+        pictures=_pictures(run_dir / "figures", run),
+        failure=_failure(sets),
+        **_training(read_lines(run_dir / "metrics.jsonl")),
+        times={k: t for k, t in (summary.get("wall_s") or {}).items() if isinstance(t, int | float) and t > 0},
+        peak_mib=summary.get("peak_rss_mib"),
+        worker_peak_mib=summary.get("worker_peak_rss_mib"),
+        settings=list(_flat(dataclasses.asdict(run))),
+        next_steps=_next_steps(run_dir, run, summary),
     )
-    page = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_CONTENT_POLICY}">
-<title>{escape(title)}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-{body}
-<footer>Written by prism-policy {__version__} from the files in this run folder.</footer>
-</main>
-</body>
-</html>
-"""
     path = run_dir / "report.html"
     write_text(path, page)
     return path
@@ -115,29 +96,12 @@ def _read_summary(path: Path) -> dict[str, Any]:
     return summary
 
 
-def _section(title: str, content: str) -> str:
-    return f"<section>\n<h2>{escape(title)}</h2>\n{content}\n</section>"
-
-
-def _missing(text: str) -> str:
-    return f'<p class="missing">{escape(text)}</p>'
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.3g} s"
-    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
-
-
-def _headline(run: RunConfig, summary: dict[str, Any]) -> str:
-    rate, (low, high), n = summary["success_rate"], summary["wilson_95"], summary["n_episodes"]
-    successes = summary.get("n_success", round(rate * n))
+def _facts(run: RunConfig, summary: dict[str, Any]) -> dict[str, Any]:
+    encoder = summary.get("encoder", f"{run.policy.encoder.pooling}, {run.policy.encoder.fusion}")
     facts = {
         "Task": summary.get("task", run.task.name),
         "Policy": str(summary.get("policy", run.policy.kind)).replace("_", " "),
-        "Encoder": summary.get("encoder", f"{run.policy.encoder.pooling}, {run.policy.encoder.fusion}").replace(
-            "_", " "
-        ),
+        "Encoder": encoder.replace("_", " "),
         "Demonstrations": run.demos.num_demos,
         "Seed": summary.get("seed", run.seed),
         "Checkpoint": summary.get("checkpoint", "last"),
@@ -145,93 +109,45 @@ def _headline(run: RunConfig, summary: dict[str, Any]) -> str:
     if summary.get("median_seconds_to_success") is not None:
         facts["Median time to success"] = f"{summary['median_seconds_to_success']:.1f} s"
     if summary.get("split") == "validate":
-        facts["Episodes"] = "of the stream for choosing settings"
-    note = (
-        '<p class="soft">A smoke run: the whole path at its smallest size. Its success rate means nothing.</p>'
-        if summary.get("preset") == "smoke"
-        else ""
-    )
-    items = "".join(f"<li><span>{escape(k)}</span><b>{escape(str(v))}</b></li>" for k, v in facts.items())
-    return f"""<header>
-<h1>{escape(str(facts["Task"]))}: how often the learned policy succeeds</h1>
-<div class="result">
-<div class="rate">{percent(rate)}<small>{escape(str(successes))} of {escape(str(n))} episodes</small></div>
-<div class="interval">{interval(rate, low, high)}</div>
-</div>
-<ul class="facts">{items}</ul>{note}
-</header>"""
+        facts["Episodes"] = "of the split for choosing settings"
+    return facts
 
 
-def _episodes(measured: Sequence[Stream]) -> str:
-    found = [(stream, stream.records()) for stream in measured]
-    if not any(episodes for _, episodes in found):
-        return _missing("No episodes.jsonl of this checkpoint in results/: no outcomes to show.")
-    parts = ['<p class="soft">Every episode in order, with its number of steps; ✓ success, ✗ failure.</p>']
-    for stream, episodes in found:
-        strip = "".join(
-            f'<li class="{"success" if e["success"] else "failure"}" title="{escape(_outcome(e))}">'
-            f"{'✓' if e['success'] else '✗'}<small>{escape(str(e['steps']))}</small></li>"
-            for e in episodes
+def _strips(sets: Sets) -> list[tuple[str, list[dict[str, Any]]]]:
+    """(label, episodes with their outcome in words) of each set; nothing where no episode was played."""
+    if not any(records for _, records in sets):
+        return []
+    return [
+        (
+            f"Seed {s.seed}" + (f", {task_spec(s.task).instruction}" if s.task else ""),
+            [r | {"outcome": _outcome(r)} for r in records],
         )
-        if len(found) > 1:
-            name = f", {task_spec(stream.task).instruction}" if stream.task else ""
-            parts.append(f'<p class="soft">Seed {stream.seed}{escape(name)}</p>')
-        parts.append(f'<ol class="strip" start="0">{strip}</ol>')
-    filmed = {stream.task: (stream, episodes) for stream, episodes in reversed(found)}  # the first seed of each task
-    most = NUM_VIDEOS if len(filmed) == 1 else 1
-    return "".join(parts) + "".join(_videos(*one, most) for one in reversed(filmed.values()))
+        for s, records in sets
+    ]
 
 
-def _comparisons(summary: dict[str, Any]) -> list[str]:
-    """Checkpoints and seeds side by side, where there are several."""
+def _comparison(summary: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Rows of checkpoints with their seeds, where there are several of either."""
     checkpoints = summary.get("checkpoints", {})
     if len(checkpoints) < 2 and len(summary.get("seeds", {})) < 2:
         return []
-    rows = []
-    for name, found in checkpoints.items():
-        low, high = found["wilson_95"]
-        seeds = ", ".join(f"{seed}: {percent(s['success_rate'])}" for seed, s in found["seeds"].items())
-        deviation = found["std_over_seeds"]
-        mean = percent(found["mean_over_seeds"]) + ("" if deviation is None else f" ± {percent(deviation)}")
-        cells = (name, f"{found['n_success']} of {found['n_episodes']}", percent(found["success_rate"]),
-                 f"{percent(low)} to {percent(high)}", mean, seeds)  # fmt: skip
-        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    heads = ("checkpoint", "successes", "rate", "95% interval (Wilson)", "mean ± deviation over seeds", "seeds")
-    table = f"<table><tr>{''.join(f'<th>{h}</th>' for h in heads)}</tr>{''.join(rows)}</table>"
-    if ten := summary.get("mean_of_last_10"):
-        table += (
-            f'<p class="soft">Mean of the last 10 checkpoints: {percent(ten["mean"])} ± {percent(ten["std"])} '
-            f"({escape(', '.join(ten['checkpoints']))}).</p>"
-        )
-    return [_section("Checkpoints and seeds", table)]
+    rows: list[tuple[str, ...]] = []
+    for name, row in checkpoints.items():
+        low, high = row["wilson_95"]
+        seeds = ", ".join(f"{seed}: {percent(s['success_rate'])}" for seed, s in row["seeds"].items())
+        deviation = row["std_over_seeds"]
+        mean = percent(row["mean_over_seeds"]) + ("" if deviation is None else f" ± {percent(deviation)}")
+        rate = f"{row['n_success']} of {row['n_episodes']}", percent(row["success_rate"])
+        rows.append((name, *rate, f"{percent(low)} to {percent(high)}", mean, seeds))
+    return rows
 
 
-def _tasks(summary: dict[str, Any]) -> list[str]:
-    """Success of each task of a suite, with intervals."""
-    found = summary.get("tasks", {})
-    if not found:
-        return []
-    rows = [
-        (
-            task_spec(name).instruction,
-            f"{row['n_success']} of {row['n_episodes']}",
-            row["success_rate"],
-            *row["wilson_95"],
-        )
-        for name, row in found.items()
+def _tasks(summary: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """Rows of charts.bars, one for each task of a suite."""
+    return [
+        (task_spec(n).instruction, f"{t['n_success']} of {t['n_episodes']}", t["success_rate"], *t["wilson_95"])
+        for n, t in summary.get("tasks", {}).items()
     ]
-    intro = '<p class="soft">Bars: share of the episodes that succeeded; lines: 95% interval (Wilson).</p>'
-    return [_section("Task by task", intro + bars(rows))]
-
-
-def _failures(task: str, summary: dict[str, Any]) -> list[str]:
-    """How far the failures came, where there are any."""
-    stages = stages_of_failures(task, summary.get("failures_by_stage", {}))
-    if not stages:
-        return []
-    intro = '<p class="soft">The furthest stage that a failed episode reached, by the simulator\'s true state.</p>'
-    rows = "".join(f"<tr><td>{escape(name)}</td><td>{count}</td></tr>" for name, count in stages)
-    return [_section("Where it fails", f"{intro}<table><tr><th>reached</th><th>episodes</th></tr>{rows}</table>")]
 
 
 def _outcome(episode: dict[str, Any]) -> str:
@@ -252,105 +168,66 @@ def choose_episodes(episodes: Sequence[dict[str, Any]], count: int = NUM_VIDEOS)
     return chosen
 
 
-def _videos(stream: Stream, episodes: Sequence[dict[str, Any]], count: int = NUM_VIDEOS) -> str:
-    folder = stream.videos
-    filmed = {int(e["episode"]): folder / f"episode_{int(e['episode']):03d}.mp4" for e in episodes}
-    filmed = {number: path for number, path in filmed.items() if path.is_file()}
-    figures, size, large = [], 0, 0
-    for episode in choose_episodes([e for e in episodes if int(e["episode"]) in filmed], count):
-        path = filmed[int(episode["episode"])]
+def _videos(sets: Sets) -> list[dict[str, Any]]:
+    """Videos of the first seed of each task."""
+    first = {s.task: (s, records) for s, records in reversed(sets)}
+    count = NUM_VIDEOS if len(first) == 1 else 1
+    return [_videos_of(s, records, count) for s, records in reversed(first.values())]
+
+
+def _videos_of(episodes: EpisodeSet, records: Sequence[dict[str, Any]], count: int) -> dict[str, Any]:
+    paths = {int(r["episode"]): episodes.videos / f"episode_{int(r['episode']):03d}.mp4" for r in records}
+    filmed = [r for r in records if paths[int(r["episode"])].is_file()]
+    shown, size, large = [], 0, 0
+    for record in choose_episodes(filmed, count):
+        path = paths[int(record["episode"])]
         if size + path.stat().st_size > MAX_VIDEO_BYTES:
             large += 1
         else:
             size += path.stat().st_size
-            figures.append(
-                f'<figure><video controls autoplay muted loop playsinline src="{_data_url(path, "video/mp4")}"></video>'
-                f"<figcaption>{escape(_outcome(episode))}</figcaption></figure>"
-            )
-    where = f"<code>videos/{escape(stream.name)}/</code>"
-    if not figures:
-        return _missing(f"No videos in videos/{stream.name}/.")
-    first = "filmed episode" if count == 1 else f"{count} filmed episodes"
-    note = (
-        f"Shown: the first {first} by number, whatever their outcome, and the first success and "
-        f"the first failure if they come later. {len(filmed)} of {len(episodes)} episodes, evenly spread by number, "
-        f"are in {where}, and all of these side by side in <code>grid.mp4</code>."
-    )
-    if large:
-        note += (
-            f" {large} of those chosen are left out to keep this page below {MAX_VIDEO_BYTES // 2**20} MiB of video."
-        )
-    return f'<p class="soft">{note}</p>\n<div class="videos">{"".join(figures)}</div>'
+            shown.append((data_url(path, "video/mp4"), _outcome(record)))
+    numbers = {"count": count, "filmed": len(filmed), "episodes": len(records), "large": large}
+    return {"name": episodes.name, "shown": shown, **numbers}
 
 
-def _data_url(path: Path, media_type: str) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def _pictures(folder: Path, run: RunConfig) -> str:
-    parts = ['<p class="soft">At a few moments of the first episode, whatever its outcome.</p>']
-    for name, caption in (("saliency", _SALIENCY_CAPTION), ("keypoints", _KEYPOINTS_CAPTION)):
-        path = folder / f"{name}.png"
+def _pictures(figures: Path, run: RunConfig) -> list[tuple[str, str, str]]:
+    """(name, address, caption) of each figure; without an address it is missing, and the caption says why."""
+    pictures = []
+    for name, caption in _CAPTIONS.items():
+        path = figures / f"{name}.png"
         if path.is_file():
-            image = f'<img alt="{name}" src="{_data_url(path, "image/png")}">'
-            parts.append(f'<figure class="picture">{image}<figcaption>{escape(caption)}</figcaption></figure>')
+            pictures.append((name, data_url(path, "image/png"), caption))
         elif name == "keypoints" and run.policy.encoder.pooling != "spatial_softmax":
-            parts.append(_missing(f"No keypoints: this encoder pools by '{run.policy.encoder.pooling}'."))
+            pictures.append((name, "", f"No keypoints: this encoder pools by '{run.policy.encoder.pooling}'."))
         else:
-            parts.append(_missing(f"figures/{name}.png is not there: no {name} to show."))
-    return "\n".join(parts)
+            pictures.append((name, "", f"figures/{name}.png is not there: no {name} to show."))
+    return pictures
 
 
-def _failure(measured: Sequence[Stream]) -> str:
-    """The first failed episode with its saliency beside it, where it was filmed."""
-    for stream in measured[:1]:
-        for path in sorted((stream.run / "figures" / stream.name).glob("episode_*_saliency.mp4"))[:1]:
-            caption = f"{_FAILURE_CAPTION} File: figures/{stream.name}/{path.name}."
-            video = f'<video controls muted loop playsinline src="{_data_url(path, "video/mp4")}"></video>'
-            return f'<figure class="picture">{video}<figcaption>{escape(caption)}</figcaption></figure>'
-    return ""
+def _failure(sets: Sets) -> dict[str, str] | None:
+    """The film of the first failed episode, where there is one."""
+    for episodes, _ in sets[:1]:
+        for path in sorted((episodes.run / "figures" / episodes.name).glob("episode_*_saliency.mp4"))[:1]:
+            return {"source": data_url(path, "video/mp4"), "file": f"figures/{episodes.name}/{path.name}"}
+    return None
 
 
-def _training(metrics: list[dict[str, Any]]) -> str:
+def _training(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """The loss curve and a sentence about it; neither where there are too few losses."""
     points = [
         (float(m["step"]), float(m["loss"]))
         for m in metrics
         if isinstance(m.get("loss"), int | float) and math.isfinite(m["loss"]) and m["loss"] > 0
     ]
     if len(points) < 2:
-        return _missing("metrics.jsonl holds fewer than two positive losses: no curve to draw.")
+        return {"curve": None, "training": ""}
     speeds = sorted(float(m["samples_per_s"]) for m in metrics if m.get("samples_per_s"))
     text = f"Loss over {points[-1][0]:,.0f} updates, logarithmic. Faint: as logged; bold: smoothed."
     if speeds:
         text += f" Median speed: {speeds[len(speeds) // 2]:,.0f} windows a second."
     if skipped := len(metrics) - len(points):
         text += f" {skipped} logged losses were not positive and finite, and are left out."
-    return f'{loss_curve(points)}<p class="soft">{escape(text)}</p>'
-
-
-def _times(summary: dict[str, Any]) -> str:
-    stages = {k: float(v) for k, v in (summary.get("wall_s") or {}).items() if isinstance(v, int | float) and v > 0}
-    if not stages:
-        return _missing("results/summary.json holds no times.")
-    total = sum(stages.values())
-    bar = "".join(f'<i class="c{i % 6}" style="flex:{t:.3f}"></i>' for i, t in enumerate(stages.values()))
-    legend = "".join(
-        f'<li><i class="c{i % 6}"></i>{escape(k)} {_duration(t)}</li>' for i, (k, t) in enumerate(stages.items())
-    )
-    text = f"{_duration(total)} in all."
-    if peak := summary.get("peak_rss_mib"):
-        text += f" Peak memory: {float(peak):,.0f} MiB."
-    if worker := summary.get("worker_peak_rss_mib"):
-        text += f" A simulator worker: {float(worker):,.0f} MiB at most."
-    return f'<div class="times">{bar}</div><ul class="legend">{legend}</ul><p class="soft">{escape(text)}</p>'
-
-
-def _configuration(run: RunConfig) -> str:
-    rows = "".join(
-        f"<tr><th><code>{escape(name)}</code></th><td>{escape(str(value))}</td></tr>"
-        for name, value in _flat(dataclasses.asdict(run))
-    )
-    return f"<details><summary>All settings (config.json)</summary><table>{rows}</table></details>"
+    return {"curve": loss_curve(points), "training": text}
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -364,7 +241,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def _next_steps(run_dir: Path, run: RunConfig, summary: dict[str, Any]) -> str:
     encoder = shlex.quote(str(summary.get("encoder", "prism")))
     code = f"import prism_policy as pp; print(pp.load_policy({json.dumps(str(run_dir))}))"
-    shell = f"""# the same again from another seed: how much of the result is luck?
+    return f"""# the same again from another seed: how much of the result is luck?
 prism quickstart --task {run.task.name} --policy {run.policy.kind} --encoder {encoder} --seed {run.seed + 1}
 
 # another encoder: how strongly features respond, instead of where
@@ -375,4 +252,3 @@ python -c {shlex.quote(code)}
 
 # everything else
 prism --help"""
-    return f"<pre><code>{escape(shell)}</code></pre>"

@@ -17,22 +17,19 @@ from prism_policy.config.settings import TaskConfig
 from prism_policy.data.actions import decode_absolute
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import STEPS_A_SECOND
-from prism_policy.evaluation.rollouts import GPU_ROWS, episode_noise, sample_chunks
+from prism_policy.evaluation.rollouts import as_batch, episode_noise, rows_of, sample_chunks
 from prism_policy.evaluation.videos import observe_all
 from prism_policy.policies import Policy
 from prism_policy.policies.instructions import told
 from prism_policy.saliency.heatmaps import keypoint_pixels
 from prism_policy.utils.files import disk_errors
+from prism_policy.utils.observations import Observation, stack_history
 
 ACTION_NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper")
 
 
 def check_rerun() -> None:
-    """Make sure that Rerun can be imported.
-
-    Raises:
-        PrismError: it is not installed.
-    """
+    """Raise a PrismError if Rerun is not installed."""
     try:
         import rerun  # noqa: F401 (the question is whether it is there)
     except ModuleNotFoundError as error:
@@ -47,12 +44,7 @@ def record(path: Path, task: TaskConfig, policy: Policy, states: Path, split: st
         task: what was simulated.
         policy: what acted.
         states: file of the episode's states.
-        split: with seed and episode, of the policy's noise.
-        seed: of the stream.
-        episode: its number.
-
-    Raises:
-        PrismError: Rerun is not installed; the disk is full.
+        split: with seed and episode, decides the policy's noise.
     """
     check_rerun()
     import rerun as rr
@@ -77,11 +69,10 @@ def _log(
     recording: Any,
     task: TaskConfig,
     policy: Policy,
-    observations: list[dict[str, Any]],
+    observations: list[Observation],
     noise: torch.Generator,
     episode: int,
 ) -> None:
-    rows = 1 if policy.device.type == "cpu" else GPU_ROWS
     n_obs, n_act = policy.config.n_obs_steps, policy.config.n_action_steps
     hand = np.stack([o["proprio"][:3] for o in observations])
     actions = np.zeros((0, 7))
@@ -97,11 +88,8 @@ def _log(
             break  # nothing was done after the last one
         if step % n_act == 0:
             history = [observations[max(step - i, 0)] for i in reversed(range(n_obs))]
-            seen = {
-                "images": {c: np.stack([o["images"][c] for o in history]) for c in observation["images"]},
-                "proprio": np.stack([o["proprio"] for o in history]),
-            }
-            chunk = sample_chunks(policy, [seen], [noise], [episode], rows, told(policy, task))[0]
+            rows, instruction = rows_of(policy), told(policy, task)
+            chunk = sample_chunks(policy, [stack_history(history)], [noise], [episode], rows, instruction)[0]
             chunk = decode_absolute(chunk) if task.action_mode == "absolute" else chunk
             actions = chunk[n_obs - 1 : n_obs - 1 + n_act]
             recording.log("chunk", rr.Tensor(chunk, dim_names=("step", "action")))
@@ -111,14 +99,14 @@ def _log(
             recording.log(f"action/{name}", rr.Scalars(value))
 
 
-def _log_keypoints(rr: Any, recording: Any, policy: Policy, observation: dict[str, Any]) -> None:
+def _log_keypoints(rr: Any, recording: Any, policy: Policy, observation: Observation) -> None:
     settings = policy.config.encoder
     if settings.pooling != "spatial_softmax":
         return
-    images = {c: torch.from_numpy(x)[None].to(policy.device) for c, x in observation["images"].items()}
+    images = {c: x.to(policy.device) for c, x in as_batch([observation])["images"].items()}
     with torch.no_grad():
-        found = policy.encoder.keypoints(images)
-    for camera, stages in found.items():
+        keypoints = policy.encoder.keypoints(images)
+    for camera, stages in keypoints.items():
         height, width = policy.encoder.cameras[camera]
         for stage, points in zip(settings.stages_read, stages, strict=True):
             pixels = keypoint_pixels(points[0].cpu().numpy(), height, width, settings.crop, stage)

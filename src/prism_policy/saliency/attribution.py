@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from prism_policy.policies.base import Observation, Policy
 
 METHODS = ("gradient", "smoothgrad", "integrated_gradients", "layercam", "occlusion")
+_ROWS_AT_ONCE = 64  # of occluded images
 Images = dict[str, Tensor]
 """camera -> (B, To, H, W, 3) in 0 to 255."""
 
@@ -50,11 +51,7 @@ class Attribution:
     """Of the policy's noise and of SmoothGrad's."""
 
     def check(self, policy: Policy) -> None:
-        """Refuse what this policy does not have.
-
-        Raises:
-            PrismError: an unknown method, target or stage, or a number out of range.
-        """
+        """Refuse what this policy does not have."""
         if self.method not in METHODS:
             raise PrismError(f"unknown method '{self.method}'; there are {', '.join(METHODS)}")
         if self.target not in ("chunk", "gripper", *map(str, range(policy.action_dim))):
@@ -201,15 +198,15 @@ def layer_cam(f: Objective, stage: int | None = None) -> Images:
         for hook in hooks:
             hook.remove()
     slopes = torch.autograd.grad(total, maps)
-    found = {}
+    cams = {}
     for camera, features, slope in zip(encoder.cameras, maps, slopes, strict=True):
         cam = F.relu((F.relu(slope) * features).sum(1)).detach().float()  # (B * To, h, w)
         (height, width), size = encoder.cameras[camera], encoder.crops[camera]
         whole = cam.new_zeros(len(cam), height, width)
         top, left = (height - size[0]) // 2, (width - size[1]) // 2
         whole[:, top : top + size[0], left : left + size[1]] = on_pixels(cam, size, 2 ** (stage + 1))
-        found[camera] = whole.view(*f.images[camera].shape[:2], height, width)
-    return found
+        cams[camera] = whole.view(*f.images[camera].shape[:2], height, width)
+    return cams
 
 
 def on_pixels(values: Tensor, size: tuple[int, int], stride: int) -> Tensor:
@@ -227,13 +224,13 @@ def on_pixels(values: Tensor, size: tuple[int, int], stride: int) -> Tensor:
 
 
 @torch.no_grad()
-def occlusion(f: Objective, patch: int, rows_at_once: int = 64) -> Images:
+def occlusion(f: Objective, patch: int) -> Images:
     """|f - f where a square is painted over|, averaged over the squares that cover a pixel, (B, To, H, W) a camera.
 
     A square is painted in the frame's mean colour, in all frames of a camera at once (arXiv:1311.2901, Figure 7).
     """
     before, blank = f(f.images), mean_colour(f.images)
-    found = {}
+    maps = {}
     for camera, frames in f.images.items():
         batch, _, height, width, _ = frames.shape
         corners = [(y, x) for y in _starts(height, patch) for x in _starts(width, patch)]
@@ -242,8 +239,8 @@ def occlusion(f: Objective, patch: int, rows_at_once: int = 64) -> Images:
         count = torch.zeros(height, width)
         for y, x in corners:
             count[y : y + patch, x : x + patch] += 1
-        for first in range(0, len(jobs), rows_at_once):
-            some = jobs[first : first + rows_at_once]
+        for first in range(0, len(jobs), _ROWS_AT_ONCE):
+            some = jobs[first : first + _ROWS_AT_ONCE]
             rows = torch.tensor([row for row, _, _ in some], device=frames.device)
             images = {c: x[rows].clone() for c, x in f.images.items()}
             for i, (row, y, x) in enumerate(some):
@@ -252,8 +249,8 @@ def occlusion(f: Objective, patch: int, rows_at_once: int = 64) -> Images:
             change = (f(images, rows) - before[rows]).abs().float()
             for (row, y, x), value in zip(some, change, strict=True):
                 total[row, y : y + patch, x : x + patch] += value
-        found[camera] = (total / count.to(total.device))[:, None].expand(frames.shape[:-1])
-    return found
+        maps[camera] = (total / count.to(total.device))[:, None].expand(frames.shape[:-1])
+    return maps
 
 
 def _starts(size: int, patch: int) -> list[int]:
@@ -283,9 +280,6 @@ def saliency(policy: Policy, observation: Observation, how: Attribution) -> dict
     """Saliency maps of any number of observations by any method, >= 0, float32 (B, To, H, W) a camera.
 
     Every observation meets the same noise, whatever else is asked for with it.
-
-    Raises:
-        PrismError: see `Attribution.check`.
     """
     how.check(policy)
     noise = policy.draw_noise(1, torch.Generator().manual_seed(how.seed))

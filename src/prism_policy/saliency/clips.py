@@ -1,4 +1,4 @@
-"""Frames of an episode as a policy meets them, with what the simulator knows of them: masks, and what is to be done.
+"""Frames of an episode as a policy meets them, with masks of objects and gripper and the phases of the task.
 
 They come from an evaluated episode's states, from a file of demonstrations, or from the scripted expert.
 """
@@ -6,7 +6,7 @@ They come from an evaluated episode's states, from a file of demonstrations, or 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +19,8 @@ from prism_policy.demos.dataset import libero_files
 from prism_policy.envs.make import kept_env
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
-from prism_policy.evaluation.results import Stream, streams
-from prism_policy.evaluation.rollouts import states_path
+from prism_policy.evaluation.results import EpisodeSet, episode_sets
+from prism_policy.utils.observations import Observation, stack_history
 
 Pick = Literal["even", "pairs", "phases"]
 """Which frames of an episode: spread evenly; half as many, each with its successor, for consistency over time; or the
@@ -70,13 +70,9 @@ class Clip:
 
 
 def sources(folder: Path, config: RunConfig, episodes: Sequence[int], n_obs_steps: int) -> list[Source]:
-    """Episodes of a run: evaluated ones, or else demonstrations of its file, or else of the scripted expert.
-
-    Raises:
-        PrismError: there is no such episode.
-    """
+    """Episodes of a run: evaluated ones, or else demonstrations of its file, or else of the scripted expert."""
     task = single_tasks(config.task)[0]  # of a suite, the first one
-    evaluated = next((s for s in streams(folder) if s.records() and s.task in ("", task.name)), None)
+    evaluated = next((s for s in episode_sets(folder) if s.records() and s.task in ("", task.name)), None)
     if evaluated is not None:
         return [evaluated_source(evaluated, task, n_obs_steps, episode) for episode in episodes]
     if config.dataset:
@@ -100,22 +96,18 @@ def sources(folder: Path, config: RunConfig, episodes: Sequence[int], n_obs_step
     ]
 
 
-def evaluated_source(stream: Stream, task: TaskConfig, n_obs_steps: int, episode: int) -> Source:
-    """An episode of a stream.
-
-    Raises:
-        PrismError: there is no such episode, or its states are missing.
-    """
-    records = {int(r["episode"]): r for r in stream.records()}
-    path = states_path(stream.folder, episode)
+def evaluated_source(episodes: EpisodeSet, task: TaskConfig, n_obs_steps: int, episode: int) -> Source:
+    """One episode of a set."""
+    records = {int(r["episode"]): r for r in episodes.records()}
+    path = episodes.states(episode)
     if episode not in records or not path.is_file():
         raise PrismError(
-            f"{stream.run} has no evaluated episode {episode} ({stream.name}); it has 0 to {max(records)}"
+            f"{episodes.run} has no evaluated episode {episode} ({episodes.name}); it has 0 to {max(records)}"
             if episode not in records
             else f"{path} is missing: the frames of episode {episode} cannot be drawn; evaluate the run again"
         )
     success = bool(records[episode]["success"])
-    title = f"episode {episode} of {stream.run.resolve().name}, {'success' if success else 'failure'}"
+    title = f"episode {episode} of {episodes.run.resolve().name}, {'success' if success else 'failure'}"
     return Source(task, n_obs_steps, episode, title, states=path, success=success)
 
 
@@ -129,9 +121,6 @@ def draw_clips(
     Args:
         wanted: of each episode at most so many frames, and which.
         progress: called with (done, total).
-
-    Raises:
-        PrismError: the simulator is missing, or a file does not hold the episode.
     """
     clips = []
     with WorkerPool(min(workers or 2, len(wanted))) as pool:
@@ -166,11 +155,8 @@ def _draw(source: Source, frames: int, pick: Pick) -> Clip:
         states = demonstrate(env, source.demos, source.episode).states
     phases = _phases(env, states)
     steps = choose_steps(len(states), frames, pick, phases)
-    wanted = np.unique(_history(steps, source.n_obs_steps))
-    drawn = {step: env.observe(states[step]) for step in wanted}
-    images = {c: np.stack([drawn[s]["images"][c] for s in wanted]) for c in source.task.cameras}
-    proprio = np.stack([drawn[s]["proprio"] for s in wanted])
-    return _clip(source, steps, phases, wanted, images, proprio, _masks(env, source.task, states[steps]))
+    frames_at = {step: env.observe(states[step]) for step in np.unique(_history(steps, source.n_obs_steps))}
+    return _clip(source, steps, phases, frames_at, _masks(env, source.task, states[steps]))
 
 
 def _phases(env: Any, states: np.ndarray) -> list[str]:
@@ -200,10 +186,11 @@ def _from_file(source: Source, frames: int, pick: Pick) -> Clip:
     steps = choose_steps(len(demo), frames, pick, phases)
     if env is not None:
         masks = _masks(env, source.task, demo.states[steps])
-    wanted = np.unique(_history(steps, source.n_obs_steps))
-    return _clip(
-        source, steps, phases, wanted, {c: x[wanted] for c, x in demo.images.items()}, demo.proprio[wanted], masks
-    )
+    frames_at = {
+        step: {"images": {c: x[step] for c, x in demo.images.items()}, "proprio": demo.proprio[step]}
+        for step in np.unique(_history(steps, source.n_obs_steps))
+    }
+    return _clip(source, steps, phases, frames_at, masks)
 
 
 def _its_simulator(source: Source, demo: Episode) -> Any:
@@ -227,14 +214,18 @@ def _clip(
     source: Source,
     steps: np.ndarray,
     phases: Sequence[str],
-    drawn: np.ndarray,
-    images: dict[str, np.ndarray],
-    proprio: np.ndarray,
+    frames_at: Mapping[int, Observation],
     masks: dict[str, np.ndarray],
 ) -> Clip:
-    places = np.searchsorted(drawn, _history(steps, source.n_obs_steps))  # (F, To)
-    observation = {"images": {c: x[places] for c, x in images.items()}, "proprio": proprio[places]}
-    names = [phases[s] for s in steps]
+    histories = [stack_history([frames_at[s] for s in row]) for row in _history(steps, source.n_obs_steps)]
     return Clip(
-        source.task, source.title, source.episode, source.success, len(phases), steps, names, observation, masks
+        task=source.task,
+        title=source.title,
+        episode=source.episode,
+        success=source.success,
+        length=len(phases),
+        steps=steps,
+        phases=[phases[s] for s in steps],
+        observation=stack_history(histories),
+        masks=masks,
     )

@@ -16,6 +16,8 @@ from prism_policy.saliency.metrics import Floats, area_under
 
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 """Shares of the pixels of each camera that are painted over or shown."""
+_CONTROLS = 2
+"""Masks moved at random for each mask of a map."""
 _BLUR = 5  # [px]: a mask of single pixels would test how the network takes speckles, not what it looks at
 
 
@@ -43,36 +45,36 @@ class Curves:
 
 
 @torch.no_grad()
-def curves(f: Objective, maps: dict[str, NDArray[np.float32]], controls: int = 2, seed: int = 0) -> Curves:
+def curves(f: Objective, maps: dict[str, NDArray[np.float32]], seed: int = 0) -> Curves:
     """Paint over the most salient pixels first, or show them first on an empty image (RISE, arXiv:1806.07421).
 
     Args:
         f: the policy and its observations.
         maps: (B, To, H, W) a camera; the history's frames are masked alike, by the sum of their maps.
-        controls: masks moved at random for each mask.
-        seed: of these moves.
+        seed: of the moves of the masks that are chance.
     """
     crops = f.policy.encoder.crops
     ranks = {c: _ranks(torch.from_numpy(maps[c]).sum(1), crops[c]) for c in crops}
     blank, before = mean_colour(f.images), f.chunk(f.images)
     whole = _distance(f.chunk(blank), before).clamp_min(1e-12)
     rng = np.random.default_rng(seed)
-    kinds, size = 2 * (1 + controls), len(before)
-    found = np.zeros((kinds, size, len(SHARES)))  # deletion by the map's and by moved masks, then insertion
-    found[: 1 + controls, :, -1] = found[1 + controls :, :, 0] = 1.0
-    rows = torch.arange(size, device=before.device).repeat(kinds)
+    masks_each, size = 1 + _CONTROLS, len(before)
+    # (kinds, B, S): deletion by the map's mask and by the moved ones, then insertion by the same
+    changes = np.zeros((2 * masks_each, size, len(SHARES)))
+    changes[:masks_each, :, -1] = changes[masks_each:, :, 0] = 1.0
+    rows = torch.arange(size, device=before.device).repeat(len(changes))
     for s, share in list(enumerate(SHARES))[1:-1]:
         masked = {}
         for camera, rank in ranks.items():
-            chosen = [rank < share] * (1 + controls)  # (B, h, w) of the crop each
-            for control in range(1, 1 + controls):
+            chosen = [rank < share] * masks_each  # (B, h, w) of the crop each
+            for control in range(1, masks_each):
                 chosen[control] = chosen[0].roll([int(rng.integers(n)) for n in rank.shape[1:]], dims=(1, 2))
             masks = _in_whole(torch.cat(chosen), f.images[camera].shape[2:4])[:, None, ..., None].to(before.device)
-            images, empty = (x[camera].repeat(1 + controls, 1, 1, 1, 1) for x in (f.images, blank))
+            images, empty = (x[camera].repeat(masks_each, 1, 1, 1, 1) for x in (f.images, blank))
             masked[camera] = torch.cat([torch.where(masks, empty, images), torch.where(masks, images, empty)])
         distances = _distance(f.chunk(masked, rows), before[rows]) / whole[rows]
-        found[:, :, s] = distances.view(kinds, size).cpu().numpy()
-    deletion, insertion = found[: 1 + controls], found[1 + controls :]
+        changes[:, :, s] = distances.view(len(changes), size).cpu().numpy()
+    deletion, insertion = changes[:masks_each], changes[masks_each:]
     return Curves(deletion[0], insertion[0], deletion[1:].mean(0), insertion[1:].mean(0))
 
 

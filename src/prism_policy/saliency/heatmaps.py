@@ -1,43 +1,33 @@
-"""What a policy looks at: the pixels that move its action, and the keypoints that its encoder hands on."""
+"""How saliency and keypoints are put on an image: colours, strengths, pixel coordinates."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
 import matplotlib as mpl
 import numpy as np
-import torch
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-from torch import Tensor
 
 from prism_policy.models.encoder import crop_size
-from prism_policy.saliency.attribution import input_gradient
-from prism_policy.utils.files import atomic
-
-if TYPE_CHECKING:
-    from prism_policy.policies.base import Observation, Policy
 
 HEAT = mpl.colors.LinearSegmentedColormap.from_list("heat", mpl.colormaps["inferno"](np.linspace(0.25, 1, 256)))
-STAGE_COLOURS = (
-    "#3b78c2",
-    "#14a085",
-    "#e8a317",
-    "#d4433f",
-)  # shallow to deep, told apart on table, robot and by all eyes
-_INCHES_A_FRAME = 2.3
+STAGE_COLOURS = ("#3b78c2", "#14a085", "#e8a317", "#d4433f")
+"""Of the trunk's stages, shallow to deep: distinct on table and robot, and to colour-blind eyes."""
+BRIGHTEST = 10.0
+"""Saliency that is painted brightest, in units of the map's mean; 1, the mean, is painted not at all. Gradients of two
+networks have no other common unit."""
 
 
-def overlay(frame: NDArray[np.uint8], saliency: NDArray[np.float32], scale: float) -> NDArray[np.uint8]:
-    """Paint saliency (H, W) over a frame (H, W, 3): a dim frame where it is 0, bright yellow from `scale` on."""
-    return paint(frame, np.clip(saliency / scale, 0, 1))
+def strength(density: np.ndarray) -> NDArray[np.float64]:
+    """How strongly densities (..., h, w) are painted, in [0, 1]."""
+    from scipy.ndimage import gaussian_filter
+
+    smooth = gaussian_filter(np.asarray(density, np.float64), (*[0] * (density.ndim - 2), 1, 1))
+    strengths: NDArray[np.float64] = np.clip(np.log(np.maximum(smooth, 1.0)) / np.log(BRIGHTEST), 0, 1)
+    return strengths
 
 
 def paint(frame: NDArray[np.uint8], strength: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Colour a frame (H, W, 3) by strengths (H, W) in [0, 1], from the dimmed frame itself to bright yellow."""
+    """Colour a frame (H, W, 3) by strengths (H, W): the dimmed frame itself at 0, bright yellow from 1 on."""
+    strength = np.clip(strength, 0, 1)
     grey = frame.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
     backdrop = 0.6 * (0.5 * grey + 0.5 * frame)
     heat, cover = 255 * HEAT(strength)[..., :3], strength[..., None]
@@ -58,88 +48,3 @@ def keypoint_pixels(
     cells = -(-size // stride)
     pixels: NDArray[np.float32] = (first + (keypoints + 1) / 2 * (cells - 1) * stride).astype(np.float32)
     return pixels
-
-
-def draw_saliency(policy: Policy, moments: Mapping[str, Observation], path: Path, seed: int = 0) -> None:
-    """Draw the newest frame of each moment with its input gradient: a row a camera, a column a moment.
-
-    Args:
-        policy: a policy in evaluation mode.
-        moments: a title, such as "grasp" -> the observation then, with B = 1, in the order of the columns.
-        path: where the PNG goes.
-        seed: of the noise from which every chunk is sampled.
-
-    Raises:
-        PrismError: the picture cannot be written.
-    """
-    noise = policy.draw_noise(1, torch.Generator().manual_seed(seed))
-    maps = [input_gradient(policy, m, noise) for m in moments.values()]
-    figure, axes = _grid(policy, moments)
-    for row, camera in zip(axes, policy.encoder.cameras, strict=True):
-        # A few pixels dwarf all others: the scale leaves them out and is the same for the whole row.
-        newest = [m[camera][0, -1] for m in maps]  # (H, W) each
-        scale = max(float(np.percentile(newest, 99.5)), 1e-12)
-        for axis, observation, saliency in zip(row, moments.values(), newest, strict=True):
-            axis.imshow(overlay(_newest_frame(observation, camera), saliency, scale), interpolation="nearest")
-    _save(figure, path)
-
-
-def draw_keypoints(policy: Policy, moments: Mapping[str, Observation], path: Path) -> None:
-    """Draw the keypoints of every stage on the newest frame of each moment; arguments as for `draw_saliency`.
-
-    Raises:
-        PrismError: the encoder has no keypoints (its pooling is no spatial softmax), or the picture cannot be written.
-    """
-    share = policy.config.encoder.crop
-    found = []
-    for observation in moments.values():
-        with torch.no_grad():
-            found.append(policy.encoder.keypoints({c: x[:, -1] for c, x in observation["images"].items()}))
-    stages = policy.config.encoder.stages_read
-    figure, axes = _grid(policy, moments, legend=0.35)
-    for row, (camera, (height, width)) in zip(axes, policy.encoder.cameras.items(), strict=True):
-        size = np.array([crop_size(width, share), crop_size(height, share)])
-        corner = (np.array([width, height]) - size) // 2 - 0.5  # imshow puts pixel centres on whole numbers
-        for axis, observation, keypoints in zip(row, moments.values(), found, strict=True):
-            axis.imshow(_newest_frame(observation, camera), interpolation="nearest")
-            axis.add_patch(Rectangle(corner, *size, fill=False, linestyle=(0, (4, 4)), linewidth=0.7, edgecolor="grey"))
-            for stage, points in zip(stages, keypoints[camera], strict=True):
-                x, y = keypoint_pixels(points[0].cpu().numpy(), height, width, share, stage).T
-                axis.scatter(
-                    x,
-                    y,
-                    s=16,
-                    color=STAGE_COLOURS[stage - 1],
-                    edgecolors="white",
-                    linewidths=0.6,
-                    label=f"stage {stage}",
-                )
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(stages), frameon=False, markerscale=1.5)
-    _save(figure, path)
-
-
-def _newest_frame(observation: Observation, camera: str) -> NDArray[np.uint8]:
-    frame: Tensor = observation["images"][camera][0, -1]
-    return frame.cpu().numpy()
-
-
-def _grid(policy: Policy, moments: Mapping[str, Observation], legend: float = 0.0) -> tuple[Figure, NDArray[Any]]:
-    """An empty picture with a row a camera, a column a moment and `legend` inches below; axes (cameras, moments)."""
-    cameras = list(policy.encoder.cameras)
-    size = (_INCHES_A_FRAME * len(moments) + 0.3, _INCHES_A_FRAME * len(cameras) + 0.25 + legend)
-    figure = Figure(figsize=size, layout="constrained")  # no pyplot: no window system, nothing to close
-    axes: NDArray[Any] = figure.subplots(len(cameras), len(moments), squeeze=False)
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-    for axis, title in zip(axes[0], moments, strict=True):
-        axis.set_title(title, fontsize=11)
-    for axis, camera in zip(axes[:, 0], cameras, strict=True):
-        axis.set_ylabel(camera, fontsize=10)
-    return figure, axes
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)

@@ -1,4 +1,4 @@
-"""Numbers for "localised and consistent": how a saliency map lies over an image, and what many of them say together.
+"""Metrics of "localised and consistent": how a saliency map lies over an image, and means of many with intervals.
 
 All take maps >= 0, float (..., H, W), of what the network sees: the crop, not the whole image.
 """
@@ -22,14 +22,14 @@ def density(maps: np.ndarray) -> Floats:
     Gradients of two policies have no common unit; densities have. A map of zeros, which says nothing, is NaN.
     """
     mean = np.asarray(maps, np.float64).mean((-2, -1), keepdims=True)
-    found: Floats = np.divide(maps, mean, out=np.full(maps.shape, np.nan), where=mean > 0)
-    return found
+    densities: Floats = np.divide(maps, mean, out=np.full(maps.shape, np.nan), where=mean > 0)
+    return densities
 
 
 def share_on(maps: np.ndarray, mask: np.ndarray) -> Floats:
     """Share of the saliency that lies on a mask, bool (..., H, W): (...,) in [0, 1]."""
-    found: Floats = (density(maps) * mask).mean((-2, -1))
-    return found
+    shares: Floats = (density(maps) * mask).mean((-2, -1))
+    return shares
 
 
 def lift_on(maps: np.ndarray, mask: np.ndarray) -> Floats:
@@ -38,8 +38,8 @@ def lift_on(maps: np.ndarray, mask: np.ndarray) -> Floats:
     1 is a map that knows nothing of the mask. A share alone would praise a large mask.
     """
     share, area = np.broadcast_arrays(share_on(maps, mask), mask.mean((-2, -1)))
-    found: Floats = np.divide(share, area, out=np.full(area.shape, np.nan), where=area > 0)
-    return found
+    lift: Floats = np.divide(share, area, out=np.full(area.shape, np.nan), where=area > 0)
+    return lift
 
 
 def entropy(maps: np.ndarray) -> Floats:
@@ -47,8 +47,8 @@ def entropy(maps: np.ndarray) -> Floats:
     pixels = maps.shape[-2] * maps.shape[-1]
     p = density(maps) / pixels
     terms = p * np.log(np.where(p > 0, p, 1.0))
-    found: Floats = -terms.sum((-2, -1)) / math.log(pixels)
-    return found
+    entropies: Floats = -terms.sum((-2, -1)) / math.log(pixels)
+    return entropies
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> Floats:
@@ -58,15 +58,15 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> Floats:
     ranks = [rankdata(x.reshape(*x.shape[:-2], -1), axis=-1) for x in (a, b)]
     x, y = (r - r.mean(-1, keepdims=True) for r in ranks)
     scale = np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
-    found: Floats = np.divide((x * y).sum(-1), scale, out=np.full(scale.shape, np.nan), where=scale > 0)
-    return found
+    correlation: Floats = np.divide((x * y).sum(-1), scale, out=np.full(scale.shape, np.nan), where=scale > 0)
+    return correlation
 
 
 def area_under(shares: Sequence[float], curve: np.ndarray) -> Floats:
     """Trapezoidal area under curves (..., S) over `shares` (S,)."""
     heights = (curve[..., 1:] + curve[..., :-1]) / 2
-    found: Floats = (heights * np.diff(shares)).sum(-1)
-    return found
+    area: Floats = (heights * np.diff(shares)).sum(-1)
+    return area
 
 
 @dataclass(frozen=True)

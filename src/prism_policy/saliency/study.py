@@ -1,10 +1,11 @@
-"""Runs looked at on the same frames: their saliency maps, the numbers of them, and what the numbers say."""
+"""Saliency of several runs on the same frames: maps, metrics, and what the metrics say of one run against another."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from prism_policy.policies.instructions import told
 from prism_policy.run_folder import load_policy
 from prism_policy.saliency.attribution import Attribution, Objective, part_of, rows_that_fit, saliency
 from prism_policy.saliency.clips import Clip
-from prism_policy.saliency.faithfulness import curves, randomised
+from prism_policy.saliency.faithfulness import SHARES, curves, randomised
 from prism_policy.saliency.metrics import (
     Estimate,
     Floats,
@@ -39,7 +40,7 @@ from prism_policy.utils.device import pick_device
 Maps = dict[str, np.ndarray]
 """camera -> (F, h, w): saliency of the newest frames, of what the network sees of them."""
 
-NUMBERS = {
+METRICS = {
     "share": "share of saliency on objects and gripper",
     "lift": "that share over their share of the area: 1 is chance",
     "entropy": "entropy of the map: 0 is one pixel, 1 is all alike",
@@ -50,12 +51,14 @@ NUMBERS = {
     "randomised": "rank correlation with the map of randomised weights: near 0 for a map of what was learned",
     "randomised_lift": "the lift that randomised weights have",
 }
-"""What is measured, in the order in which it is told."""
+"""The metrics and what they mean, in the order of the tables."""
+MEASURED = tuple(name for name in METRICS if name != "seeds")
+"""Those of a single run."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained policy that is looked at."""
+    """A trained policy to study."""
 
     folder: Path
     config: RunConfig
@@ -63,7 +66,7 @@ class Subject:
 
     @property
     def side(self) -> str:
-        """What it is, whatever its seed."""
+        """Name of the policy without its seed."""
         return encoder_name(self.config.policy.encoder)
 
     @property
@@ -72,20 +75,16 @@ class Subject:
         return f"{self.side}, seed {self.config.seed}"
 
 
-def load_subjects(folders: Sequence[Path], wanted: Device = "auto") -> list[Subject]:
-    """The policies of these run folders, which must take the same frames.
-
-    Raises:
-        PrismError: no runs, one twice, no run folder, or runs of different tasks, cameras or resolutions.
-    """
+def load_subjects(folders: Sequence[Path], device: Device = "auto") -> list[Subject]:
+    """The policies of these run folders, which must take the same frames."""
     if not folders:
         raise PrismError("expected at least one run folder, got none; see `prism saliency --help`")
     if len({f.resolve() for f in folders}) < len(folders):
         raise PrismError(f"expected each run once, got {', '.join(map(str, folders))}")
-    device = pick_device(wanted)
-    found = [Subject(f, config_json.load(RunConfig, f / "config.json"), load_policy(f).to(device)) for f in folders]
-    first = found[0]
-    for other in found[1:]:
+    place = pick_device(device)
+    subjects = [Subject(f, config_json.load(RunConfig, f / "config.json"), load_policy(f).to(place)) for f in folders]
+    first = subjects[0]
+    for other in subjects[1:]:
         for name in ("name", "cameras", "render"):
             ours, theirs = getattr(first.config.task, name), getattr(other.config.task, name)
             if ours != theirs:
@@ -93,18 +92,18 @@ def load_subjects(folders: Sequence[Path], wanted: Device = "auto") -> list[Subj
                     f"expected runs that take the same frames, got task.{name} {ours!r} in {first.folder} and "
                     f"{theirs!r} in {other.folder}"
                 )
-    return found
+    return subjects
 
 
 def sides(subjects: Sequence[Subject]) -> dict[str, list[int]]:
-    """Which runs differ in nothing but their seed: name -> their places, in order."""
-    found: dict[RunConfig, list[int]] = {}
+    """Group runs that differ in nothing but their seed: name -> their places, in order."""
+    groups: dict[RunConfig, list[int]] = {}
     for place, subject in enumerate(subjects):
         config = subject.config
         key = RunConfig(task=config.task, policy=config.policy, train=config.train)
-        found.setdefault(replace(key, demos=replace(config.demos, seed=0)), []).append(place)
+        groups.setdefault(replace(key, demos=replace(config.demos, seed=0)), []).append(place)
     names: dict[str, list[int]] = {}
-    for places in found.values():
+    for places in groups.values():
         name = subjects[places[0]].side
         names[name if name not in names else f"{name} ({subjects[places[0]].folder.name})"] = places
     return names
@@ -118,13 +117,13 @@ def observation_for(policy: Policy, clip: Clip) -> dict[str, Any]:
     return {**clip.observation, "images": images, "proprio": clip.observation["proprio"][:, -steps:], **task}
 
 
-def look(policy: Policy, clip: Clip, how: Attribution) -> Maps:
-    """Saliency of every newest frame of a clip, of what the network sees of it."""
+def saliency_maps(policy: Policy, clip: Clip, how: Attribution) -> Maps:
+    """Saliency of every newest frame of a clip, over its centre crop."""
     maps = saliency(policy, observation_for(policy, clip), how)
-    return {c: seen(maps[c][:, -1], policy.encoder.config.crop) for c in policy.encoder.cameras}
+    return {c: centre_crop(maps[c][:, -1], policy.encoder.config.crop) for c in policy.encoder.cameras}
 
 
-def seen(images: np.ndarray, crop: float) -> np.ndarray:
+def centre_crop(images: np.ndarray, crop: float) -> np.ndarray:
     """The centre crop of images (F, H, W, ...)."""
     height, width = images.shape[1:3]
     h, w = crop_size(height, crop), crop_size(width, crop)
@@ -133,20 +132,44 @@ def seen(images: np.ndarray, crop: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Record:
+    """Metrics of a run in an episode, as means over its frames: of one camera, or of all cameras at once."""
+
+    camera: str | None
+    """None is all at once: deletion and insertion."""
+    metrics: dict[str, float]
+    curves: dict[str, Floats] = field(default_factory=dict)
+    """Deletion, insertion and their chance, (S,) over `faithfulness.SHARES`."""
+
+
+@dataclass(frozen=True)
 class Study:
-    """Numbers of R runs in E episodes, averaged over frames: a name of `NUMBERS` -> float64 (R, E, C) or (R, E, 1)."""
+    """Metrics of R runs in E episodes by C cameras."""
 
     subjects: list[Subject]
     clips: list[Clip]
     cameras: list[str]
-    values: dict[str, Floats]
+    records: list[Record]
+    """In order: by run, then episode, then camera."""
     seeds: dict[str, Floats]
     """Side -> agreement of its runs, (E, C); empty for one that has a single run."""
-    curves: dict[str, Floats]
-    """Deletion, insertion and their chance, (R, E, S) over `faithfulness.SHARES`; empty where not measured."""
+
+    def values(self, metric: str) -> Floats:
+        """(R, E, C), or (R, E, 1) of a metric of all cameras at once; NaN where it could not be measured."""
+        at_once = metric in ("deletion", "insertion")
+        shape = len(self.subjects), len(self.clips), 1 if at_once else len(self.cameras)
+        values = [r.metrics.get(metric, math.nan) for r in self.records if (r.camera is None) == at_once]
+        return np.array(values).reshape(shape) if values else np.full(shape, math.nan)
+
+    @property
+    def curves(self) -> dict[str, Floats]:
+        """Deletion, insertion and their chance, (R, E, S); empty where not measured."""
+        curves = [r.curves for r in self.records if r.curves]
+        shape = len(self.subjects), len(self.clips), len(SHARES)
+        return {name: np.array([c[name] for c in curves]).reshape(shape) for name in _CURVES} if curves else {}
 
 
-def study(
+def run_study(
     subjects: list[Subject],
     clips: list[Clip],
     how: Attribution,
@@ -157,68 +180,62 @@ def study(
     """Measure all runs on all clips.
 
     Args:
-        cameras: whose numbers count.
+        cameras: the cameras to measure.
         progress: called with (done, total) after each episode of each run.
         checked: frames of an episode for the deletion and insertion curves and the randomised weights; 0 leaves these
             out.
-
-    Raises:
-        PrismError: see `Attribution.check`.
     """
-    names = ("share", "lift", "entropy", "time")
-    wide = {name: np.full((len(subjects), len(clips), len(cameras)), np.nan) for name in (*names, "randomised",
-            "randomised_lift")}  # fmt: skip
-    narrow = {name: np.full((len(subjects), len(clips), 1), np.nan) for name in ("deletion", "insertion")}
-    lines: dict[str, list[list[Floats]]] = {name: [] for name in _LINES}
+    records: list[Record] = []
     maps: list[list[Maps]] = []
-    for r, subject in enumerate(subjects):
+    for run, subject in enumerate(subjects):
         maps.append([])
         fresh = randomised(subject.policy, how.seed) if checked else None
-        for name in _LINES:
-            lines[name].append([])
-        for e, clip in enumerate(clips):
-            found = look(subject.policy, clip, how)
-            maps[-1].append(found)
+        for episode, clip in enumerate(clips):
+            maps[run].append(saliency_maps(subject.policy, clip, how))
             few = _some(clip, checked)
-            without = look(fresh, clip_of(clip, few), how) if fresh else {}
-            for c, camera in enumerate(cameras):
-                mask = _task(clip, camera, subject)
-                told = _numbers(found[camera], mask, clip.steps)
-                if without:
-                    told["randomised"] = _mean(rank_correlation(found[camera][few], without[camera]))
-                if without and mask is not None:
-                    told["randomised_lift"] = _mean(lift_on(without[camera], mask[few]))
-                for name, value in told.items():
-                    wide[name][r, e, c] = value
+            records += _camera_records(subject, clip, maps[run][episode], cameras, fresh, few, how)
             if checked:
-                gains, drawn = _curves(subject.policy, clip_of(clip, few), how, e)
-                for name, value in gains.items():
-                    narrow[name][r, e, 0] = value
-                for name in _LINES:
-                    lines[name][-1].append(drawn[name])
+                records.append(_faithfulness(subject.policy, clip_of(clip, few), how, episode))
             if progress:
-                progress(r * len(clips) + e + 1, len(subjects) * len(clips))
+                progress(run * len(clips) + episode + 1, len(subjects) * len(clips))
     seeds = {side: _agreement([maps[p] for p in places], cameras) for side, places in sides(subjects).items()}
-    stacked = {name: np.array(value) for name, value in lines.items()} if checked else {}
-    return Study(subjects, clips, list(cameras), wide | narrow, seeds, stacked)
+    return Study(subjects, clips, list(cameras), records, seeds)
 
 
-_LINES = ("deletion", "insertion", "deletion_chance", "insertion_chance")
+_CURVES = ("deletion", "insertion", "deletion_chance", "insertion_chance")
+
+
+def _camera_records(
+    subject: Subject,
+    clip: Clip,
+    maps: Maps,
+    cameras: Sequence[str],
+    fresh: Policy | None,
+    few: np.ndarray,
+    how: Attribution,
+) -> list[Record]:
+    """A record a camera; with the same policy of fresh weights, how much its maps are like these in a few frames."""
+    fresh_maps = saliency_maps(fresh, clip_of(clip, few), how) if fresh else {}
+    records = []
+    for camera in cameras:
+        mask = _task(clip, camera, subject)
+        metrics = {"entropy": _mean(entropy(maps[camera]))}
+        if mask is not None:
+            metrics |= {"share": _mean(share_on(maps[camera], mask)), "lift": _mean(lift_on(maps[camera], mask))}
+        before = np.flatnonzero(np.diff(clip.steps) == 1)  # frames whose successor is in the clip
+        if len(before):
+            metrics["time"] = _mean(rank_correlation(maps[camera][before], maps[camera][before + 1]))
+        if fresh_maps:
+            metrics["randomised"] = _mean(rank_correlation(maps[camera][few], fresh_maps[camera]))
+        if fresh_maps and mask is not None:
+            metrics["randomised_lift"] = _mean(lift_on(fresh_maps[camera], mask[few]))
+        records.append(Record(camera, metrics))
+    return records
 
 
 def _task(clip: Clip, camera: str, subject: Subject) -> np.ndarray | None:
     """Where objects and gripper are, bool (F, h, w) of what the network sees."""
-    return seen(clip.masks[camera], subject.config.policy.encoder.crop) > 0 if clip.masks else None
-
-
-def _numbers(maps: np.ndarray, mask: np.ndarray | None, steps: np.ndarray) -> dict[str, float]:
-    told = {"entropy": _mean(entropy(maps))}
-    if mask is not None:
-        told |= {"share": _mean(share_on(maps, mask)), "lift": _mean(lift_on(maps, mask))}
-    next_ones = np.flatnonzero(np.diff(steps) == 1)
-    if len(next_ones):
-        told["time"] = _mean(rank_correlation(maps[next_ones], maps[next_ones + 1]))
-    return told
+    return centre_crop(clip.masks[camera], subject.config.policy.encoder.crop) > 0 if clip.masks else None
 
 
 def _mean(values: np.ndarray) -> float:
@@ -244,21 +261,21 @@ def clip_of(clip: Clip, places: np.ndarray) -> Clip:
     )
 
 
-def _curves(policy: Policy, clip: Clip, how: Attribution, seed: int) -> tuple[dict[str, float], dict[str, Floats]]:
+def _faithfulness(policy: Policy, clip: Clip, how: Attribution, seed: int) -> Record:
     """Gains and curves averaged over the frames of a clip; each clip has chances of its own, the same for all runs."""
     observation = observation_for(policy, clip)
     noise = policy.draw_noise(1, torch.Generator().manual_seed(how.seed))
-    found = []
+    parts = []
     batch = rows_that_fit(policy, how)
     for first in range(0, len(clip), batch):
         part = part_of(policy, observation, slice(first, first + batch))
         f = Objective(policy, part, noise.expand(len(part["proprio"]), *noise.shape[1:]), how.target, how.noise_level)
-        found.append(curves(f, saliency(policy, part, how), seed=seed))
+        parts.append(curves(f, saliency(policy, part, how), seed=seed))
     gains = {
-        "deletion": _mean(np.concatenate([f.deletion_gain for f in found])),
-        "insertion": _mean(np.concatenate([f.insertion_gain for f in found])),
+        "deletion": _mean(np.concatenate([p.deletion_gain for p in parts])),
+        "insertion": _mean(np.concatenate([p.insertion_gain for p in parts])),
     }
-    return gains, {name: np.concatenate([getattr(f, name) for f in found]).mean(0) for name in _LINES}
+    return Record(None, gains, {name: np.concatenate([getattr(p, name) for p in parts]).mean(0) for name in _CURVES})
 
 
 def _agreement(maps: Sequence[Sequence[Maps]], cameras: Sequence[str]) -> Floats:
@@ -272,17 +289,18 @@ def _agreement(maps: Sequence[Sequence[Maps]], cameras: Sequence[str]) -> Floats
     )
 
 
-def per_episode(found: Study, name: str, places: Sequence[int], camera: str | None = None) -> Floats:
-    """A side's number of each episode, averaged over its runs and over cameras (or of one camera), (E,)."""
-    values = found.values[name][list(places)]  # (R, E, C or 1)
+def per_episode(study: Study, metric: str, places: Sequence[int], camera: str | None = None) -> Floats:
+    """A side's metric of each episode, averaged over its runs and over cameras (or of one camera), (E,)."""
+    values = study.values(metric)[list(places)]  # (R, E, C or 1)
     if camera is not None and values.shape[2] > 1:
-        values = values[..., [found.cameras.index(camera)]]
+        values = values[..., [study.cameras.index(camera)]]
     return _nanmean(_nanmean(values, 2), 0)
 
 
-def per_run(found: Study, name: str, places: Sequence[int]) -> list[float]:
-    """A number of each run of a side, over all episodes and cameras."""
-    return [float(_mean(_nanmean(found.values[name][p], 1))) for p in places]
+def per_run(study: Study, metric: str, places: Sequence[int]) -> list[float]:
+    """A metric of each run of a side, over all episodes and cameras."""
+    values = study.values(metric)
+    return [_mean(_nanmean(values[p], 1)) for p in places]
 
 
 def _nanmean(values: Floats, axis: int) -> Floats:
@@ -295,14 +313,14 @@ def _nanmean(values: Floats, axis: int) -> Floats:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Side A less side B."""
+    """Metrics of side A less those of side B."""
 
     a: str
     b: str
     episodes: dict[str, Estimate]
-    """These networks, paired on the same frames: number -> difference over episodes."""
+    """These networks, paired on the same frames: metric -> difference over episodes."""
     seeds: dict[str, Estimate]
-    """Networks trained like these: number -> difference over training seeds."""
+    """Networks trained like these: metric -> difference over training seeds."""
 
     @property
     def these(self) -> str:
@@ -316,25 +334,24 @@ class Contrast:
         return alike if alike == self.these else "undecided"
 
 
-def contrast(found: Study, a: str, b: str) -> Contrast:
-    """Compare two sides on the frames that both have seen."""
-    places = sides(found.subjects)
-    names = [n for n in NUMBERS if n in found.values]
-    paired = {n: over_episodes(per_episode(found, n, places[a]) - per_episode(found, n, places[b])) for n in names}
-    if len(found.seeds[a]) and len(found.seeds[b]):
-        paired["seeds"] = over_episodes(_nanmean(found.seeds[a], 1) - _nanmean(found.seeds[b], 1))
-    trained = {n: over_seeds(per_run(found, n, places[a]), per_run(found, n, places[b])) for n in names}
-    return Contrast(a, b, paired, trained)
+def contrast(study: Study, a: str, b: str) -> Contrast:
+    """Compare two sides on the same frames."""
+    places, seeds = sides(study.subjects), study.seeds
+    episodes = {n: over_episodes(per_episode(study, n, places[a]) - per_episode(study, n, places[b])) for n in MEASURED}
+    if len(seeds[a]) and len(seeds[b]):
+        episodes["seeds"] = over_episodes(_nanmean(seeds[a], 1) - _nanmean(seeds[b], 1))
+    trained = {n: over_seeds(per_run(study, n, places[a]), per_run(study, n, places[b])) for n in MEASURED}
+    return Contrast(a, b, episodes, trained)
 
 
-def summary(found: Study) -> dict[str, dict[str, Estimate]]:
-    """Side -> number -> its mean, with an interval over episodes of these networks."""
-    told: dict[str, dict[str, Estimate]] = {}
-    for side, places in sides(found.subjects).items():
-        told[side] = {n: over_episodes(per_episode(found, n, places)) for n in NUMBERS if n in found.values}
-        if len(found.seeds[side]):
-            told[side]["seeds"] = over_episodes(_nanmean(found.seeds[side], 1))
-    return told
+def summary(study: Study) -> dict[str, dict[str, Estimate]]:
+    """Side -> metric -> its mean, with an interval over episodes of these networks."""
+    means: dict[str, dict[str, Estimate]] = {}
+    for side, places in sides(study.subjects).items():
+        means[side] = {n: over_episodes(per_episode(study, n, places)) for n in MEASURED}
+        if len(study.seeds[side]):
+            means[side]["seeds"] = over_episodes(_nanmean(study.seeds[side], 1))
+    return means
 
 
 def densities(maps: Mapping[str, np.ndarray]) -> Maps:

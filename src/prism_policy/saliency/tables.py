@@ -1,4 +1,4 @@
-"""What a study found, as JSON, as a Markdown table, and in words."""
+"""The results of a study: as JSON, as a Markdown table, and in sentences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from typing import Any
 from prism_policy.saliency.attribution import Attribution
 from prism_policy.saliency.faithfulness import SHARES
 from prism_policy.saliency.metrics import Estimate, over_episodes
-from prism_policy.saliency.study import NUMBERS, Contrast, Study, contrast, per_episode, per_run, sides, summary
+from prism_policy.saliency.study import (
+    MEASURED,
+    METRICS,
+    Contrast,
+    Study,
+    contrast,
+    per_episode,
+    per_run,
+    sides,
+    summary,
+)
 from prism_policy.utils.files import write_text
 
 MOST_ALIKE = 0.5
@@ -19,15 +29,15 @@ MOST_ALIKE = 0.5
 _COLUMNS = ("share", "lift", "entropy", "time", "seeds", "deletion", "insertion", "randomised", "randomised_lift")
 
 
-def contrasts(found: Study) -> list[Contrast]:
+def contrasts(study: Study) -> list[Contrast]:
     """The first side against each other one."""
-    first, *others = sides(found.subjects)
-    return [contrast(found, first, other) for other in others]
+    first, *others = sides(study.subjects)
+    return [contrast(study, first, other) for other in others]
 
 
-def in_words(one: Contrast, found: Study) -> str:
-    """The sentence that is tested, and what these runs say to it."""
-    places = sides(found.subjects)
+def in_words(one: Contrast, study: Study) -> str:
+    """The tested sentence and its verdict for these runs."""
+    places = sides(study.subjects)
     runs = [len(places[side]) for side in (one.a, one.b)]
     lift, spread = one.episodes["lift"], one.episodes["entropy"]
     text = (
@@ -46,11 +56,11 @@ def in_words(one: Contrast, found: Study) -> str:
     )
 
 
-def randomised_in_words(found: Study) -> list[str]:
+def randomised_in_words(study: Study) -> list[str]:
     """Of each side, whether its maps fail to resemble those of random weights, as maps of what was learned must."""
     lines = []
-    for side, told in summary(found).items():
-        alike, lift, chance = told["randomised"], told["lift"], told["randomised_lift"]
+    for side, means in summary(study).items():
+        alike, lift, chance = means["randomised"], means["lift"], means["randomised_lift"]
         if alike.low is not None and lift.low is not None:
             passed = alike.below(MOST_ALIKE) and chance.below(lift)
             lines.append(
@@ -67,57 +77,57 @@ def _signed(estimate: Estimate) -> str:
     return f"{estimate.mean:+.3g} ({estimate.low:+.3g} to {estimate.high:+.3g})"
 
 
-def markdown(found: Study, how: Attribution) -> str:
+def markdown(study: Study, how: Attribution) -> str:
     """The table of all sides, what its columns mean, and the tested sentences."""
-    told, places = summary(found), sides(found.subjects)
-    frames, several = sum(len(clip) for clip in found.clips), len(found.clips) > 1
+    means, places = summary(study), sides(study.subjects)
+    frames, several = sum(len(clip) for clip in study.clips), len(study.clips) > 1
     lines = [
-        f"# What the policy looks at: {found.subjects[0].config.task.name}",
+        f"# What the policy looks at: {study.subjects[0].config.task.name}",
         "",
         f"Method `{how.method}`, target `{how.target}`, "
         + ("through the sampler" if how.noise_level is None else f"of the network at noise level {how.noise_level:g}")
-        + f"; {frames} frames of {len(found.clips)} episode{'s' * several}, the same for all runs; mean of "
-        + ", ".join(found.cameras)
+        + f"; {frames} frames of {len(study.clips)} episode{'s' * several}, the same for all runs; mean of "
+        + ", ".join(study.cameras)
         + " (95% interval over episodes: Student's t over their means, for these networks)" * several
         + ".",
         "",
         f"| side | runs | {' | '.join(_COLUMNS)} |",
         "|---" * (len(_COLUMNS) + 2) + "|",
     ]
-    for side, numbers in told.items():
+    for side, numbers in means.items():
         cells = [str(numbers[c]) if c in numbers and math.isfinite(numbers[c].mean) else "" for c in _COLUMNS]
         lines.append(f"| {side} | {len(places[side])} | {' | '.join(cells)} |")
-    lines += ["", *(f"- `{name}`: {meaning}." for name, meaning in NUMBERS.items()), ""]
-    if len(found.cameras) > 1:
+    lines += ["", *(f"- `{name}`: {meaning}." for name, meaning in METRICS.items()), ""]
+    if len(study.cameras) > 1:
         lines += [
-            f"| side | {' | '.join(f'lift, {c}' for c in found.cameras)} |",
-            "|---" * (len(found.cameras) + 1) + "|",
+            f"| side | {' | '.join(f'lift, {c}' for c in study.cameras)} |",
+            "|---" * (len(study.cameras) + 1) + "|",
         ]
-        for side in told:
-            cells = [str(over_episodes(per_episode(found, "lift", places[side], c))) for c in found.cameras]
+        for side in means:
+            cells = [str(over_episodes(per_episode(study, "lift", places[side], c))) for c in study.cameras]
             lines.append(f"| {side} | {' | '.join(cells)} |")
         lines.append("")
-    tested = [*(in_words(one, found) for one in contrasts(found)), *randomised_in_words(found)]
+    tested = [*(in_words(one, study) for one in contrasts(study)), *randomised_in_words(study)]
     lines += ["## Tested", "", *(f"- {sentence}" for sentence in tested)] if tested else []
     return "\n".join(lines).rstrip() + "\n"
 
 
-def as_json(found: Study, how: Attribution) -> dict[str, Any]:
-    """Everything that was measured; what is not known is null."""
-    told, places = summary(found), sides(found.subjects)
+def as_json(study: Study, how: Attribution) -> dict[str, Any]:
+    """All results; an unknown number is null."""
+    means, places = summary(study), sides(study.subjects)
     return {
-        "task": found.subjects[0].config.task.name,
+        "task": study.subjects[0].config.task.name,
         "how": asdict(how),
-        "cameras": found.cameras,
-        "clips": [{"title": c.title, "steps": c.steps.tolist()} for c in found.clips],
-        "numbers": NUMBERS,
+        "cameras": study.cameras,
+        "clips": [{"title": c.title, "steps": c.steps.tolist()} for c in study.clips],
+        "numbers": METRICS,
         "sides": {
             side: {
-                "runs": [found.subjects[p].folder.name for p in places[side]],
-                "over_episodes": {n: _known(e) for n, e in told[side].items()},
-                "per_run": {n: [_or_none(x) for x in per_run(found, n, places[side])] for n in found.values},
+                "runs": [study.subjects[p].folder.name for p in places[side]],
+                "over_episodes": {n: _known(e) for n, e in means[side].items()},
+                "per_run": {n: [_or_none(x) for x in per_run(study, n, places[side])] for n in MEASURED},
             }
-            for side in told
+            for side in means
         },
         "contrasts": [
             {
@@ -128,11 +138,11 @@ def as_json(found: Study, how: Attribution) -> dict[str, Any]:
                 "over_episodes": {n: _known(e) for n, e in one.episodes.items()},
                 "over_seeds": {n: _known(e) for n, e in one.seeds.items()},
             }
-            for one in contrasts(found)
+            for one in contrasts(study)
         ],
         "curves": {
             "shares": SHARES,
-            **{n: {s: x[places[s]].mean((0, 1)).tolist() for s in told} for n, x in found.curves.items()},
+            **{n: {s: x[places[s]].mean((0, 1)).tolist() for s in means} for n, x in study.curves.items()},
         },
     }
 
@@ -145,7 +155,7 @@ def _or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def write_tables(found: Study, how: Attribution, folder: Path) -> None:
+def write_tables(study: Study, how: Attribution, folder: Path) -> None:
     """table.md and numbers.json."""
-    write_text(folder / "table.md", markdown(found, how))
-    write_text(folder / "numbers.json", json.dumps(as_json(found, how), indent=1) + "\n")
+    write_text(folder / "table.md", markdown(study, how))
+    write_text(folder / "numbers.json", json.dumps(as_json(study, how), indent=1) + "\n")
