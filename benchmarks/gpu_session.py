@@ -198,7 +198,7 @@ def train_on(arguments: argparse.Namespace) -> None:
     minutes = max(arguments.until - time.time(), 0) / 60 - 0.5
     command = ["-m", "prism_policy.cli.main", "train", "--preset", "paper", "--dataset", str(arguments.dataset)]
     command += ["--max-minutes", f"{minutes:.1f}", "--out", str(arguments.out / "run"), "--device", arguments.device]
-    subprocess.run([sys.executable, *command, "--set", f"train.batch_size={arguments.batch_size}"], check=False)
+    subprocess.run([sys.executable, *command, "--train.batch-size", str(arguments.batch_size)], check=False)
 
 
 STAGES: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from commandline import prism
 from community import demo, env_args, write_file
 from prism_policy.cli.train import Train
 from prism_policy.config.settings import PolicyKind, RunConfig
@@ -78,14 +79,11 @@ def prism_train(
     folder: Path, *arguments: str | Path, settings: tuple[str, ...] = (), code: int = 0, **named: Any
 ) -> str:
     """Run the command; returns what it printed, or its one sentence (of an unknown flag: its box) of complaint."""
-    done = subprocess.run(
-        command(folder, *arguments, settings=settings),
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        **named,
-    )
+    run = command(folder, *arguments, settings=settings)
+    if named or "--processes" in arguments:
+        done = subprocess.run(run, env=environment(folder), capture_output=True, text=True, timeout=300, **named)
+    else:
+        done = prism(*run[3:], PRISM_CACHE=str(folder / "cache"))
     assert done.returncode == code, done.stdout + done.stderr
     if code == 0:
         return done.stdout

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
 import pytest
+
+import commandline
 
 pytest.importorskip("robosuite", reason="needs prism-policy[sim]")
 
 
 def prism(folder: Path, *arguments: str, code: int = 0) -> str:
     """Run the command with a cache of its own; returns what it printed, or what it complained about."""
-    environment = {**os.environ, "PRISM_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-m", "prism_policy", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = commandline.prism(*arguments, cwd=folder, PRISM_CACHE=str(folder / "cache"))
     assert done.returncode == code, done.stdout + done.stderr
     return done.stderr if code else done.stdout
 
@@ -40,8 +37,8 @@ def test_demonstrations_are_made_drawn_and_told_about(tmp_path: Path) -> None:
     assert "2 demonstrations of PickPlaceCan" in told
     assert (tmp_path / "images-contact.png").stat().st_size > 1000
     run = (
-        "--task can --dataset images.hdf5 --encoder sspool --out run --policy.encoder.width 16 --policy.down-dims 16 32 "
-        "--train.steps 4 --train.batch-size 4 --train.valid-every 2 --task.cameras agentview "
+        "--task can --dataset images.hdf5 --encoder sspool --out run --policy.encoder.width 16 "
+        "--policy.down-dims 16 32 --train.steps 4 --train.batch-size 4 --train.valid-every 2 --task.cameras agentview "
         "--task.render.resolution 32 --task.max-steps 10"
     )
     # Two stages of the trunk are left at 32 px: deeper ones have no room for keypoints.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import commandline
 from prism_policy.config.settings import CAMERAS, TaskConfig
 from prism_policy.utils.files import read_lines
 
@@ -19,7 +20,9 @@ PRISM = [sys.executable, "-m", "prism_policy"]
 
 
 def prism(*arguments: str | Path, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    if not environment:
+        return commandline.prism(*arguments, PRISM_CACHE=str(cache))
+    return subprocess.run(  # what a variable decides may have been decided in this process
         [*PRISM, *map(str, arguments)],
         env={**os.environ, "PRISM_CACHE": str(cache), **environment},
         capture_output=True,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import commandline
 import community
 from prism_policy.data.robomimic import write_masks
 from prism_policy.demos.inspect import demo_facts, print_demos
@@ -88,14 +87,7 @@ def test_a_file_that_cannot_run_here_is_told_about_all_the_same(
 
 
 def prism(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "prism_policy", *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return commandline.prism(*arguments, cwd=cwd)
 
 
 def test_both_forms_of_the_command_and_bad_files(tmp_path: Path) -> None:

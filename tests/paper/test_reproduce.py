@@ -5,16 +5,14 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from commandline import prism
 from made_up_cells import N, measure, plan_in, told
 from prism_policy.config import config_json, presets
 from prism_policy.errors import PrismError
@@ -236,9 +234,7 @@ def test_a_cell_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None
 
 def command(folder: Path, *arguments: str, code: int = 0) -> str:
     """What `prism reproduce` printed, or complained about."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = [sys.executable, "-m", "prism_policy", "reproduce", *arguments]
-    done = subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    done = prism("reproduce", *arguments, cwd=folder)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stderr if code else done.stdout
 

@@ -1,13 +1,12 @@
 """What `prism info encoders` says, against the sizes of the literature and a count by hand."""
 
 import json
-import os
 import subprocess
-import sys
 
 import pytest
 import torch
 
+import commandline
 from prism_policy.config import presets
 from prism_policy.errors import PrismError
 from prism_policy.probe.encoder_cost import EncoderCost, encoder_costs, encoder_table
@@ -129,13 +128,7 @@ def test_bad_input_is_named_before_anything_is_timed(
 
 
 def prism(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "prism_policy", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return commandline.prism(*arguments)
 
 
 def test_command_prints_json_and_nothing_else() -> None:

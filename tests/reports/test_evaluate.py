@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import commandline
 from prism_policy.config.settings import RunConfig
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import streams
@@ -52,8 +53,7 @@ def run(tmp_path: Path, config: RunConfig) -> Path:
 
 
 def prism(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "prism_policy", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return commandline.prism(*arguments)
 
 
 def test_checkpoints_and_seeds_are_added_and_nothing_is_run_twice(run: Path) -> None:

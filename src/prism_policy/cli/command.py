@@ -14,6 +14,8 @@ from prism_policy.config.settings import PolicyKind, RunConfig
 
 Flat = tyro.conf.arg(name="")
 """Of a config inside a command: its fields are flags without a prefix."""
+PLAIN = (tyro.conf.PositionalMetavarFromFieldName, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+"""Help that says FILE instead of PATH, and offers neither None nor the flag that a default already is."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,13 @@ class Command:
 
     @classmethod
     def parse(cls, arguments: Sequence[str], prog: str) -> Callable[[], None]:
-        """The work that these arguments ask for."""
-        return tyro.cli(cls, args=list(arguments), prog=prog).run
+        """Return the work that these arguments ask for.
+
+        Raises:
+            PrismError: a name that does not exist.
+            SystemExit: 2 after an explanation, of an unknown flag or a value of the wrong type; 0 after help.
+        """
+        return tyro.cli(cls, args=list(arguments), prog=prog, config=PLAIN).run
 
     def run(self) -> None:
         """Do the work and print where the result lies and what to run next."""
@@ -41,7 +48,7 @@ class RunCommand(Command):
     encoder: Annotated[str, tyro.conf.arg(help=f"Visual encoder: {', '.join(presets.ENCODERS)}.")] = "prism"
     seed: int = 0
     """Seed of weights, batches and noise; also of scripted demonstrations and of evaluated episodes."""
-    help_all: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    help_all: bool = False
     """List every other setting with its default, then exit."""
 
     def defaults(self) -> RunConfig:
@@ -50,20 +57,15 @@ class RunCommand(Command):
 
     @classmethod
     def parse_run(cls, arguments: Sequence[str], prog: str = "prism") -> tuple[Self, RunConfig]:
-        """The command and the settings of its run.
-
-        Raises:
-            PrismError: no such task or encoder.
-            SystemExit: 2 after an explanation, of a flag that there is not or a value of the wrong type; 0 after help.
-        """
-        command, settings = tyro.cli(cls, args=list(arguments), prog=prog, return_unknown_args=True)
+        """Return the command and the settings of its run; raises as `parse`."""
+        command, settings = tyro.cli(cls, args=list(arguments), prog=prog, return_unknown_args=True, config=PLAIN)
         if command.help_all:
             settings = ["--help"]
         return command, tyro.cli(RunConfig, args=settings, prog=prog, default=command.defaults())
 
 
 def value_of(flag: str, arguments: Sequence[str], default: str) -> str:
-    """What the arguments say of a flag on which the defaults of others depend."""
+    """Return the value of a flag on which the defaults of others depend."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(flag, dest="value", default=default)
     return str(parser.parse_known_args(arguments)[0].value)

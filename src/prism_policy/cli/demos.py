@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from prism_policy.cli.command import Command, Flat, value_of
+from prism_policy.cli.command import PLAIN, Command, Flat, value_of
 from prism_policy.config.presets import demo_config, task_config
 from prism_policy.config.ranges import check_ranges
 from prism_policy.config.settings import DemoConfig, RenderConfig, check_task, single_tasks
@@ -39,7 +39,8 @@ class Collect(Command):
     def parse(cls, arguments: Sequence[str], prog: str) -> Callable[[], None]:
         """The work that these arguments ask for; the task decides how many demonstrations, and how disturbed."""
         task = value_of("--task", arguments, cls.task)
-        return tyro.cli(cls, args=list(arguments), prog=prog, default=cls(task, demos=demo_config(task))).run
+        default = cls(task, demos=demo_config(task))
+        return tyro.cli(cls, args=list(arguments), prog=prog, default=default, config=PLAIN).run
 
     def run(self) -> None:
         """Collect them, and print where they lie."""

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from prism_policy.cli.command import Command, Flat, value_of
+from prism_policy.cli.command import PLAIN, Command, Flat, value_of
 from prism_policy.config import presets
 from prism_policy.config.ranges import check_ranges
 from prism_policy.config.settings import Device, ProbeConfig
@@ -45,7 +45,7 @@ class Probe(Command):
         """The probe that these arguments ask for; the task decides the camera unless `--camera` does."""
         task = value_of("--task", arguments, ProbeConfig.task)
         default = cls(ProbeConfig(task=task, camera=presets.task_config(task).cameras[0]))
-        return tyro.cli(cls, args=list(arguments), prog=prog, default=default).run
+        return tyro.cli(cls, args=list(arguments), prog=prog, default=default, config=PLAIN).run
 
     def run(self) -> None:
         """Train and measure the encoders, and print the table."""
@@ -120,4 +120,4 @@ class Info(Command):
         """The inspection that these arguments ask for; the word `demos` may be left out before a file."""
         if arguments and {".", "/"} & set(arguments[0]):
             arguments = ["demos", *arguments]
-        return tyro.cli(cls, args=list(arguments), prog=prog).topic.run
+        return tyro.cli(cls, args=list(arguments), prog=prog, config=PLAIN).topic.run

@@ -45,9 +45,9 @@ class Saliency(Command):
     camera: tuple[str, ...] = ()
     """Cameras to show; by default all."""
     video: bool = True
-    """Make the film."""
+    """Make the film; --no-video leaves it out."""
     checks: bool = True
-    """Measure deletion, insertion and randomised weights, which takes most of the time."""
+    """Measure deletion, insertion and randomised weights (most of the time); --no-checks leaves them out."""
     format: str = "png"
     """Of the pictures: png or pdf."""
     device: Device = "auto"

@@ -1,4 +1,4 @@
-"""Configs as JSON, in and out; what does not fit is named by its path."""
+"""Write configs as JSON and read them back; a value that does not fit is named by its path."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,32 +15,8 @@ T = TypeVar("T")
 
 
 def to_json(config: Any) -> str:
-    """Any config of this module as indented JSON."""
+    """Return any config as indented JSON."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-
-
-def override(config: T, assignments: Sequence[str]) -> T:
-    """The config with some fields set, each by `path=value` with a value in JSON (or a plain word), `train.lr=1e-3`.
-
-    Raises:
-        PrismError: an unknown field, a value of the wrong type, or no `=`.
-    """
-    data = dataclasses.asdict(config)  # type: ignore[call-overload]
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        if not equals:
-            raise PrismError(f"expected FIELD=VALUE such as train.lr=1e-3, got {assignment!r}")
-        *parents, name = path.split(".")
-        group = data
-        for i, parent in enumerate(parents):
-            group = group.get(parent)
-            if not isinstance(group, dict):
-                raise PrismError(f"unknown field '{path}': there is no group '{'.'.join(parents[: i + 1])}'")
-        try:
-            group[name] = json.loads(text)
-        except json.JSONDecodeError:
-            group[name] = text
-    return from_dict(type(config), data)
 
 
 def from_dict(cls: type[T], data: Any, where: str = "") -> T:

@@ -1,4 +1,4 @@
-"""Functions that return a config: the paper's encoders, and whole runs by scale."""
+"""Named settings: the paper's encoders, and whole runs by scale."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ENCODERS: dict[str, EncoderConfig] = {
 
 
 def encoder(name: str) -> EncoderConfig:
-    """The paper's encoder of this name, at full width; `sspool@2` is sspool after the second stage of the trunk.
+    """Return the paper's encoder of this name, at full width; `sspool@2` is sspool after the trunk's second stage.
 
     Raises:
         PrismError: no such preset, or no such stage.
@@ -51,7 +51,7 @@ def encoder(name: str) -> EncoderConfig:
 
 
 def encoder_name(config: EncoderConfig) -> str:
-    """Name of the preset that pools and fuses alike, whatever its sizes."""
+    """Return the name of the preset with this pooling and fusion, whatever its sizes."""
     return next(n for n, e in ENCODERS.items() if (e.pooling, e.fusion) == (config.pooling, config.fusion))
 
 

@@ -1,7 +1,8 @@
-"""Every setting of the library: frozen dataclasses without torch, one source of each default.
+"""Every setting of the library: frozen dataclasses without torch, each declared once.
 
-The text under a field is its documentation and becomes `--help`. Variants are functions in `presets.py` that return
-these types; nothing is changed behind the user's back, derived values are properties.
+A field is also a flag of the command line: its type says what is accepted (`Count` holds a range, see `ranges.py`), and
+the text under it is its `--help`. Variants are functions in `presets.py` that return these types; derived values are
+properties.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ Decay = Annotated[float, Range(0, 1, open_high=True)]
 
 @dataclass(frozen=True)
 class RenderConfig:
-    """How frames are drawn. It belongs to the data: demonstrations and evaluation must agree."""
+    """How frames are drawn; demonstrations and evaluation must agree."""
 
     resolution: Annotated[int, Range(8, 2048)] = 84
     """Width and height of a frame [px]."""
     msaa: Natural = 0
-    """Multi-sample anti-aliasing, samples a pixel; 0 is off. 4 about doubles the cost in software OpenGL."""
+    """Samples a pixel of multi-sample anti-aliasing; 0 is off. 4 about doubles the cost in software OpenGL."""
     shadows: bool = False
     """Draw shadows (about doubles the cost in software OpenGL)."""
     reflections: bool = False
@@ -65,13 +66,12 @@ class TaskConfig:
     max_steps: Count = 400
     """Steps after which a rollout counts as failed (20 steps a second)."""
     action_mode: ActionMode = "delta"
-    """What an action says: how far the hand shall move (7 numbers, shares of the controller's range), or where it shall
-    be in the world (the policy's 10: position [m], rotation 6D, gripper)."""
+    """Actions are steps of the hand (7 numbers), or its pose in the world (10: position [m], rotation 6D, gripper)."""
     reference_frame: ReferenceFrame = "base"
-    """Frame of delta actions: the robot's base as in this library's demonstrations, or the world as in robomimic's."""
+    """Frame of delta actions: the robot's base (this library's demonstrations) or the world (robomimic's)."""
     render: RenderConfig = RenderConfig()
     numbers: tuple[Natural, ...] = ()
-    """Which tasks of a suite, by their place in it; empty is all of them."""
+    """Tasks of a suite, by their place in it; empty is all."""
 
     @property
     def spec(self) -> TaskSpec:
@@ -86,9 +86,9 @@ class DemoConfig:
     num_demos: Count = 200
     """Successful demonstrations to keep, of each task."""
     noise: NonNegative = 0.5
-    """Strength of the disturbances the expert has to recover from, as a share of the full action range."""
+    """Strength of the disturbances that the expert recovers from, as a share of the full action range."""
     seed: Natural = 0
-    """Seed of the demonstrations; evaluation draws from a separate stream even at the same seed."""
+    """Seed of the demonstrations; evaluated episodes differ from them even at the same seed."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class EncoderConfig:
     """A visual encoder as independent choices; `presets.encoder(name)` spells out the paper's."""
 
     pooling: Pooling = "spatial_softmax"
-    """What is kept of a feature map: where it responds (spatial softmax, Eq. 1), its mean, its maximum, or all."""
+    """What is kept of a feature map: where it responds (spatial_softmax, Eq. 1), its mean, its maximum, or all."""
     fusion: Fusion = "tdca"
     """The deepest stage alone, all stages concatenated, or top-down cross-attention over the stages (Eq. 3)."""
     refine: bool = True
@@ -106,7 +106,7 @@ class EncoderConfig:
     truncate: bool = False
     """Drop the deepest of `stages` (the paper's Truncated ResNet18)."""
     shuffle_keypoints: bool = False
-    """Permute the (x, y) pairs, afresh for every sample, in training and inference (Table 2)."""
+    """Permute the (x, y) pairs, anew for every sample, in training and inference (Table 2)."""
     depth: Literal[18, 34] = 18
     """ResNet depth."""
     width: Count = 64
@@ -114,29 +114,27 @@ class EncoderConfig:
     norm: Norm = "group"
     """GroupNorm with C/16 groups (Table 10), or BatchNorm."""
     stages: tuple[Annotated[int, Range(1, 4)], ...] = (1, 2, 3, 4)
-    """Stages of the trunk that are read, shallow to deep; fusion `last` reads the deepest of them."""
+    """Stages of the trunk to read, shallow to deep; fusion `last` reads the deepest of them."""
     num_keypoints: Count | None = 32
-    """Keypoints a stage (spatial softmax only); null takes the stage's own channels, without a 1x1 convolution."""
+    """Keypoints a stage (spatial softmax only); None takes the stage's channels, without a 1x1 convolution."""
     temperature: Positive = 1.0
     """Temperature of the spatial softmax (tau in Eq. 1)."""
     learn_temperature: bool = False
     """Learn the temperature of each stage, starting from `temperature`."""
     crop: Annotated[float, Range(0, 1, open_low=True)] = 0.9
-    """Share of the image kept by the crop: random in training, centred in evaluation. 84 px becomes 76, 240 px 216."""
+    """Share of the image kept by the crop, random in training, centred in evaluation: 84 px becomes 76."""
     attention_dim: Count = 200
     """Dimension of the cross-attention (d in Eq. 3)."""
     tokens: Tokens = "keypoint"
     """What the cross-attention sees as one token: all keypoints of a stage, or each keypoint."""
     token_embedding: TokenEmbedding = "identity"
-    """What tells tokens apart, as attention ignores their order: `shared`, nothing, one linear map embeds them all;
-    `identity`, that and a learned vector for each; `own`, a linear map and a vector for each."""
+    """How tokens are embedded: one linear map (shared), and a vector for each (identity), or a map for each (own)."""
     residual_query: bool = False
     """Add the deepest stage's tokens to what they attend to; Eq. 3 has them as the query alone."""
     out_dim: Count = 320
     """Numbers a camera after the fusion's projection (tdca only)."""
     precision: Precision = "float32"
-    """Arithmetic of the convolutions of trunk and refine blocks; bfloat16 is faster where the machine has it. Pooling,
-    fusion and weights stay in float32."""
+    """Arithmetic of the convolutions of trunk and refine blocks; pooling, fusion and weights stay in float32."""
     share_cameras: bool = False
     """One trunk for all cameras instead of one each (Table 10: one each)."""
 
@@ -156,13 +154,13 @@ class DDPMConfig:
     beta_schedule: Literal["squaredcos_cap_v2", "linear"] = "squaredcos_cap_v2"
     """Noise schedule by its name in diffusers."""
     beta_start: Fraction = 1e-4
-    """First beta of the linear schedule; the squared cosine has its own (Table 12a lists it all the same)."""
+    """First beta of the linear schedule; the squared cosine has its own."""
     beta_end: Fraction = 2e-2
     """Last beta of the linear schedule."""
     clip_sample: bool = True
     """Clip the predicted clean chunk to [-1, 1] at every step."""
     sampler: Literal["ddpm", "ddim"] = "ddpm"
-    """Ancestral sampling, or the deterministic DDIM, which needs fewer steps."""
+    """Ancestral sampling (ddpm), or deterministic sampling that needs fewer steps (ddim)."""
     num_inference_steps: Count = 100
     """Steps at inference."""
 
@@ -176,7 +174,7 @@ class FlowMatchingConfig:
     solver: Literal["euler", "midpoint"] = "euler"
     """Euler, or the midpoint rule with two network calls a step."""
     time_scale: Positive = 100.0
-    """Flow time in [0, 1] is multiplied by this before the sinusoidal embedding, which was made for steps 0 to 100."""
+    """Factor of the flow time in [0, 1] before the sinusoidal embedding, which was made for steps 0 to 100."""
 
 
 @dataclass(frozen=True)
@@ -189,11 +187,11 @@ class MeanFlowConfig:
     r_mean: Finite = -4.0
     """r = sigmoid(N(r_mean, r_std)), then r = min(t, r)."""
     r_std: NonNegative = 1.6
+    # The paper says 0.75 in its text and in Table 12c; in code it builds on, 0.75 is the probability that they differ.
     equal_ratio: Fraction = 0.75
-    """Probability of r = t, where the target is the instantaneous velocity. The paper says 0.75 in its text and in
-    Table 12c; in code it builds on, 0.75 is the probability that they differ."""
+    """Probability of r = t, where the target is the instantaneous velocity (Table 12c)."""
     order: Literal["clamp", "swap"] = "clamp"
-    """What makes r <= t: r = min(t, r), or exchanging the two."""
+    """What makes r <= t: r = min(t, r) (clamp), or exchanging the two (swap)."""
     norm_power: NonNegative = 0.75
     """p of the adaptive weight (Eq. 13)."""
     norm_eps: Positive = 1e-3
@@ -201,8 +199,7 @@ class MeanFlowConfig:
     num_inference_steps: Count = 1
     """Steps at inference: one network call each."""
     time_scale: Positive = 10.0
-    """t and h = t - r are multiplied by this before the sinusoidal embedding. Their derivative, which the target holds,
-    grows alike: with 100, as in flow matching, learning was far slower."""
+    """Factor of t and h = t - r before the sinusoidal embedding; with flow matching's 100 learning was far slower."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +207,7 @@ class PolicyConfig:
     """A generative policy: the encoder, the 1D U-Net and the noise process."""
 
     kind: PolicyKind = "flow_matching"
-    """Which generative model of the action chunk."""
+    """Generative model of the action chunk."""
     encoder: EncoderConfig = EncoderConfig()
     horizon: Count = 16
     """Length of the predicted action chunk [steps] (Table 9)."""
@@ -219,10 +216,9 @@ class PolicyConfig:
     n_action_steps: Count = 8
     """Actions executed before the next prediction (Table 9)."""
     task_input: TaskInput = "learned"
-    """What a policy of several tasks is told about the one at hand: a learned vector of its own, or an embedding of its
-    instruction by a frozen language model, which also has an answer for instructions never seen."""
+    """How tasks are distinguished: a learned vector each, or a language model's embedding of the instruction."""
     task_embed_dim: Count = 32
-    """Numbers that the U-Net's condition gets of it."""
+    """Size of the task's part of the U-Net's condition."""
     down_dims: tuple[Count, ...] = (256, 512, 1024)
     """Channels of the U-Net's levels (Table 11)."""
     kernel_size: Count = 5
@@ -248,38 +244,37 @@ class TrainConfig:
     batch_size: Count = 512
     """Windows an update."""
     balance: Balance = "task"
-    """Of several tasks, windows are drawn as often from each, or as often as it has frames."""
+    """Draw windows of several tasks equally often (task), or as often as each has frames (frame)."""
     lr: Positive = 1e-4
+    """Peak learning rate of AdamW."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: Positive = 1e-8
     weight_decay: NonNegative = 1e-6
     warmup_steps: Natural = 500
     """Linear warm-up before the cosine decay to zero."""
     grad_clip: NonNegative = 0.0
-    """Clip the gradient's norm to this; 0 is off."""
+    """Largest norm of the gradient; 0 is off."""
     ema_power: Positive | None = 0.75
-    """EMA decay at update n is 1 - (1 + n)^-power, at most `ema_max_decay`; null is `ema_max_decay` throughout."""
+    """EMA decay at update n is 1 - (1 + n)^-power, at most `ema_max_decay`; None is `ema_max_decay` throughout."""
     ema_max_decay: Decay = 0.9999
     precision: Precision = "float32"
-    """Arithmetic of the network: bfloat16 where it does no harm (autocast), or float32 throughout."""
+    """Arithmetic of the network: bfloat16 where it does no harm (autocast), or float32."""
     compile: bool = False
     """Fuse the network's operations with torch.compile: for a GPU; on a CPU it gained nothing."""
     deterministic: bool = False
-    """On a GPU, only operations that give the same bits every time, so that a resumed run ends with the same weights;
-    a CPU always does."""
+    """Only operations that give the same bits every time; needed on a GPU for a resumed run to end the same."""
     checkpoint_minutes: NonNegative = 1.0
     """Minutes between checkpoints; at most this much work is lost to a kill."""
     keep_every: Natural = 12_500
-    """Updates between averaged weights that are kept (Table 8: 50 epochs); 0 is never."""
+    """Updates between kept checkpoints of the averaged weights (Table 8: 50 epochs); 0 is never."""
     log_every: Natural = 50
-    """Updates between lines of metrics.jsonl."""
+    """Updates between lines of metrics.jsonl; 0 is never."""
     valid_every: Natural = 250
-    """Updates between validations on held-out demonstrations, where there are any (Table 8: an epoch); 0 is never."""
+    """Updates between validations on held-out demonstrations (Table 8: an epoch); 0 is never."""
     rollout_every: Natural = 12_500
-    """Updates between rollouts of the averaged weights, where there is a simulator (Table 8: 50 epochs); 0 is never."""
+    """Updates between rollouts of the averaged weights in simulation (Table 8: 50 epochs); 0 is never."""
     rollout_episodes: Count = 50
-    """Episodes of each, of the stream `validate`: the best is not chosen on the episodes that measure it. Several tasks
-    share them."""
+    """Episodes of each (several tasks share them), of the split `validate`, which no result is measured on."""
 
 
 @dataclass(frozen=True)
@@ -289,21 +284,21 @@ class EvalConfig:
     n_episodes: Count = 20
     """Episodes (of each task), all unseen in training and tuning."""
     split: Literal["evaluate", "validate"] = "evaluate"
-    """Stream of episodes: `validate` is for choosing settings, `evaluate` for the result."""
+    """Episodes to measure on: `validate` to choose settings, `evaluate` for results."""
     seed: Natural = 0
-    """Episode i starts from (seed, i), with policy noise from the same pair."""
+    """Seed of the episodes' starts and of the policy's noise."""
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """The spatial probe: encoders learn to say where things are in still scenes."""
+    """The spatial probe: encoders learn where things are in still scenes."""
 
     task: str = "lift"
-    """Whose scenes."""
+    """Task whose scenes are drawn."""
     camera: str = "agentview"
-    """The camera that looks at them."""
+    """Camera that sees them."""
     width: Count = 16
-    """Channels of the trunk's first stage: 16 is what two cores train in seconds, 64 the paper's."""
+    """Channels of the trunk's first stage: 16 trains in seconds on two cores, 64 is the paper's."""
     steps: Count = 1000
     """Updates of each encoder."""
     batch_size: Count = 16
@@ -324,7 +319,7 @@ class RunConfig:
 
     task: TaskConfig = TaskConfig()
     dataset: str = ""
-    """File of demonstrations with images; empty is the scripted expert's, made by `demos`."""
+    """File of demonstrations with images; empty is a scripted expert's, collected as `demos` says."""
     demos: DemoConfig = DemoConfig()
     policy: PolicyConfig = PolicyConfig()
     train: TrainConfig = TrainConfig()

@@ -78,7 +78,7 @@ def check_compiler() -> None:
         PrismError: that is so.
     """
     if not shutil.which(os.environ.get("CXX", "g++")):
-        raise PrismError("train.compile needs a C++ compiler, found no g++; install one, or set train.compile=false")
+        raise PrismError("train.compile needs a C++ compiler, found no g++; install one, or choose --train.no-compile")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
