@@ -66,7 +66,7 @@ def test_each_of_split_seed_and_episode_changes_the_start(env: RobosuiteEnv, oth
 
     assert np.abs(start("collect", 0, 0) - start(*other)).max() > 1e-4
     assert episode_rng("collect", 0, 0).random() != episode_rng(*other).random()
-    assert episode_rng("collect", 0, 0, stream=1).random() != episode_rng("collect", 0, 0).random()
+    assert episode_rng("collect", 0, 0, rng_stream=1).random() != episode_rng("collect", 0, 0).random()
 
 
 def test_frames_of_a_replay_equal_the_live_ones(env: RobosuiteEnv) -> None:

@@ -1,6 +1,8 @@
 """What is declared of each task fits together, and what it names is there."""
 
 import importlib
+import subprocess
+import sys
 
 import pytest
 
@@ -61,3 +63,9 @@ def test_an_unknown_task_is_named_with_those_there_are() -> None:
 def test_actions_that_a_task_lacks_are_refused() -> None:
     with pytest.raises(PrismError, match=r"task.action_mode: expected 'delta' for libero_10_2, got 'absolute'"):
         check_task(TaskConfig("libero_10_2", action_mode="absolute"))
+
+
+def test_the_tasks_are_listed_without_numpy() -> None:
+    """The command line would wait for it."""
+    program = "import sys, prism_policy.tasks; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -218,7 +218,7 @@ def _unpack(
     temporary.mkdir(parents=True)
     try:
         total = 0
-        for path in paths.values():
+        for path in paths.values() if progress else ():
             with open_demos(path) as file:
                 total += len(demo_names(file))
         shapes: dict[str, tuple[str, tuple[int, ...]]] = {}

@@ -286,11 +286,16 @@ def _damaged(error: Exception) -> str:
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
-    """Attributes of the file's `data` group, those in JSON decoded: `env_args`, `total`, `render`, ..."""
+    """As `attributes_of`, of the file at `path`."""
     with open_demos(path) as file:
-        attributes = dict(file["data"].attrs)
-        if env_args := read_env_args(file):
-            attributes["env_args"] = env_args
+        return attributes_of(file)
+
+
+def attributes_of(file: h5py.File) -> dict[str, Any]:
+    """Attributes of the file's `data` group, those in JSON decoded: `env_args`, `total`, `render`, ..."""
+    attributes = dict(file["data"].attrs)
+    if env_args := read_env_args(file):
+        attributes["env_args"] = env_args
     if "render" in attributes:
         attributes["render"] = json.loads(attributes["render"])
     return attributes

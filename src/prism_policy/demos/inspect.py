@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 
 from prism_policy.data.recorded_env import RecordedEnv, is_absolute, recorded_env
-from prism_policy.data.robomimic import bad_demos, cameras_of, demo_names, open_demos, read_attributes, read_masks
+from prism_policy.data.robomimic import attributes_of, bad_demos, cameras_of, demo_names, open_demos, read_masks
 from prism_policy.demos.replay import Replay, recorded_frames, replay_demos, write_contact_sheet
 from prism_policy.errors import PrismError
 from prism_policy.utils.progress import Bar, console
@@ -74,9 +74,8 @@ def demo_facts(path: Path) -> DemoFacts:
     Raises:
         PrismError: not a readable file in robomimic's layout, or no usable demonstration in it.
     """
-    attributes = read_attributes(path)
     with open_demos(path) as file:
-        names = demo_names(file)
+        attributes, names = attributes_of(file), demo_names(file)
         data = file["data"]
         bad = bad_demos(file, names, cameras_of(data[names[0]]))
         good = [name for name in names if name not in bad]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from prism_policy.tasks.checks import HIGH, body_pose, grasps, near
 from prism_policy.tasks.spec import ROBOSUITE, TaskSpec, Tracked
 
@@ -16,7 +14,7 @@ def check(env: Any, heights: Sequence[float]) -> tuple[bool, ...]:
     sim = env.sim_env
     can, _ = body_pose(env, "Can_main")
     held = grasps(env, sim.objects[sim.object_id])
-    inside = not sim.not_in_bin(np.array([can[0], can[1], sim.bin2_pos[2] + 0.05]), sim.object_id)
+    inside = not sim.not_in_bin((can[0], can[1], sim.bin2_pos[2] + 0.05), sim.object_id)
     lifted = held and can[2] > heights[0] + HIGH
     return near(env, can), held, lifted, lifted and inside
 

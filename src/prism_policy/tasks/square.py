@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from prism_policy.tasks.checks import ASIDE, HIGH, TURNED, body_pose, grasps, near
 from prism_policy.tasks.spec import ROBOSUITE, TaskSpec, Tracked
@@ -17,10 +16,10 @@ def check(env: Any, heights: Sequence[float]) -> tuple[bool, ...]:
     (nut, rotation), (peg, _) = body_pose(env, "SquareNut_main"), body_pose(env, "peg1")
     held = grasps(env, sim.nuts[sim.nut_id])
     lifted = held and nut[2] > heights[0] + HIGH
-    yaw = np.arctan2(rotation[1, 0], rotation[0, 0])
-    turned = abs((yaw + np.pi / 4) % (np.pi / 2) - np.pi / 4)  # the hole is the same after a quarter of a turn
-    flat = abs(rotation[2, 2]) > np.cos(TURNED)
-    aligned = lifted and flat and turned < TURNED and np.hypot(*(nut - peg)[:2]) < ASIDE
+    yaw = math.atan2(rotation[1, 0], rotation[0, 0])
+    turned = abs((yaw + math.pi / 4) % (math.pi / 2) - math.pi / 4)  # the hole is the same after a quarter of a turn
+    flat = abs(rotation[2, 2]) > math.cos(TURNED)
+    aligned = lifted and flat and turned < TURNED and math.hypot(*(nut - peg)[:2]) < ASIDE
     return near(env, nut + 0.054 * rotation[:, 0]), held, lifted, aligned  # the handle is 54 mm from the hole
 
 

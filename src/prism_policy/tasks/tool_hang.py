@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from prism_policy.tasks.checks import ASIDE, TURNED, body_pose, grasps, near
 from prism_policy.tasks.spec import ROBOSUITE, TaskSpec, Tracked
@@ -15,15 +14,15 @@ class Point(NamedTuple):
     """A point of a body."""
 
     body: str
-    offset: np.ndarray
-    """In the body's frame, (3,) [m]."""
+    offset: tuple[float, float, float]
+    """In the body's frame [m]."""
 
 
-HOLE = Point("stand_root", np.array([0.0, 0.045, 0.079]))
+HOLE = Point("stand_root", (0.0, 0.045, 0.079))
 """Upper end of the hole in the stand."""
-FRAME_GRIP = Point("frame_root", np.array([0.04375, 0.0, 0.0525]))
+FRAME_GRIP = Point("frame_root", (0.04375, 0.0, 0.0525))
 """Middle of the frame's grip; the frame's z is up the rod, the hook towards -x."""
-FRAME_TIP = Point("frame_root", np.array([0.04375, 0.0, -0.1345]))
+FRAME_TIP = Point("frame_root", (0.04375, 0.0, -0.1345))
 """Lower end of the frame's rod."""
 
 
@@ -32,7 +31,7 @@ def check(env: Any, heights: Sequence[float]) -> tuple[bool, ...]:
     sim = env.sim_env
     (grip, upright), (tip, _), (hole, _) = (body_pose(env, *point) for point in (FRAME_GRIP, FRAME_TIP, HOLE))
     held, inserted = grasps(env, sim.frame), bool(sim._check_frame_assembled())
-    aligned = held and upright[2, 2] > np.cos(TURNED) and np.hypot(*(tip - hole)[:2]) < ASIDE
+    aligned = held and upright[2, 2] > math.cos(TURNED) and math.hypot(*(tip - hole)[:2]) < ASIDE
     return near(env, grip), held, aligned, inserted, inserted and grasps(env, sim.tool)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -52,7 +52,7 @@ class Expert:
         data, site = self.sim.data, self.env.eef_site
         return data.site_xpos[site].copy(), data.site_xmat[site].reshape(3, 3).copy()
 
-    def body(self, name: str, point: np.ndarray | None = None) -> Pose:
+    def body(self, name: str, point: Sequence[float] | None = None) -> Pose:
         """Pose of a body, or of a point (3,) [m] in its frame."""
         data, index = self.sim.data, self.sim.model.body_name2id(name)
         position, rotation = data.body_xpos[index].copy(), data.body_xmat[index].reshape(3, 3).copy()

@@ -26,9 +26,9 @@ from prism_policy.tasks.tool_hang import FRAME_GRIP, FRAME_TIP, HOLE, Point
 STEP = 0.05  # [s] of a control step
 LAG = 24.5 / 150  # [s] by which the arm trails a moving goal: damping over stiffness of robosuite's controller
 
-TOOL_GRIP = Point("tool_root", np.zeros(3))
+TOOL_GRIP = Point("tool_root", (0.0, 0.0, 0.0))
 """Middle of the tool's handle, which is along the tool's x."""
-TOOL_RING = Point("tool_root", np.array([-0.0943, 0.0, 0.0]))
+TOOL_RING = Point("tool_root", (-0.0943, 0.0, 0.0))
 """The ring that is hung: 0.8 mm outwards from its middle, where the route around the hook has most room."""
 UPRIGHT = np.diag([-1.0, -1.0, 1.0])
 """Rotation of the frame in the stand: the hook points away from the robot, where the arm can reach it with the tool."""
