@@ -28,10 +28,9 @@ from prism_policy.config.settings import Device, RunConfig
 from prism_policy.data.actions import decode_absolute
 from prism_policy.deploy.msgpack_numpy import pack, unpack
 from prism_policy.errors import PrismError
-from prism_policy.evaluation.rollouts import fingerprint
 from prism_policy.policies import Policy
 from prism_policy.run_folder import load_policy
-from prism_policy.training.distributed import Ranks
+from prism_policy.utils.device import pick_device
 from prism_policy.utils.progress import console
 
 CONTROL_HZ = 20
@@ -228,7 +227,7 @@ def describe(folder: Path, checkpoint: str, config: RunConfig, policy: Policy) -
         "protocol": "prism-policy 1",
         "run": folder.resolve().name,
         "checkpoint": checkpoint,
-        "weights": fingerprint(policy),
+        "weights": policy.fingerprint(),
         "task": task.name,
         "instructions": list(policy.instructions.known) if policy.instructions else [],
         "policy": config.policy.kind,
@@ -259,7 +258,7 @@ def serve(
         PrismError: no such run or checkpoint; no GPU where one is wanted; see `Server.run`.
     """
     config = config_json.load(RunConfig, folder / "config.json")
-    policy = load_policy(folder, checkpoint).to(Ranks().device(device))
+    policy = load_policy(folder, checkpoint).to(pick_device(device))
     server = Server(policy, describe(folder, checkpoint, config, policy), seed, api_key)
     server.warm_up()
 

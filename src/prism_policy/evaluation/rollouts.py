@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from prism_policy.errors import PrismError
 from prism_policy.policies import Policy
 from prism_policy.policies.instructions import told
 from prism_policy.tasks.libero import SimTask, single_tasks
+from prism_policy.utils.cores import available_cores
 from prism_policy.utils.files import atomic, disk_errors, read_lines, write_lines, write_text
 
 NOISE_STREAM = 1  # stream 0 of an episode's random generators places the objects
@@ -189,7 +189,7 @@ def _open_stream(
     wanted = {
         "split": stream.split,
         "seed": stream.seed,
-        "weights": fingerprint(policy),
+        "weights": policy.fingerprint(),
         "task": {"name": task.name, **dataclasses.asdict(task)},
         "policy": dataclasses.asdict(policy.config),
     }
@@ -214,20 +214,6 @@ def _open_stream(
     return [r for r in known if r["episode"] < stream.n_episodes]
 
 
-def fingerprint(policy: Policy) -> str:
-    """Digest of a policy's weights and statistics."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(policy.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def states_path(folder: Path, episode: int) -> Path:
     """Where a stream's folder keeps an episode's simulator states: float64 (steps + 1, S)."""
     return folder / "states" / f"episode_{episode:03d}.npy"
-
-
-def available_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

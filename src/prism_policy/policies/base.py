@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -115,6 +116,14 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         """Where the weights lie."""
         return next(self.parameters()).device
+
+    def fingerprint(self) -> str:
+        """Digest of weights and statistics."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def condition(self, observation: Observation, draws: Mapping[str, Tensor] | None = None) -> Tensor:
         """Encode the observation to (B, To * (D_img + P) + E'): frame by frame, oldest first, then the task."""

@@ -22,7 +22,7 @@ from prism_policy.config.settings import EvalConfig, RunConfig, check
 from prism_policy.envs.workers import Simulators
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import LAST_TEN, Stream, stages_of_failures, summarise_run
-from prism_policy.evaluation.rollouts import available_cores, evaluate, states_path
+from prism_policy.evaluation.rollouts import evaluate, states_path
 from prism_policy.evaluation.statistics import mean_and_std, wilson_interval
 from prism_policy.evaluation.videos import grid_video, observe_moments, render_videos
 from prism_policy.policies import Policy
@@ -33,6 +33,7 @@ from prism_policy.run_folder import kept_checkpoints, load_policy
 from prism_policy.saliency.heatmaps import draw_keypoints, draw_saliency
 from prism_policy.saliency.run import film_failure
 from prism_policy.tasks.libero import SimTask, single_tasks, task_named
+from prism_policy.utils.cores import available_cores
 from prism_policy.utils.files import alone_in, write_text
 from prism_policy.utils.memory import PeakMemory
 from prism_policy.utils.progress import Bar, console

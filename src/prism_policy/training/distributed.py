@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from prism_policy.config.settings import Device, RunConfig
 from prism_policy.errors import PrismError
+from prism_policy.utils.device import pick_device
 from prism_policy.utils.progress import console
 
 PATIENCE = timedelta(hours=6)
@@ -42,20 +43,6 @@ class Ranks:
     def first(self) -> bool:
         """Whether this process writes files and speaks."""
         return self.rank == 0
-
-    def device(self, wanted: Device = "auto") -> torch.device:
-        """Where this process computes.
-
-        Raises:
-            PrismError: a GPU is wanted and there is none for this process.
-        """
-        if wanted == "cuda" and not torch.cuda.is_available():
-            raise PrismError("device: expected a GPU that PyTorch can use, found none; choose --device cpu")
-        if wanted == "cpu" or not torch.cuda.is_available():
-            return torch.device("cpu")
-        if self.local >= torch.cuda.device_count():
-            raise PrismError(f"processes: expected at most one for each of {torch.cuda.device_count()} GPUs")
-        return torch.device("cuda", self.local)
 
     def share(self, batch_size: int) -> slice:
         """The rows of every batch that are this process's.
@@ -118,15 +105,16 @@ class Ranks:
 
 
 @contextmanager
-def join() -> Iterator[Ranks]:
+def join(device: Device = "auto") -> Iterator[Ranks]:
     """Become one of the processes that `launch` or torchrun started; without them, alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
     ranks = Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(ranks.device())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    picked = pick_device(device, ranks.local)
+    if picked.type == "cuda":
+        torch.cuda.set_device(picked)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo", timeout=PATIENCE)
     quiet, console.quiet = console.quiet, not ranks.first
     try:
         yield ranks

@@ -13,13 +13,15 @@ from prism_policy.config.settings import Device, RunConfig, Tracker
 from prism_policy.demos.dataset import training_windows
 from prism_policy.envs.workers import Simulators
 from prism_policy.evaluation.results import summarise
-from prism_policy.evaluation.rollouts import available_cores, evaluate
+from prism_policy.evaluation.rollouts import evaluate
 from prism_policy.policies import Policy
 from prism_policy.run_folder import open_run
 from prism_policy.tasks.libero import SUITES, single_tasks
 from prism_policy.training.distributed import join
 from prism_policy.training.loggers import check_trackers, trackers
 from prism_policy.training.trainer import Rollout, train
+from prism_policy.utils.cores import available_cores
+from prism_policy.utils.device import pick_device
 from prism_policy.utils.files import alone_in, read_lines
 from prism_policy.utils.progress import Bar, console
 
@@ -38,8 +40,8 @@ def train_run(
         PrismError: bad input, see each stage; another process trains this run; `max_s` is over.
     """
     check_trackers(track)
-    with join() as ranks, ExitStack() as claims:
-        where = ranks.device(device)
+    with join(device) as ranks, ExitStack() as claims:
+        where = pick_device(device, ranks.local)
         ranks.check(config)  # what cannot work is found before anything is made
         with ranks.first_alone():
             open_run(folder, config)
