@@ -57,7 +57,7 @@ def gradient(policy: Any, batch: dict[str, Any], autocast: bool = False) -> torc
     """Of one batch's loss, all of it as one vector of float64 on the CPU."""
     device = next(policy.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        loss, _ = policy(moved(batch, device))
+        loss = policy(moved(batch, device))
     policy.zero_grad()
     loss.backward()
     return torch.cat([p.grad.double().flatten().cpu() for p in policy.parameters()])
@@ -125,7 +125,7 @@ def paper_step(arguments: argparse.Namespace, resolution: int = SIZE) -> tuple[R
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16):
-            loss, _ = model(batch)
+            loss = model(batch)
         state.optimizer.zero_grad()
         loss.backward()
         state.update(1e-4, 0.999)

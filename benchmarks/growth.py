@@ -104,7 +104,7 @@ def measure(point: Point, arguments: argparse.Namespace, mapped: bool) -> dict[s
             gathered = time.perf_counter()
             batch |= {"draws": policy.draw(point.batch)}
             with torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bfloat16"):
-                loss, _ = policy(moved(batch, device))
+                loss = policy(moved(batch, device))
             state.optimizer.zero_grad()
             loss.backward()
             state.update(1e-4, 0.999)

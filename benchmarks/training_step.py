@@ -33,6 +33,7 @@ from prism_policy.data.frames import Frames
 from prism_policy.data.robomimic import Episode
 from prism_policy.data.windows import Windows
 from prism_policy.models.unet1d import ConditionalUNet1D
+from prism_policy.policies.base import LossInputs
 from prism_policy.policies.ddpm import alpha_bars
 from prism_policy.probe.encoder_cost import device_name
 from prism_policy.run_folder import make_policy
@@ -87,7 +88,7 @@ def ours(config: RunConfig, name: str, batch_size: int, device: torch.device) ->
         batch = windows.batch(indices) | {"draws": moved(policy.draw(batch_size, generator), device)}
         batch["mask_share"] = batch["mask"].float().mean()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            loss, _ = model(batch)
+            loss = model(batch)
         state.optimizer.zero_grad()
         loss.backward()
         state.update(1e-4, 0.999)
@@ -301,7 +302,7 @@ def parts(sizes: str, arguments: argparse.Namespace) -> None:
         policy.condition(batch, batch["draws"]).sum().backward()
 
     def unet() -> None:
-        policy.chunk_loss(batch["actions"], cond, noise, times).backward()
+        policy.chunk_loss(LossInputs(batch["actions"], cond, noise, times)).backward()
 
     functions: dict[str, Step] = {
         "batch and draws": lambda: (windows.batch(indices), policy.draw(batch_size)),

@@ -68,11 +68,9 @@ def _differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> I
 
 def make_policy(config: RunConfig, proprio_dim: int, action_dim: int) -> Policy:
     """A fresh policy for the run's task or tasks."""
-    size, instructions = config.task.render.resolution, instructions_of(config)
+    size = config.task.render.resolution
     cameras = dict.fromkeys(config.task.cameras, (size, size))
-    policy = build_policy(config.policy, cameras, proprio_dim, action_dim, instructions.dim if instructions else 0)
-    policy.instructions = instructions
-    return policy
+    return build_policy(config.policy, cameras, proprio_dim, action_dim, instructions=instructions_of(config))
 
 
 def save_normalizer(folder: Path, policy: Policy) -> None:

@@ -25,7 +25,7 @@ from prism_policy.errors import PrismError
 from prism_policy.evaluation.compare import compare
 from prism_policy.evaluation.results import Stream, streams, summarise_run
 from prism_policy.policies import instructions as tasks
-from prism_policy.policies.instructions import Instructions, instructions_of, task_vectors, told
+from prism_policy.policies.instructions import Instructions, instructions_of, task_vectors
 from prism_policy.reports.report import write_report
 from prism_policy.run_folder import make_policy
 from prism_policy.tasks.libero import LiberoTask, libero_task, single_tasks, task_named
@@ -144,7 +144,7 @@ def test_a_policy_acts_on_an_instruction_as_on_its_vector() -> None:
     expected = act(torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
     assert torch.equal(act(task.instruction), expected)
     assert torch.equal(act([task.instruction] * 2), expected)
-    assert torch.equal(act(told(policy, task)["task"].expand(2, -1)), expected)
+    assert torch.equal(act(policy.task_condition(task)["task"].expand(2, -1)), expected)
     assert not torch.equal(act(libero_task("libero_spatial", 2).instruction), expected)
     with pytest.raises(PrismError, match="unknown instruction 'open the door'"):
         act("open the door")

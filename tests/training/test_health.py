@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prism_policy.data.windows import Windows, batch_indices
 from prism_policy.errors import PrismError
+from prism_policy.policies.base import LossInputs
 from prism_policy.policies.flow_matching import FlowMatchingPolicy
 from prism_policy.training import health as guards
 from prism_policy.training.trainer import train
@@ -32,9 +33,9 @@ def at_update(monkeypatch: pytest.MonkeyPatch, update: int, change: Callable[[Te
     calls = []
     chunk_loss = FlowMatchingPolicy.chunk_loss
 
-    def changed(self: FlowMatchingPolicy, *inputs: Tensor) -> Tensor:
+    def changed(self: FlowMatchingPolicy, inputs: LossInputs) -> Tensor:
         calls.append(1)
-        loss = chunk_loss(self, *inputs)
+        loss = chunk_loss(self, inputs)
         return change(loss) if len(calls) == update else loss
 
     monkeypatch.setattr(FlowMatchingPolicy, "chunk_loss", changed)
@@ -129,11 +130,11 @@ def test_out_of_memory_in_any_part_of_an_update_is_one_sentence(
     rows = []
     chunk_loss, step = FlowMatchingPolicy.chunk_loss, torch.optim.AdamW.step
 
-    def forward(self: FlowMatchingPolicy, actions: Tensor, *inputs: Tensor) -> Tensor:
-        rows.append(len(actions))
-        if place == "forward" and len(actions) > 3:
+    def forward(self: FlowMatchingPolicy, inputs: LossInputs) -> Tensor:
+        rows.append(len(inputs.actions))
+        if place == "forward" and len(inputs.actions) > 3:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
-        return chunk_loss(self, actions, *inputs)
+        return chunk_loss(self, inputs)
 
     def moments(self: torch.optim.AdamW) -> object:
         if place == "optimizer" and rows[-1] > 3:

@@ -239,7 +239,7 @@ def test_a_training_is_adamw_under_a_warmed_up_cosine_with_an_average_of_the_wei
     for n in range(9):
         indices = batch_indices(n, 8, len(windows), config.seed)
         draws = policy.draw(8, torch.Generator().manual_seed(_update_seed(config.seed, n)))
-        loss, _ = policy(float64(windows.batch(indices)) | {"draws": float64(draws)})
+        loss = policy(float64(windows.batch(indices)) | {"draws": float64(draws)})
         losses.append(loss.item())
         gradients = torch.autograd.grad(loss, weights)
         lr = 0.01 * ((n + 1) / 3 if n < 3 else (1 + math.cos(math.pi * (n - 3) / 6)) / 2)

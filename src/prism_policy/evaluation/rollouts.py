@@ -19,7 +19,6 @@ from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.workers import Outcome, Request, Simulators
 from prism_policy.errors import PrismError
 from prism_policy.policies import Policy
-from prism_policy.policies.instructions import told
 from prism_policy.tasks.libero import SimTask, single_tasks
 from prism_policy.utils.cores import available_cores
 from prism_policy.utils.files import atomic, disk_errors, read_lines, write_lines, write_text
@@ -79,7 +78,7 @@ def evaluate(
     missing = [i for i in range(stream.n_episodes) if i not in done]
     generators: dict[int, torch.Generator] = {}
     rows = 1 if policy.device.type == "cpu" else GPU_ROWS
-    instruction = told(policy, task)
+    instruction = policy.task_condition(task)
 
     def act(requests: Sequence[Request]) -> list[np.ndarray]:
         # One thread: the simulators need the other cores, and so the sums do not depend on how many there are.
@@ -153,7 +152,7 @@ def sample_chunks(
 
     The policy is called with exactly `rows` rows, those that nobody needs filled with copies. An episode's row follows
     from its number, for a kernel may treat its first rows otherwise than its last; two of the same row take turns. What
-    `told` returned goes to all of them.
+    `Policy.task_condition` returned goes to all of them.
     """
     noise = [policy.draw_noise(1, generator) for generator in generators]
     left = list(range(len(episodes)))

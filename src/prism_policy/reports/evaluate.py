@@ -26,7 +26,6 @@ from prism_policy.evaluation.rollouts import evaluate, states_path
 from prism_policy.evaluation.statistics import mean_and_std, wilson_interval
 from prism_policy.evaluation.videos import grid_video, observe_moments, render_videos
 from prism_policy.policies import Policy
-from prism_policy.policies.instructions import told
 from prism_policy.reports.report import write_report
 from prism_policy.reports.rerun import check_rerun, record
 from prism_policy.run_folder import kept_checkpoints, load_policy
@@ -272,7 +271,7 @@ def _draw_figures(plan: Plan, policy: Policy) -> None:
         title: {
             "images": {c: torch.from_numpy(x)[None] for c, x in observation["images"].items()},
             "proprio": torch.from_numpy(observation["proprio"])[None],
-            **told(policy, task),
+            **policy.task_condition(task),
         }
         for title, observation in found.items()
     }

@@ -19,7 +19,6 @@ from prism_policy.evaluation.results import STEPS_A_SECOND
 from prism_policy.evaluation.rollouts import GPU_ROWS, episode_noise, sample_chunks
 from prism_policy.evaluation.videos import observe_all
 from prism_policy.policies import Policy
-from prism_policy.policies.instructions import told
 from prism_policy.saliency.heatmaps import keypoint_pixels
 from prism_policy.tasks.libero import SimTask
 from prism_policy.utils.files import disk_errors
@@ -101,7 +100,7 @@ def _log(
                 "images": {c: np.stack([o["images"][c] for o in history]) for c in observation["images"]},
                 "proprio": np.stack([o["proprio"] for o in history]),
             }
-            chunk = sample_chunks(policy, [seen], [noise], [episode], rows, told(policy, task))[0]
+            chunk = sample_chunks(policy, [seen], [noise], [episode], rows, policy.task_condition(task))[0]
             chunk = decode_absolute(chunk) if task.action_mode == "absolute" else chunk
             actions = chunk[n_obs - 1 : n_obs - 1 + n_act]
             recording.log("chunk", rr.Tensor(chunk, dim_names=("step", "action")))

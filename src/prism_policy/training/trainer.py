@@ -138,7 +138,7 @@ def train(
 
     def update(model: torch.nn.Module, batch: dict[str, Any]) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            loss, _ = model(batch)
+            loss = model(batch)
         state.optimizer.zero_grad()
         loss.backward()
         if settings.grad_clip:
@@ -310,7 +310,7 @@ def validate(policy: Policy, windows: Windows, batch_size: int) -> dict[str, flo
     generator = torch.Generator().manual_seed(0)
     for indices in torch.split(chosen, batch_size):
         batch = moved(windows.batch(indices) | {"draws": policy.draw(len(indices), generator)}, policy.device)
-        losses += float(policy(batch)[0]) * len(indices)
+        losses += float(policy(batch)) * len(indices)
         wanted = policy.normalizer["action"](batch["actions"])
         noise = policy.draw_noise(len(indices), generator)
         error = (policy.sample(batch, noise) - wanted)[:, due].square().mean(-1)
