@@ -39,7 +39,7 @@ from prism_policy.probe.encoder_cost import device_name
 from prism_policy.run_folder import make_policy
 from prism_policy.training.checkpoint import TrainState
 from prism_policy.training.prefetch import moved
-from prism_policy.utils.memory import freed_memory_is_kept
+from prism_policy.utils.memory import keep_freed_memory
 
 CAMERAS, PROPRIO, ACTION, SIZE = ("agentview", "robot0_eye_in_hand"), 9, 7, 84
 LEROBOT, PLAIN = (
@@ -240,7 +240,7 @@ def _serve(connection: Connection, name: str, sizes: str, arguments: argparse.Na
             step()
         operations = counter.get_total_flops()
     connection.send((sum(p.numel() for p in network.parameters()), operations))
-    kept = freed_memory_is_kept() if name in OURS else contextlib.nullcontext()
+    kept = keep_freed_memory() if name in OURS else contextlib.nullcontext()
     with kept, contextlib.suppress(EOFError):  # the parent is done
         while True:
             connection.recv()
@@ -310,7 +310,7 @@ def parts(sizes: str, arguments: argparse.Namespace) -> None:
         "U-Net, there and back": unet,
         "AdamW and EMA": lambda: state.update(1e-4, 0.999),
     }
-    with freed_memory_is_kept():
+    with keep_freed_memory():
         seconds = in_turn(functions, arguments.rounds, device)
     print("| part of our float32 step | ms |\n|---|---|")
     for name, measured in seconds.items():

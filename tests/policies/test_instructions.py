@@ -29,7 +29,7 @@ from prism_policy.policies.instructions import Instructions, instructions_of, ta
 from prism_policy.reports.report import write_report
 from prism_policy.run_folder import make_policy
 from prism_policy.tasks.libero import LiberoTask, libero_task, single_tasks, task_named
-from prism_policy.training.trainer import train
+from prism_policy.training.trainer import Trainer
 from small_run import SETTINGS, small_config
 
 NUMBERS = (2, 8)
@@ -193,7 +193,7 @@ def test_a_policy_learns_to_do_what_it_is_told(tmp_path: Path) -> None:
     config = suite_config("train.steps=150", "train.lr=3e-3", "train.log_every=50", "train.rollout_every=0")
     names = [t.name for t in single_tasks(config.task)]
     windows = windows_of([coloured(names[0], 90, 0.8, 40), coloured(names[1], 90, -0.8, 40)], config)
-    policy = train(tmp_path, config, windows)
+    policy = Trainer(tmp_path, config, windows).train()
     seen = {
         "images": {"agentview": torch.full((1, 2, 32, 32, 3), 90, dtype=torch.uint8)},
         "proprio": torch.zeros(1, 2, 9),

@@ -12,7 +12,7 @@ from prism_policy.demos.cache import default_cache_dir
 from prism_policy.demos.collect import collect, render_demos
 from prism_policy.reports.evaluate import Asked, Ledger, Plan, measure
 from prism_policy.run_folder import open_run
-from prism_policy.training.trainer import train
+from prism_policy.training.trainer import Trainer
 from prism_policy.utils.memory import PeakMemory
 from prism_policy.utils.progress import Bar
 
@@ -39,6 +39,6 @@ def quickstart(folder: Path, config: RunConfig, preset: str) -> dict[str, Any]:
                     frames = open_frames(images, config.task.cameras, default_cache_dir(), config.task.action_mode)
                     shape = config.policy
                     windows = Windows(frames, shape.horizon, shape.n_obs_steps, shape.n_action_steps)
-                    train(folder, config, windows, bar.train)
+                    Trainer(folder, config, windows, bar.train).train()
                     del frames, windows
     return measure([Plan(folder, config, ("last",), (config.evaluate.seed,), preset)], Asked())[0]

@@ -36,7 +36,7 @@ from prism_policy.models.encoder import VisualEncoder
 from prism_policy.probe.results import Line, draw, markdown_table, rows, table
 from prism_policy.run_folder import claim_folder
 from prism_policy.utils.files import read_lines, write_lines, write_text
-from prism_policy.utils.memory import freed_memory_is_kept
+from prism_policy.utils.memory import keep_freed_memory
 from prism_policy.utils.progress import Bar, console
 
 Progress = Callable[[str, int, int], None]
@@ -276,7 +276,7 @@ def _train(
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     train, test = (read_scenes(path, config.camera) for path in files)
     started = time.perf_counter()
-    with freed_memory_is_kept():
+    with keep_freed_memory():
         model, targets = fit(encoder, config, train, {t.name: t.folds for t in tracked(config.task)}, seed)
     seconds = time.perf_counter() - started
     visual = model[0]
