@@ -183,7 +183,7 @@ def test_a_batch_prepared_while_a_validation_runs_has_its_crops(
     validating, drawn = threading.Event(), threading.Event()
 
     def late_indices(step: int, *rest: Any) -> Tensor:
-        if step == 3:  # prepared while update 2, after which a validation is due, is computed
+        if step == 2:  # of the third update, prepared during the second, after which a validation is due
             assert validating.wait(10)
         return batch_indices(step, *rest)
 
