@@ -16,7 +16,7 @@ from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import Stream
 from prism_policy.paper.experiments import Variant
 from prism_policy.tasks.libero import SUITES, single_tasks
-from prism_policy.utils.files import claim, read_lines
+from prism_policy.utils.files import file_lock, read_lines
 
 Scale = Literal["nano", "small", "paper", "smoke"]
 SCALES: dict[Scale, str] = {
@@ -182,8 +182,8 @@ def run_cell(
     from prism_policy.reports.evaluate import Asked, evaluate_runs
     from prism_policy.training.run import train_run
 
-    with claim(cell.folder.parent / f".{cell.folder.name}.lock") as mine:
-        if not mine:
+    with file_lock(cell.folder.parent / f".{cell.folder.name}.lock") as locked:
+        if not locked:
             return False
         if not cell.trained:
             train_run(cell.folder, cell.config, device=device)

@@ -33,7 +33,7 @@ from prism_policy.saliency.heatmaps import draw_keypoints, draw_saliency
 from prism_policy.saliency.run import film_failure
 from prism_policy.tasks.libero import SimTask, single_tasks, task_named
 from prism_policy.utils.cores import available_cores
-from prism_policy.utils.files import alone_in, write_text
+from prism_policy.utils.files import folder_lock, write_text
 from prism_policy.utils.memory import PeakMemory
 from prism_policy.utils.progress import Bar, console
 
@@ -144,7 +144,7 @@ def measure(plans: Sequence[Plan], asked: Asked, workers: int | None = None) -> 
     simulators = Simulators(available_cores() if workers is None else workers)
     with PeakMemory() as memory, ExitStack() as claims:
         for plan in plans:
-            claims.enter_context(alone_in(plan.folder / "results", "writing"))
+            claims.enter_context(folder_lock(plan.folder / "results", "writing"))
         with simulators:
             for plan in plans:
                 ledger = Ledger(plan.folder / "results" / "ledger.json")

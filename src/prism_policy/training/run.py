@@ -22,7 +22,7 @@ from prism_policy.training.loggers import check_trackers, trackers
 from prism_policy.training.trainer import Rollout, Trainer
 from prism_policy.utils.cores import available_cores
 from prism_policy.utils.device import pick_device
-from prism_policy.utils.files import alone_in, read_lines
+from prism_policy.utils.files import folder_lock, read_lines
 from prism_policy.utils.progress import Bar, console
 
 
@@ -46,7 +46,7 @@ def train_run(
         with group.main_process_first():
             open_run(folder, config)
             if group.is_main_process:
-                locks.enter_context(alone_in(folder, "training"))
+                locks.enter_context(folder_lock(folder, "training"))
             windows, valid = training_windows(config)
         suite = config.task.name in SUITES
         rollout = _rollout(folder, config) if importlib.util.find_spec("libero" if suite else "robosuite") else None
