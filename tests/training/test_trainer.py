@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -137,11 +137,11 @@ def test_statistics_that_are_missing_are_named(tmp_path: Path, tiny_config: RunC
     open_run(tmp_path, tiny_config)
     Trainer(tmp_path, tiny_config, windows).train()
     path = tmp_path / "normalizer.safetensors"
-    statistics = load_file(path)
-    save_file({name: value for name, value in statistics.items() if name != "action.offset"}, path)
+    statistics, about = load_file(path), {"task": json.dumps(asdict(tiny_config.task))}
+    save_file({name: value for name, value in statistics.items() if name != "action.offset"}, path, about)
     with pytest.raises(PrismError, match=r"lacks 'action\.offset'; it has .*action\.scale"):
         pp.load_policy(tmp_path)
-    save_file({**statistics, "proprio.scale": statistics["proprio.scale"] * 0}, path)
+    save_file({**statistics, "proprio.scale": statistics["proprio.scale"] * 0}, path, about)
     with pytest.raises(PrismError, match=r"proprio\.scale: expected positive numbers, got 0"):
         pp.load_policy(tmp_path)
 

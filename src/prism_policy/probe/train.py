@@ -34,7 +34,7 @@ from prism_policy.envs.pool import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.models.encoder import VisualEncoder
 from prism_policy.probe.results import Line, draw, markdown_table, rows, table
-from prism_policy.run_folder import claim_folder
+from prism_policy.run_folder import open_folder
 from prism_policy.utils.files import read_lines, write_lines, write_text
 from prism_policy.utils.memory import keep_freed_memory
 from prism_policy.utils.progress import Bar, console
@@ -86,7 +86,7 @@ def probe(
     report = progress or (lambda title, done, total: None)
     encoders = {name: replace(encoder, width=config.width) for name, encoder in encoders.items()}
     _check(config, encoders, resolutions, seeds)
-    claim_folder(folder, config)
+    open_folder(folder, config)
     files = {r: _scene_files(config, r, cache_dir, workers, report) for r in resolutions}
     journal = folder / "results.jsonl"
     lines = read_lines(journal)

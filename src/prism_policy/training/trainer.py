@@ -158,7 +158,7 @@ class Trainer:
             KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint written.
         """
         if self.group.is_main_process:
-            save_normalizer(self.folder, self.policy)
+            save_normalizer(self.folder, self.policy, self.config.task)
         with (
             stop_signal() as self.stopped,
             keep_freed_memory(),
