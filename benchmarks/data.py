@@ -30,7 +30,7 @@ from prism_policy.data.frames import open_frames
 from prism_policy.data.robomimic import write_demo
 from prism_policy.data.windows import Windows
 from prism_policy.probe.encoder_cost import device_name
-from prism_policy.utils.memory import freed_memory_is_kept
+from prism_policy.utils.memory import keep_freed_memory
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 LOW_DIM = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
@@ -180,7 +180,7 @@ def main() -> None:
             "`Windows.batch`, actions and mask included": windows.batch,
         }
         draw = lambda: torch.randint(0, len(windows), (BATCH,), generator=generator)  # noqa: E731
-        with freed_memory_is_kept():  # as in training
+        with keep_freed_memory():  # as in training
             fast = in_turn({name: lambda f=f: f(draw()) for name, f in ours.items()}, arguments.rounds * 5, device)
         others = {
             f"robomimic `SequenceDataset`, cache {mode}": robomimic_windows(path, mode) for mode in ("low_dim", "all")

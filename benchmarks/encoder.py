@@ -33,7 +33,7 @@ from prism_policy.models.encoder import IMAGENET_MEAN, IMAGENET_STD, VisualEncod
 from prism_policy.models.pooling import SpatialSoftmax
 from prism_policy.models.resnet import ResNet
 from prism_policy.probe.encoder_cost import device_name, encoder_costs
-from prism_policy.utils.memory import freed_memory_is_kept
+from prism_policy.utils.memory import keep_freed_memory
 
 BASELINE = "sspool"
 
@@ -130,7 +130,7 @@ def _serve(connection: Connection, name: str, arguments: argparse.Namespace) -> 
     torch.set_num_threads(arguments.threads)
     device, images = torch.device(arguments.device), random_images(arguments)
     variant = sspool_variant(name, arguments, device)
-    kept = contextlib.nullcontext() if name == PLAIN else freed_memory_is_kept()
+    kept = contextlib.nullcontext() if name == PLAIN else keep_freed_memory()
     with kept, contextlib.suppress(EOFError):  # the parent is done
         while True:
             connection.recv()

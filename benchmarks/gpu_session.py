@@ -35,7 +35,8 @@ from prism_policy.probe.encoder_cost import device_name
 from prism_policy.run_folder import make_policy
 from prism_policy.training.checkpoint import TrainState
 from prism_policy.training.prefetch import mapped, moved
-from prism_policy.training.trainer import arithmetic, train
+from prism_policy.training.runtime import arithmetic
+from prism_policy.training.trainer import Trainer
 
 HERE = Path(__file__).parent
 
@@ -57,7 +58,7 @@ def gradient(policy: Any, batch: dict[str, Any], autocast: bool = False) -> torc
     """Of one batch's loss, all of it as one vector of float64 on the CPU."""
     device = next(policy.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        loss, _ = policy(moved(batch, device))
+        loss = policy(moved(batch, device))
     policy.zero_grad()
     loss.backward()
     return torch.cat([p.grad.double().flatten().cpu() for p in policy.parameters()])
@@ -98,12 +99,12 @@ def check_resume(arguments: argparse.Namespace) -> None:
     settings = replace(config.train, steps=12, batch_size=16, log_every=3, deterministic=True, precision="bfloat16")
     config = replace(config, train=settings)
     with tempfile.TemporaryDirectory() as place:
-        whole = train(Path(place) / "whole", config, windows, device=device)
+        whole = Trainer(Path(place) / "whole", config, windows, device=device).train()
         try:
-            train(Path(place) / "parts", config, windows, device=device, max_s=0)
+            Trainer(Path(place) / "parts", config, windows, device=device, max_s=0).train()
         except PrismError as stopped:
             print(stopped)
-        resumed = train(Path(place) / "parts", config, windows, device=device)
+        resumed = Trainer(Path(place) / "parts", config, windows, device=device).train()
     equal = all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     print(f"stopped and resumed, the weights are equal to the bit: {equal}")
     assert equal
@@ -125,7 +126,7 @@ def paper_step(arguments: argparse.Namespace, resolution: int = SIZE) -> tuple[R
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16):
-            loss, _ = model(batch)
+            loss = model(batch)
         state.optimizer.zero_grad()
         loss.backward()
         state.update(1e-4, 0.999)
@@ -154,7 +155,7 @@ def measure_step(arguments: argparse.Namespace) -> None:
                 if resolution != SIZE:
                     shape = (2, 2, resolution, resolution, 3)
                     small["images"] = {c: torch.zeros(shape, dtype=torch.uint8, device=device) for c in CAMERAS}
-                policy.train()(small)[0].backward()
+                policy.train()(small).backward()
             operations = counter.get_total_flops() / 2 * arguments.batch_size
             del policy
             for _ in range(5):

@@ -32,7 +32,7 @@ from prism_policy.policies import build_policy
 from prism_policy.probe.encoder_cost import device_name
 from prism_policy.training.checkpoint import TrainState
 from prism_policy.training.prefetch import moved
-from prism_policy.utils.memory import freed_memory_is_kept
+from prism_policy.utils.memory import keep_freed_memory
 
 PROPRIO, ACTION, EPISODE = 9, 7, 50
 
@@ -87,7 +87,7 @@ def measure(point: Point, arguments: argparse.Namespace, mapped: bool) -> dict[s
     device = torch.device(arguments.device)
     torch.zeros(64, 64) @ torch.zeros(64, 64)  # what PyTorch itself takes
     before = status_mib("VmRSS")
-    with tempfile.TemporaryDirectory() as folder, freed_memory_is_kept():
+    with tempfile.TemporaryDirectory() as folder, keep_freed_memory():
         windows = Windows(frames_of(point, Path(folder) if mapped else None), 16, 2, 8)
         preset = presets.paper() if point.sizes == "paper" else presets.nano()
         shape = replace(preset.policy, encoder=replace(preset.policy.encoder, width=point.width))
@@ -104,7 +104,7 @@ def measure(point: Point, arguments: argparse.Namespace, mapped: bool) -> dict[s
             gathered = time.perf_counter()
             batch |= {"draws": policy.draw(point.batch)}
             with torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bfloat16"):
-                loss, _ = policy(moved(batch, device))
+                loss = policy(moved(batch, device))
             state.optimizer.zero_grad()
             loss.backward()
             state.update(1e-4, 0.999)

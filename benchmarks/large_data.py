@@ -27,7 +27,7 @@ from prism_policy.config import presets
 from prism_policy.data.frames import Frames
 from prism_policy.data.windows import Windows
 from prism_policy.probe.encoder_cost import device_name
-from prism_policy.training.trainer import train
+from prism_policy.training.trainer import Trainer
 
 SIZE, EPISODE = 84, 150
 CAMERAS = ("agentview", "robot0_eye_in_hand")
@@ -111,7 +111,7 @@ def child(arguments: argparse.Namespace) -> None:
 
     started = time.perf_counter()
     run = folder / f"run-{os.getpid()}"
-    train(run, replace(config, train=settings), windows, on_update)
+    Trainer(run, replace(config, train=settings), windows, on_update).train()
     shutil.rmtree(run)
     status = Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]
     print(

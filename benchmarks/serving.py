@@ -39,7 +39,7 @@ def row(name: str, config: RunConfig, folder: Path, rounds: int) -> None:
     """Measure one policy with random weights."""
     open_run(folder, config)
     policy = make_policy(config, 9, 7)
-    save_normalizer(folder, policy)
+    save_normalizer(folder, policy, config.task)
     save_weights(folder, {n: t for n, t in policy.state_dict().items() if not n.startswith("normalizer.")})
     policy = load_policy(folder)
     rng = np.random.default_rng(0)

@@ -33,12 +33,13 @@ from prism_policy.data.frames import Frames
 from prism_policy.data.robomimic import Episode
 from prism_policy.data.windows import Windows
 from prism_policy.models.unet1d import ConditionalUNet1D
+from prism_policy.policies.base import LossInputs
 from prism_policy.policies.ddpm import alpha_bars
 from prism_policy.probe.encoder_cost import device_name
 from prism_policy.run_folder import make_policy
 from prism_policy.training.checkpoint import TrainState
 from prism_policy.training.prefetch import moved
-from prism_policy.utils.memory import freed_memory_is_kept
+from prism_policy.utils.memory import keep_freed_memory
 
 CAMERAS, PROPRIO, ACTION, SIZE = ("agentview", "robot0_eye_in_hand"), 9, 7, 84
 LEROBOT, PLAIN = (
@@ -87,7 +88,7 @@ def ours(config: RunConfig, name: str, batch_size: int, device: torch.device) ->
         batch = windows.batch(indices) | {"draws": moved(policy.draw(batch_size, generator), device)}
         batch["mask_share"] = batch["mask"].float().mean()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            loss, _ = model(batch)
+            loss = model(batch)
         state.optimizer.zero_grad()
         loss.backward()
         state.update(1e-4, 0.999)
@@ -239,7 +240,7 @@ def _serve(connection: Connection, name: str, sizes: str, arguments: argparse.Na
             step()
         operations = counter.get_total_flops()
     connection.send((sum(p.numel() for p in network.parameters()), operations))
-    kept = freed_memory_is_kept() if name in OURS else contextlib.nullcontext()
+    kept = keep_freed_memory() if name in OURS else contextlib.nullcontext()
     with kept, contextlib.suppress(EOFError):  # the parent is done
         while True:
             connection.recv()
@@ -301,7 +302,7 @@ def parts(sizes: str, arguments: argparse.Namespace) -> None:
         policy.condition(batch, batch["draws"]).sum().backward()
 
     def unet() -> None:
-        policy.chunk_loss(batch["actions"], cond, noise, times).backward()
+        policy.chunk_loss(LossInputs(batch["actions"], cond, noise, times)).backward()
 
     functions: dict[str, Step] = {
         "batch and draws": lambda: (windows.batch(indices), policy.draw(batch_size)),
@@ -309,7 +310,7 @@ def parts(sizes: str, arguments: argparse.Namespace) -> None:
         "U-Net, there and back": unet,
         "AdamW and EMA": lambda: state.update(1e-4, 0.999),
     }
-    with freed_memory_is_kept():
+    with keep_freed_memory():
         seconds = in_turn(functions, arguments.rounds, device)
     print("| part of our float32 step | ms |\n|---|---|")
     for name, measured in seconds.items():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prism_policy.config import presets
     from prism_policy.config.settings import EncoderConfig, PolicyConfig, TrainConfig
+    from prism_policy.deploy.client import PolicyClient
     from prism_policy.errors import PrismError
     from prism_policy.models.encoder import VisualEncoder
     from prism_policy.models.pooling import SpatialSoftmax
@@ -24,6 +25,7 @@ _HOMES = {
     "EncoderConfig": "config.settings",
     "PolicyConfig": "config.settings",
     "TrainConfig": "config.settings",
+    "PolicyClient": "deploy.client",
     "PrismError": "errors",
     "VisualEncoder": "models.encoder",
     "SpatialSoftmax": "models.pooling",
@@ -35,6 +37,7 @@ _HOMES = {
 __all__ = [
     "ConditionalUNet1D",
     "EncoderConfig",
+    "PolicyClient",
     "PolicyConfig",
     "PrismError",
     "SpatialSoftmax",

@@ -1,4 +1,4 @@
-"""The run folder: what a user keeps of a run, and all that a later command needs to go on.
+"""The run folder: what a user keeps of a run, and all that later commands need.
 
 config.json, normalizer.safetensors and weights.safetensors (EMA), checkpoints/, metrics.jsonl, results/, videos/,
 report.html. Tensors are safetensors; nothing in it is a pickle.
@@ -26,16 +26,16 @@ from prism_policy.utils.files import atomic, disk_errors, write_text
 
 
 def open_run(folder: Path, config: RunConfig) -> None:
-    """Make the run folder for this configuration, or accept the one that already holds it; bad input writes nothing.
+    """Make the run folder of this configuration, or accept the one that holds it; bad input writes nothing.
 
     Raises:
         PrismError: the configuration cannot work; the folder belongs to another one, or holds foreign files.
     """
     check(config)
-    claim_folder(folder, config)
+    open_folder(folder, config)
 
 
-def claim_folder(folder: Path, config: RunConfig | ProbeConfig) -> None:
+def open_folder(folder: Path, config: RunConfig | ProbeConfig) -> None:
     """Make `folder` with this configuration as its config.json, or accept the one that already holds it.
 
     Raises:
@@ -43,9 +43,9 @@ def claim_folder(folder: Path, config: RunConfig | ProbeConfig) -> None:
     """
     path = folder / "config.json"
     if path.exists():
-        found = config_json.load(type(config), path)
-        if found != config:
-            field, old, new = next(_differences(dataclasses.asdict(found), dataclasses.asdict(config)))
+        present = config_json.load(type(config), path)
+        if present != config:
+            field, old, new = next(_differences(dataclasses.asdict(present), dataclasses.asdict(config)))
             raise PrismError(
                 f"{folder} holds another run: {field} is {old!r} there and {new!r} now; choose another --out or repeat "
                 "the command that made it"
@@ -68,24 +68,20 @@ def _differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> I
 
 def make_policy(config: RunConfig, proprio_dim: int, action_dim: int) -> Policy:
     """A fresh policy for the run's task or tasks."""
-    size, instructions = config.task.render.resolution, instructions_of(config)
+    size = config.task.render.resolution
     cameras = dict.fromkeys(config.task.cameras, (size, size))
-    policy = build_policy(config.policy, cameras, proprio_dim, action_dim, instructions.dim if instructions else 0)
-    policy.instructions = instructions
-    return policy
+    return build_policy(config.policy, cameras, proprio_dim, action_dim, instructions=instructions_of(config))
 
 
-def save_normalizer(folder: Path, policy: Policy) -> None:
-    """Write the normaliser's statistics, which all checkpoints share, with the environment that they belong to."""
-    metadata, config = {}, folder / "config.json"
-    if config.exists():  # `train` can be called without one
-        metadata = {"task": json.dumps(dataclasses.asdict(config_json.load(RunConfig, config).task))}
+def save_normalizer(folder: Path, policy: Policy, task: TaskConfig) -> None:
+    """Write the statistics that all checkpoints share, with the task that they belong to."""
     with atomic(folder / "normalizer.safetensors") as temporary:
+        metadata = {"task": json.dumps(dataclasses.asdict(task))}
         save_file(policy.normalizer.state_dict(), temporary, metadata)
 
 
 def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
-    """Write the weights that act."""
+    """Write the averaged weights."""
     with atomic(folder / "weights.safetensors") as temporary:
         save_file({name: value.contiguous() for name, value in weights.items()}, temporary)
 
@@ -109,7 +105,7 @@ def weights_path(folder: Path, checkpoint: str) -> Path:
 
 
 def kept_checkpoints(folder: Path) -> dict[str, Path]:
-    """The weights that were kept on the way, by their number of updates, in order."""
+    """Checkpoints kept during training, by their number of updates, in order."""
     paths = {int(path.stem[7:]): path for path in (folder / "checkpoints").glob("update_*.safetensors")}
     return {str(number): paths[number] for number in sorted(paths)}
 
@@ -127,43 +123,49 @@ def load_policy(run_dir: Path | str, checkpoint: str = "last") -> Policy:
     folder = Path(run_dir)
     config = config_json.load(RunConfig, folder / "config.json")
     path = weights_path(folder, checkpoint)
-    statistics = read_tensors(folder / "normalizer.safetensors")
-    _check_environment(folder, config.task)
-    wanted = [f"{name}.{kind}" for name in ("proprio", "action") for kind in ("scale", "offset")]
-    if missing := [name for name in wanted if name not in statistics]:
-        raise PrismError(
-            f"{folder / 'normalizer.safetensors'} lacks '{missing[0]}'; it has {', '.join(statistics) or 'nothing'}; "
-            "restore the file of this run"
-        )
+    statistics = _read_statistics(folder, config.task)
     weights = read_tensors(path)
     policy = make_policy(config, len(statistics["proprio.scale"]), len(statistics["action.scale"]))
     for name, normalizer in policy.normalizer.items():
         normalizer.load_statistics(statistics[f"{name}.scale"], statistics[f"{name}.offset"], name)  # type: ignore[operator]
+    _load_weights(policy, weights, path, folder / "config.json")
+    return policy.eval()
+
+
+def _read_statistics(folder: Path, task: TaskConfig) -> dict[str, Tensor]:
+    """Read the normalisers' statistics, and refuse a task that is not the one they belong to."""
+    path = folder / "normalizer.safetensors"
+    statistics = read_tensors(path)
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    expected = [f"{name}.{kind}" for name in ("proprio", "action") for kind in ("scale", "offset")]
+    if missing := [name for name in expected if name not in statistics]:
+        raise PrismError(
+            f"{path} lacks '{missing[0]}'; it has {', '.join(statistics) or 'nothing'}; restore the file of this run"
+        )
+    if "task" not in metadata:
+        raise PrismError(f"{path} does not say which task it belongs to; restore the file of this run")
+    trained = config_json.from_dict(TaskConfig, json.loads(metadata["task"]))
+    trained = dataclasses.replace(trained, max_steps=task.max_steps)  # an episode's limit is no part of the policy
+    for field, old, new in _differences(dataclasses.asdict(trained), dataclasses.asdict(task), "task."):
+        raise PrismError(
+            f"the policy in {folder} was trained with {field} {old!r} and config.json says {new!r}; restore config.json"
+        )
+    return statistics
+
+
+def _load_weights(policy: Policy, weights: dict[str, Tensor], path: Path, config: Path) -> None:
     expected = {n: t for n, t in policy.state_dict().items() if not n.startswith("normalizer.")}
     for name in sorted(expected.keys() | weights.keys()):
         want = tuple(expected[name].shape) if name in expected else "no such weight"
         got = tuple(weights[name].shape) if name in weights else "no such weight"
         if want != got:
             raise PrismError(
-                f"{path} does not fit {folder / 'config.json'}: '{name}' expected {want}, "
-                f"found {got}; restore the two files of one run"
+                f"{path} does not fit {config}: '{name}' expected {want}, found {got}; restore the two files of one run"
             )
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(weights[name])
-    return policy.eval()
-
-
-def _check_environment(folder: Path, task: TaskConfig) -> None:
-    """Refuse a task that is not the one trained on; runs of before it was written down are taken as they are."""
-    with safetensors.safe_open(folder / "normalizer.safetensors", "pt") as file:
-        metadata = file.metadata() or {}
-    trained = config_json.from_dict(TaskConfig, json.loads(metadata["task"])) if "task" in metadata else task
-    trained = dataclasses.replace(trained, max_steps=task.max_steps)  # how long one looks on is no part of the policy
-    for field, old, new in _differences(dataclasses.asdict(trained), dataclasses.asdict(task), "task."):
-        raise PrismError(
-            f"the policy in {folder} was trained with {field} {old!r} and config.json says {new!r}; restore config.json"
-        )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ def write_run(folder: Path, config: RunConfig, actions: int = 7) -> Path:
     open_run(folder, config)
     torch.manual_seed(0)
     policy = make_policy(config, 9, actions)
-    save_normalizer(folder, policy)
+    save_normalizer(folder, policy, config.task)
     save_weights(folder, {name: t for name, t in policy.state_dict().items() if not name.startswith("normalizer.")})
     return folder
 
@@ -360,6 +360,33 @@ def test_an_episode_through_the_server_is_that_of_evaluate(tiny_config: RunConfi
     env.close()
 
 
+BAD_FRAMES: dict[str, tuple[Any, Any]] = {
+    "images: expected a dict of agentview, got list": ([1], np.zeros(9)),
+    "camera 'agentview' is missing; the policy needs agentview": ({"wrist": np.zeros(3)}, np.zeros(9)),
+    r"camera 'agentview': expected uint8 \(32, 32, 3\), got uint8 \(3, 32, 32\)": (
+        {"agentview": np.zeros((3, 32, 32), np.uint8)},
+        np.zeros(9),
+    ),
+    r"camera 'agentview': expected uint8 .*, got float64": ({"agentview": np.zeros((32, 32, 3))}, np.zeros(9)),
+    r"proprio: expected \(9,\) finite numbers, got \(8,\)": (frame(0)["images"], np.zeros(8)),
+    r"proprio: expected \(9,\) finite numbers, got \(9,\).*nan": (frame(0)["images"], np.full(9, np.nan)),
+    "expected arrays of numbers .*here": (frame(0)["images"], "here"),
+    "expected arrays of numbers .*inhomogeneous": ({"agentview": [[1], [1, 2]]}, np.zeros(9)),
+}
+
+
+def test_frames_that_the_client_refuses_are_named_and_forgotten(url: str, policy: Policy) -> None:
+    with PolicyClient(url) as client:
+        client.reset(seed=5)
+        for sentence, (images, proprio) in BAD_FRAMES.items():
+            with pytest.raises(PrismError, match=sentence):
+                client.act(images, proprio)
+        found = client.act(frame(0)["images"], frame(0)["proprio"])
+        np.testing.assert_allclose(found, expected(policy, 5, (0, 0))[0][0], rtol=0, atol=1e-5)
+        with pytest.raises(PrismError, match="cannot send this request: expected numbers or text, got object"):
+            client.infer({"task": object()})
+
+
 def test_the_client_loads_neither_torch_nor_a_simulator() -> None:
-    code = "import prism_policy.deploy.client, sys; print({'torch', 'robosuite', 'mujoco'} & set(sys.modules))"
+    code = "import prism_policy as pp, sys; pp.PolicyClient; print({'torch', 'robosuite', 'mujoco'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

@@ -54,7 +54,7 @@ def rows_of(batch: Any, rows: slice) -> Any:
 def gradients(policy: nn.Module, rows: slice = slice(None)) -> dict[str, Tensor]:
     """Of one batch's loss, or of that of some of its rows."""
     policy.zero_grad()
-    loss, _ = policy(rows_of(batch_of(getattr(policy, "module", policy)), rows))
+    loss = policy(rows_of(batch_of(getattr(policy, "module", policy)), rows))
     loss.backward()
     found = {n.removeprefix("module.").removeprefix("_orig_mod."): p.grad for n, p in policy.named_parameters()}
     return {name: grad.clone() for name, grad in found.items() if grad is not None}

@@ -25,11 +25,11 @@ from prism_policy.errors import PrismError
 from prism_policy.evaluation.compare import compare
 from prism_policy.evaluation.results import EpisodeSet, episode_sets, summarise_run
 from prism_policy.policies import instructions as tasks
-from prism_policy.policies.instructions import Instructions, instructions_of, task_vectors, told
+from prism_policy.policies.instructions import Instructions, instructions_of, task_vectors
 from prism_policy.reports.report import write_report
 from prism_policy.run_folder import make_policy
 from prism_policy.tasks import task_spec
-from prism_policy.training.trainer import train
+from prism_policy.training.trainer import Trainer
 from small_run import SETTINGS, config_of, small_config
 
 NUMBERS = (2, 8)
@@ -143,7 +143,7 @@ def test_a_policy_acts_on_an_instruction_as_on_its_vector() -> None:
     expected = act(torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
     assert torch.equal(act(task.spec.instruction), expected)
     assert torch.equal(act([task.spec.instruction] * 2), expected)
-    assert torch.equal(act(told(policy, task)["task"].expand(2, -1)), expected)
+    assert torch.equal(act(policy.task_condition(task)["task"].expand(2, -1)), expected)
     assert not torch.equal(act(task_spec("libero_spatial_2").instruction), expected)
     with pytest.raises(PrismError, match="unknown instruction 'open the door'"):
         act("open the door")
@@ -192,7 +192,7 @@ def test_a_policy_learns_to_do_what_it_is_told(tmp_path: Path) -> None:
     config = suite_config("--train.steps 150", "--train.lr 3e-3", "--train.log-every 50", "--train.rollout-every 0")
     names = [t.name for t in single_tasks(config.task)]
     windows = windows_of([coloured(names[0], 90, 0.8, 40), coloured(names[1], 90, -0.8, 40)], config)
-    policy = train(tmp_path, config, windows)
+    policy = Trainer(tmp_path, config, windows).train()
     seen = {
         "images": {"agentview": torch.full((1, 2, 32, 32, 3), 90, dtype=torch.uint8)},
         "proprio": torch.zeros(1, 2, 9),

@@ -12,6 +12,7 @@ from prism_policy.config.settings import EncoderConfig, FlowMatchingConfig, Poli
 from prism_policy.errors import PrismError
 from prism_policy.models.normalizer import LinearNormalizer
 from prism_policy.policies import Policy, build_policy
+from prism_policy.policies.base import LossInputs
 
 KINDS: tuple[PolicyKind, ...] = get_args(PolicyKind)
 TINY = PolicyConfig(
@@ -52,7 +53,7 @@ def test_two_modes_that_depend_on_the_condition_are_both_learned(kind: PolicyKin
         centre = torch.rand(256, generator=generator) - 0.5
         sign = torch.randint(0, 2, (256,), generator=generator) * 2.0 - 1
         actions = (centre + 0.4 * sign)[:, None, None].expand(256, 4, 2)
-        loss = policy.chunk_loss(actions, condition(centre), *policy.draw_chunk(256))
+        loss = policy.chunk_loss(LossInputs(actions, condition(centre), *policy.draw_chunk(256)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -76,7 +77,7 @@ def test_a_masked_entry_gives_no_gradient(kind: PolicyKind) -> None:
     for mask, expected in ((steps, steps[..., None].expand(6, 4, 2)), (entries, entries)):
         output = torch.zeros(6, 4, 2, requires_grad=True)
         policy.net.forward = lambda x, step, cond, output=output: output + 0 * x  # type: ignore[method-assign, misc]
-        policy.chunk_loss(actions, torch.zeros(6, 1), *policy.draw_chunk(6), mask).backward()
+        policy.chunk_loss(LossInputs(actions, torch.zeros(6, 1), *policy.draw_chunk(6), mask)).backward()
         assert output.grad is not None
         assert torch.equal(output.grad != 0, expected)
 

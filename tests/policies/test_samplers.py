@@ -18,6 +18,7 @@ from prism_policy.config.settings import (
 )
 from prism_policy.errors import PrismError
 from prism_policy.policies import build_policy
+from prism_policy.policies.base import LossInputs
 from prism_policy.policies.ddpm import DDPMPolicy, alpha_bars
 from prism_policy.policies.flow_matching import FlowMatchingPolicy
 from prism_policy.policies.meanflow import MeanFlowPolicy
@@ -273,7 +274,7 @@ def test_with_r_equal_t_the_gradient_is_flow_matchings() -> None:
     policy: MeanFlowPolicy = policy_of("meanflow", equal_ratio=1.0, norm_power=0.0)
     actions, cond = torch.rand(8, 4, 2), torch.randn(8, 2 * (policy.encoder.out_dim + 3))
     e, times = policy.draw_chunk(8)
-    policy.chunk_loss(actions, cond, e, times).backward()
+    policy.chunk_loss(LossInputs(actions, cond, e, times)).backward()
     got = {n: p.grad.clone() for n, p in policy.net.named_parameters() if p.grad is not None}
     policy.zero_grad()
     t = times[:, 0]
@@ -288,7 +289,7 @@ def test_adaptive_weight_is_eq_13() -> None:
     policy: MeanFlowPolicy = policy_of("meanflow")
     policy.target = lambda z, v, t, r, cond: (prediction, torch.zeros_like(z))  # type: ignore[method-assign]
     prediction = torch.randn(5, 4, 2, requires_grad=True)
-    loss = policy.chunk_loss(torch.zeros(5, 4, 2), torch.zeros(5, 1), *policy.draw_chunk(5))
+    loss = policy.chunk_loss(LossInputs(torch.zeros(5, 4, 2), torch.zeros(5, 1), *policy.draw_chunk(5)))
     loss.backward()
     delta = prediction.detach().double().square().sum((1, 2))
     assert float(loss.detach()) == pytest.approx(float((delta / (delta + 1e-3) ** 0.75).mean()), rel=1e-5)

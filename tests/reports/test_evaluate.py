@@ -33,7 +33,7 @@ def write_run(folder: Path, config: RunConfig, seed: int) -> Path:
     open_run(folder, config)
     torch.manual_seed(seed)
     policy = make_policy(config, 9, 7)
-    save_normalizer(folder, policy)
+    save_normalizer(folder, policy, config.task)
     weights = {name: t.clone() for name, t in policy.state_dict().items() if not name.startswith("normalizer.")}
     save_weights(folder, weights)
     (folder / "checkpoints").mkdir()
@@ -203,7 +203,8 @@ def test_an_environment_that_is_not_the_one_trained_on_is_refused(
     assert "was trained with " + sentence in str(caught.value)
 
 
-def test_weights_without_a_note_of_their_environment_are_taken(run: Path, config: RunConfig) -> None:
+def test_statistics_that_do_not_name_their_environment_are_refused(run: Path) -> None:
     policy = load_policy(run)
     save_file(policy.normalizer.state_dict(), run / "normalizer.safetensors")
-    assert load_policy(run).config == config.policy
+    with pytest.raises(PrismError, match="does not say which task it belongs to"):
+        load_policy(run)

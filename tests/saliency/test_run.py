@@ -32,7 +32,7 @@ def untrained_run(folder: Path, config: RunConfig) -> Path:
     (folder / "config.json").write_text(config_json.to_json(config))
     torch.manual_seed(config.seed)
     policy = make_policy(config, 9, 7)
-    save_normalizer(folder, policy)
+    save_normalizer(folder, policy, config.task)
     weights = {name: x for name, x in policy.state_dict().items() if not name.startswith("normalizer.")}
     save_weights(folder, weights)
     return folder

@@ -18,7 +18,7 @@ from prism_policy.policies import Policy
 from prism_policy.run_folder import make_policy, open_run
 from prism_policy.training import checkpoint as module
 from prism_policy.training.checkpoint import Checkpoints, TrainState
-from prism_policy.training.trainer import train
+from prism_policy.training.trainer import Trainer
 from prism_policy.utils.files import read_lines
 from small_run import small_config, small_windows
 
@@ -175,7 +175,7 @@ def test_two_damaged_checkpoints_are_named_and_the_training_starts_anew(
 def test_batchnorms_running_statistics_resume_to_the_bit_and_act(tmp_path: Path, windows: Windows) -> None:
     config = small_config("--policy.encoder.norm batch", "--train.checkpoint-minutes 0")
     open_run(tmp_path / "whole", config)
-    whole = train(tmp_path / "whole", config, windows)
+    whole = Trainer(tmp_path / "whole", config, windows).train()
 
     def killed(done: int, line: dict[str, float]) -> None:
         if done == 7:
@@ -183,8 +183,8 @@ def test_batchnorms_running_statistics_resume_to_the_bit_and_act(tmp_path: Path,
 
     open_run(tmp_path / "killed", config)
     with pytest.raises(ConnectionError):
-        train(tmp_path / "killed", config, windows, killed)
-    resumed = train(tmp_path / "killed", config, windows)
+        Trainer(tmp_path / "killed", config, windows, killed).train()
+    resumed = Trainer(tmp_path / "killed", config, windows).train()
     statistics = {name: x for name, x in whole.state_dict().items() if "running" in name}
     assert statistics
     assert all(bool((x != (name.endswith("var"))).any()) for name, x in statistics.items())  # they have moved
@@ -206,7 +206,7 @@ def chunk(policy: Policy, windows: Windows) -> dict[str, Tensor]:
 def test_kept_checkpoints_are_the_averaged_weights_of_their_updates(tmp_path: Path, windows: Windows) -> None:
     config = small_config("--train.keep-every 5", "--train.log-every 4")
     open_run(tmp_path, config)
-    train(tmp_path, config, windows)
+    Trainer(tmp_path, config, windows).train()
     kept = sorted(p.name for p in (tmp_path / "checkpoints").glob("update_*"))
     assert kept == ["update_000005.safetensors", "update_000010.safetensors"]
     for updates in (5, 10):
@@ -218,7 +218,7 @@ def test_kept_checkpoints_are_the_averaged_weights_of_their_updates(tmp_path: Pa
                 raise ConnectionError
 
         with pytest.raises(ConnectionError):  # another run's own state after as many updates
-            train(short, replace(config, train=replace(config.train, checkpoint_minutes=0.0)), windows, stop)
+            Trainer(short, replace(config, train=replace(config.train, checkpoint_minutes=0.0)), windows, stop).train()
         state = load_file(short / "checkpoints" / "last.safetensors")
         policy = pp.load_policy(tmp_path, str(updates))
         assert_equal(dict(policy.named_parameters()), {n[4:]: x for n, x in state.items() if n.startswith("ema/")})

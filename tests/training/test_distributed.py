@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 
 from prism_policy.config.settings import PolicyKind, RunConfig
 from prism_policy.errors import PrismError
-from prism_policy.training.distributed import Ranks, _blame
-from prism_policy.training.trainer import train
+from prism_policy.training.distributed import ProcessGroup, failure_priority
+from prism_policy.training.trainer import Trainer
 from prism_policy.utils.files import read_lines
 from small_run import command, environment, prism_train, small_config, small_windows, write_demos
 
@@ -51,10 +51,10 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     windows = small_windows(folder)
     for kind in KINDS:  # one process begins
         with pytest.raises(PrismError, match="stopped at update 1 of 16"):
-            train(folder / f"{kind}_joined", of_kind(kind), windows, max_s=0)
+            Trainer(folder / f"{kind}_joined", of_kind(kind), windows, max_s=0).train()
     torch.multiprocessing.spawn(_train_together, (str(folder),), nprocs=PROCESSES)  # type: ignore[attr-defined, no-untyped-call]
     for kind in KINDS:  # and one ends what two began
-        train(folder / f"{kind}_left", of_kind(kind), windows)
+        Trainer(folder / f"{kind}_left", of_kind(kind), windows).train()
     return folder
 
 
@@ -64,14 +64,14 @@ def _train_together(rank: int, at: str) -> None:
     if rank:
         sys.addaudithook(_Watch(folder, folder / "written_by_others"))
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=PROCESSES)
-    ranks, windows = Ranks(rank, PROCESSES, rank), small_windows(folder / f"of_{rank}")
+    group, windows = ProcessGroup(rank, PROCESSES, rank), small_windows(folder / f"of_{rank}")
     for kind in KINDS:
-        train(folder / kind, of_kind(kind, "--train.keep-every 8"), windows, ranks=ranks)
-        train(folder / f"{kind}_joined", of_kind(kind), windows, ranks=ranks)
+        Trainer(folder / kind, of_kind(kind, "--train.keep-every 8"), windows, group=group).train()
+        Trainer(folder / f"{kind}_joined", of_kind(kind), windows, group=group).train()
         with pytest.raises(PrismError, match="stopped at update 1 of 16"):
-            train(folder / f"{kind}_left", of_kind(kind), windows, max_s=0, ranks=ranks)
+            Trainer(folder / f"{kind}_left", of_kind(kind), windows, max_s=0, group=group).train()
     settings = ("--train.steps 80", "--train.log-every 0", "--train.checkpoint-minutes 0.005")
-    train(folder / "paced", small_config(*settings), windows, ranks=ranks)
+    Trainer(folder / "paced", small_config(*settings), windows, group=group).train()
     gc.collect()  # the models of trainings that were stopped, which hold the group: torch may abort at its end else
     dist.barrier()
     dist.destroy_process_group()
@@ -103,7 +103,7 @@ def test_the_parts_of_a_batch_have_masks_of_unequal_size(together: Path) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_as_one(tmp_path: Path, together: Path, kind: PolicyKind) -> None:
-    train(tmp_path, of_kind(kind), small_windows(tmp_path / "data"))
+    Trainer(tmp_path, of_kind(kind), small_windows(tmp_path / "data")).train()
     assert losses(together / kind) == pytest.approx(losses(tmp_path), rel=1e-5)
     alone = load_file(tmp_path / "weights.safetensors")
     for name, weight in load_file(together / kind / "weights.safetensors").items():
@@ -133,11 +133,11 @@ def test_several_processes_write_checkpoints_no_more_often_than_one(together: Pa
 
 @pytest.mark.parametrize(("batch_size", "world"), [(12, 1), (12, 3), (8, 4)])
 def test_shares_are_equal_disjoint_and_all_of_the_batch(batch_size: int, world: int) -> None:
-    rows = [torch.arange(batch_size)[Ranks(rank, world).share(batch_size)] for rank in range(world)]
+    rows = [torch.arange(batch_size)[ProcessGroup(rank, world).local_rows(batch_size)] for rank in range(world)]
     assert torch.cat(rows).tolist() == list(range(batch_size))
     assert {len(part) for part in rows} == {batch_size // world}
     with pytest.raises(PrismError, match=f"batch_size {batch_size} does not divide among 5 processes"):
-        Ranks(0, 5).share(batch_size)
+        ProcessGroup(0, 5).local_rows(batch_size)
 
 
 def failed(exitcode: int, message: str = "") -> SimpleNamespace:
@@ -150,10 +150,10 @@ def test_the_cause_is_told_from_what_followed() -> None:
     spoke, spoke_and_was_ended = failed(2, "PrismError: no space left"), failed(-15, "PrismError: no space left")
     killed, stopped = failed(-9), failed(130, "KeyboardInterrupt: ")
     lost, ended = failed(1, "RuntimeError: Connection closed by peer"), failed(-15)
-    assert _blame(spoke) == _blame(spoke_and_was_ended)
+    assert failure_priority(spoke) == failure_priority(spoke_and_was_ended)
     order = [spoke, killed, stopped, lost]
-    assert sorted((lost, stopped, killed, spoke), key=_blame) == order
-    assert _blame(lost) == _blame(ended)
+    assert sorted((lost, stopped, killed, spoke), key=failure_priority) == order
+    assert failure_priority(lost) == failure_priority(ended)
 
 
 @pytest.mark.slow
@@ -211,7 +211,7 @@ def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on(tmp_path: 
     prism_train(tmp_path, "--out", tmp_path / "run", "--processes", "2", settings=LONG)
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 121))
-    train(tmp_path / "alone", small_config(*LONG), small_windows(tmp_path))
+    Trainer(tmp_path / "alone", small_config(*LONG), small_windows(tmp_path)).train()
     alone = read_lines(tmp_path / "alone" / "metrics.jsonl")
     assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in alone], rel=1e-3)
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from prism_policy.data.windows import Windows, batch_indices
 from prism_policy.errors import PrismError
+from prism_policy.policies.base import LossInputs
 from prism_policy.policies.flow_matching import FlowMatchingPolicy
-from prism_policy.training import health as guards
-from prism_policy.training.trainer import train
+from prism_policy.training import health
+from prism_policy.training.trainer import Trainer
 from prism_policy.utils.files import read_lines
 from small_run import SETTINGS, environment, prism_train, small_config, small_windows, split, write_demos
 
@@ -32,9 +33,9 @@ def at_update(monkeypatch: pytest.MonkeyPatch, update: int, change: Callable[[Te
     calls = []
     chunk_loss = FlowMatchingPolicy.chunk_loss
 
-    def changed(self: FlowMatchingPolicy, *inputs: Tensor) -> Tensor:
+    def changed(self: FlowMatchingPolicy, inputs: LossInputs) -> Tensor:
         calls.append(1)
-        loss = chunk_loss(self, *inputs)
+        loss = chunk_loss(self, inputs)
         return change(loss) if len(calls) == update else loss
 
     monkeypatch.setattr(FlowMatchingPolicy, "chunk_loss", changed)
@@ -72,7 +73,7 @@ def test_a_training_gone_wrong_stops_names_its_windows_and_saves_nothing_of_it(
     settings = (f"--train.log-every {log_every}", "--train.keep-every 7", "--train.checkpoint-minutes 0")
     config = small_config(*(settings if log_every == 1 else settings[:2]))
     with pytest.raises(PrismError, match=sentence):
-        train(tmp_path, config, windows)
+        Trainer(tmp_path, config, windows).train()
     bad = json.loads((tmp_path / "bad_batch.json").read_text())
     assert bad == {"update": 7, "windows": batch_indices(6, 8, len(windows), config.seed).tolist()}
     files = sorted(tmp_path.rglob("*.safetensors"))
@@ -88,7 +89,7 @@ def test_ten_times_the_loss_of_the_start_is_an_explosion(tmp_path: Path, factor:
     config = small_config()
 
     def check() -> None:
-        guards.check_losses(tmp_path, config, 50, 30, [2.0 * factor] * 3, [torch.ones(2)], [{"loss": 2.0}])
+        health.check_losses(tmp_path, config, 50, 30, [2.0 * factor] * 3, [torch.ones(2)], [{"loss": 2.0}])
 
     if factor < 10:
         check()
@@ -112,14 +113,14 @@ def test_a_batch_that_does_not_fit_is_answered_with_the_largest_half_that_does()
         batch = {"mask": torch.zeros(32, 2), "images": {"a": torch.zeros(32)}, "share": torch.tensor(1.0)}
         expected = 2 ** int(math.log2(fits))
         with pytest.raises(PrismError, match=rf"out of memory at a batch of 64 windows; {2 * expected} fit: --train"):
-            guards.advise_batch_size(MemoryError(), update, batch, 64)  # 32 of the 64 were this process's
+            health.advise_batch_size(MemoryError(), update, batch, 64)  # 32 of the 64 were this process's
         assert tried == [rows for rows in (16, 8, 4, 2, 1) if rows >= expected]
 
     def never(batch: dict[str, Tensor]) -> None:
         raise MemoryError
 
     with pytest.raises(PrismError, match="even a single one found no room"):
-        guards.advise_batch_size(MemoryError(), never, batch, 64)
+        health.advise_batch_size(MemoryError(), never, batch, 64)
 
 
 @pytest.mark.parametrize("place", ["forward", "optimizer"])
@@ -129,11 +130,11 @@ def test_out_of_memory_in_any_part_of_an_update_is_one_sentence(
     rows = []
     chunk_loss, step = FlowMatchingPolicy.chunk_loss, torch.optim.AdamW.step
 
-    def forward(self: FlowMatchingPolicy, actions: Tensor, *inputs: Tensor) -> Tensor:
-        rows.append(len(actions))
-        if place == "forward" and len(actions) > 3:
+    def forward(self: FlowMatchingPolicy, inputs: LossInputs) -> Tensor:
+        rows.append(len(inputs.actions))
+        if place == "forward" and len(inputs.actions) > 3:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
-        return chunk_loss(self, actions, *inputs)
+        return chunk_loss(self, inputs)
 
     def moments(self: torch.optim.AdamW) -> object:
         if place == "optimizer" and rows[-1] > 3:
@@ -143,9 +144,22 @@ def test_out_of_memory_in_any_part_of_an_update_is_one_sentence(
     monkeypatch.setattr(FlowMatchingPolicy, "chunk_loss", forward)
     monkeypatch.setattr(torch.optim.AdamW, "step", moments)
     with pytest.raises(PrismError, match=r"out of memory at a batch of 8 windows; 2 fit: --train\.batch-size 2"):
-        train(tmp_path, small_config(), windows)
+        Trainer(tmp_path, small_config(), windows).train()
     assert rows == [8, 4, 2]
     assert not (tmp_path / "checkpoints" / "last.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "FIND was unable to find an engine to execute this computation",
+    ],
+)
+def test_a_gpu_s_ways_to_say_that_memory_is_short_are_known(message: str) -> None:
+    assert health.is_out_of_memory(RuntimeError(message))
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(
@@ -156,7 +170,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
 
     monkeypatch.setattr(FlowMatchingPolicy, "chunk_loss", mistaken)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        train(tmp_path, small_config(), windows)
+        Trainer(tmp_path, small_config(), windows).train()
 
 
 def test_without_a_compiler_compiling_is_refused_before_the_first_update(
@@ -164,7 +178,7 @@ def test_without_a_compiler_compiling_is_refused_before_the_first_update(
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(PrismError, match=r"needs a C\+\+ compiler"):
-        train(tmp_path, small_config("--train.compile"), windows)
+        Trainer(tmp_path, small_config("--train.compile"), windows).train()
     assert not (tmp_path / "metrics.jsonl").exists()
 
 

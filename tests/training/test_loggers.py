@@ -8,7 +8,7 @@ import pytest
 from prism_policy.errors import PrismError
 from prism_policy.training.loggers import check_trackers, trackers
 from prism_policy.training.run import train_run
-from prism_policy.training.trainer import train
+from prism_policy.training.trainer import Trainer
 from prism_policy.utils.files import read_lines
 from small_run import small_config, small_windows
 
@@ -26,7 +26,7 @@ def test_tensorboards_files_hold_the_figures_of_metrics_jsonl(tmp_path: Path) ->
             for call in calls:
                 call(done, line)
 
-        train(folder, config, windows, on_update, windows, rollout=lambda *_: {"success_rate": 0.25})
+        Trainer(folder, config, windows, on_update, windows, rollout=lambda *_: {"success_rate": 0.25}).train()
     read = EventAccumulator(str(folder / "tensorboard"))
     read.Reload()
     lines = read_lines(folder / "metrics.jsonl")

@@ -10,20 +10,20 @@ import torch
 from prism_policy.data.frames import Frames
 from prism_policy.data.robomimic import Episode
 from prism_policy.data.windows import Windows, batch_indices, rows
-from prism_policy.training.prefetch import Ahead, mapped, moved
+from prism_policy.training.prefetch import Prefetcher, mapped, moved
 
 
 def test_batches_come_in_order_from_another_thread() -> None:
-    made = list(Ahead(lambda i: (i, threading.get_ident()), range(7)))
+    made = list(Prefetcher(lambda i: (i, threading.get_ident()), range(7)))
     assert [i for i, _ in made] == list(range(7))
     assert {thread for _, thread in made} != {threading.get_ident()}
-    assert list(Ahead(lambda i: i, [])) == []
-    assert list(Ahead(lambda i: i, [3])) == [3]
+    assert list(Prefetcher(lambda i: i, [])) == []
+    assert list(Prefetcher(lambda i: i, [3])) == [3]
 
 
 def test_one_batch_is_made_while_one_is_used_and_no_more() -> None:
     started: list[int] = []
-    for item in Ahead(lambda i: started.append(i) or i, range(6)):
+    for item in Prefetcher(lambda i: started.append(i) or i, range(6)):
         while len(started) < min(item + 2, 6):  # the next one is made while this one is used
             time.sleep(0.001)
         time.sleep(0.05)
@@ -31,22 +31,22 @@ def test_one_batch_is_made_while_one_is_used_and_no_more() -> None:
 
 
 def test_an_error_of_the_maker_reaches_the_consumer_where_its_batch_was_due() -> None:
-    batches = iter(Ahead(lambda i: 6 / (2 - i), range(5)))
+    batches = iter(Prefetcher(lambda i: 6 / (2 - i), range(5)))
     assert [next(batches), next(batches)] == [3, 6]
     with pytest.raises(ZeroDivisionError):
         next(batches)
 
 
 def test_the_wait_for_a_slow_maker_is_measured_and_that_for_a_fast_one_is_none() -> None:
-    slow = Ahead(lambda i: time.sleep(0.1), range(4))
-    fast = Ahead(lambda i: None, range(4))
+    slow = Prefetcher(lambda i: time.sleep(0.1), range(4))
+    fast = Prefetcher(lambda i: None, range(4))
     for _ in slow:
         pass
     assert slow.waited_s >= 0.35
     for _ in fast:
         time.sleep(0.02)
     assert fast.waited_s < 0.02
-    beside = Ahead(lambda i: time.sleep(0.1), range(4))
+    beside = Prefetcher(lambda i: time.sleep(0.1), range(4))
     for _ in beside:
         time.sleep(0.15)
     assert 0.05 <= beside.waited_s < 0.25  # the first one alone, which had begun a little before
@@ -54,7 +54,7 @@ def test_the_wait_for_a_slow_maker_is_measured_and_that_for_a_fast_one_is_none()
 
 def test_a_consumer_that_stops_early_leaves_no_thread() -> None:
     before = threading.active_count()
-    for item in Ahead(lambda i: i, range(100)):
+    for item in Prefetcher(lambda i: i, range(100)):
         if item == 3:
             break
     time.sleep(0.1)

@@ -6,8 +6,10 @@ import math
 import os
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,7 +27,8 @@ from prism_policy.errors import PrismError
 from prism_policy.policies import Policy
 from prism_policy.run_folder import make_policy, open_run
 from prism_policy.training.prefetch import mapped
-from prism_policy.training.trainer import Rollout, _update_seed, ema_decay, learning_rate, train, validate
+from prism_policy.training.runtime import arithmetic
+from prism_policy.training.trainer import Rollout, Trainer, ema_decay, learning_rate, update_seed, validate
 from prism_policy.utils.files import read_lines
 from small_run import small_config, small_windows
 
@@ -55,10 +58,10 @@ def weights(policy: torch.nn.Module) -> list[Tensor]:
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(
     tmp_path: Path, tiny_config: RunConfig, windows: Windows, update: int
 ) -> None:
-    whole = train(tmp_path / "whole", tiny_config, windows)
+    whole = Trainer(tmp_path / "whole", tiny_config, windows).train()
     with pytest.raises(Killed):
-        train(tmp_path / "killed", tiny_config, windows, killed_after(update))
-    resumed = train(tmp_path / "killed", tiny_config, windows)
+        Trainer(tmp_path / "killed", tiny_config, windows, killed_after(update)).train()
+    resumed = Trainer(tmp_path / "killed", tiny_config, windows).train()
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
     steps = [line["step"] for line in read_lines(tmp_path / "killed" / "metrics.jsonl")]
     assert steps == list(range(1, 9))
@@ -67,12 +70,12 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     tmp_path: Path, tiny_config: RunConfig, windows: Windows, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = train(tmp_path / "whole", tiny_config, windows)
+    whole = Trainer(tmp_path / "whole", tiny_config, windows).train()
     with pytest.raises(Killed):
-        train(tmp_path / "damaged", tiny_config, windows, killed_after(7))
+        Trainer(tmp_path / "damaged", tiny_config, windows, killed_after(7)).train()
     last = tmp_path / "damaged" / "checkpoints" / "last.safetensors"
     last.write_bytes(last.read_bytes()[:-100])
-    resumed = train(tmp_path / "damaged", tiny_config, windows)
+    resumed = Trainer(tmp_path / "damaged", tiny_config, windows).train()
     assert "damaged" in capsys.readouterr().out
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
 
@@ -88,10 +91,10 @@ def test_a_stop_signal_leaves_a_checkpoint_of_the_update_it_met(
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, tiny_config, windows, on_update)
+        Trainer(tmp_path, tiny_config, windows, on_update).train()
     assert started == [1, 2, 3, 4, 5]  # the update after the signal is finished
     started.clear()
-    train(tmp_path, tiny_config, windows, lambda done, line: started.append(done))
+    Trainer(tmp_path, tiny_config, windows, lambda done, line: started.append(done)).train()
     assert started == [6, 7, 8]
 
 
@@ -100,7 +103,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
 ) -> None:
     monkeypatch.setattr("prism_policy.training.trainer.learning_rate", lambda step, config: 1e3 if step == 4 else 1e-3)
     with pytest.raises(PrismError, match="Lower the learning rate"):
-        train(tmp_path, tiny_config, windows)
+        Trainer(tmp_path, tiny_config, windows).train()
     state = load_file(tmp_path / "checkpoints" / "last.safetensors")
     assert all(bool(tensor.isfinite().all()) for tensor in state.values())
     assert not (tmp_path / "weights.safetensors").exists()
@@ -111,7 +114,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
 
 def test_the_saved_policy_acts_as_the_trained_one(tmp_path: Path, tiny_config: RunConfig, windows: Windows) -> None:
     open_run(tmp_path, tiny_config)
-    trained = train(tmp_path, tiny_config, windows)
+    trained = Trainer(tmp_path, tiny_config, windows).train()
     batch = windows.batch(torch.tensor([0, 3]))
     actions = [p.act(batch, torch.Generator().manual_seed(0)) for p in (trained, pp.load_policy(tmp_path))]
     torch.testing.assert_close(actions[0], actions[1])
@@ -119,7 +122,7 @@ def test_the_saved_policy_acts_as_the_trained_one(tmp_path: Path, tiny_config: R
 
 def test_weights_of_another_configuration_are_refused(tmp_path: Path, tiny_config: RunConfig, windows: Windows) -> None:
     open_run(tmp_path / "a", tiny_config)
-    train(tmp_path / "a", tiny_config, windows)
+    Trainer(tmp_path / "a", tiny_config, windows).train()
     wider = replace(tiny_config, policy=replace(tiny_config.policy, down_dims=(32, 32)))
     open_run(tmp_path / "b", wider)
     for name in ("weights.safetensors", "normalizer.safetensors"):
@@ -132,13 +135,13 @@ def test_weights_of_another_configuration_are_refused(tmp_path: Path, tiny_confi
 
 def test_statistics_that_are_missing_are_named(tmp_path: Path, tiny_config: RunConfig, windows: Windows) -> None:
     open_run(tmp_path, tiny_config)
-    train(tmp_path, tiny_config, windows)
+    Trainer(tmp_path, tiny_config, windows).train()
     path = tmp_path / "normalizer.safetensors"
-    statistics = load_file(path)
-    save_file({name: value for name, value in statistics.items() if name != "action.offset"}, path)
+    statistics, about = load_file(path), {"task": json.dumps(asdict(tiny_config.task))}
+    save_file({name: value for name, value in statistics.items() if name != "action.offset"}, path, about)
     with pytest.raises(PrismError, match=r"lacks 'action\.offset'; it has .*action\.scale"):
         pp.load_policy(tmp_path)
-    save_file({**statistics, "proprio.scale": statistics["proprio.scale"] * 0}, path)
+    save_file({**statistics, "proprio.scale": statistics["proprio.scale"] * 0}, path, about)
     with pytest.raises(PrismError, match=r"proprio\.scale: expected positive numbers, got 0"):
         pp.load_policy(tmp_path)
 
@@ -149,10 +152,10 @@ def test_actions_out_of_range_are_named_before_training(
     windows = copy.deepcopy(windows)  # other tests share it
     windows.frames.actions[5, 4] = 3.2  # a rotation in radians where a share of the controller's range is expected
     with pytest.raises(PrismError, match=r"actions, number 4: expected rotations and gripper .*, got 3\.2"):
-        train(tmp_path, tiny_config, windows)
+        Trainer(tmp_path, tiny_config, windows).train()
     windows.frames.actions[5, 4] = torch.nan
     with pytest.raises(PrismError, match="statistics need finite values"):
-        train(tmp_path, tiny_config, windows)
+        Trainer(tmp_path, tiny_config, windows).train()
 
 
 def test_validation_measures_the_ema_weights_and_changes_nothing(
@@ -160,8 +163,8 @@ def test_validation_measures_the_ema_weights_and_changes_nothing(
 ) -> None:
     valid = Windows(windows.frames, 16, 2, 8, episodes=[1])
     config = replace(tiny_config, train=replace(tiny_config.train, valid_every=4))
-    plain = train(tmp_path / "plain", config, windows)
-    watched = train(tmp_path / "watched", config, windows, valid=valid)
+    plain = Trainer(tmp_path / "plain", config, windows).train()
+    watched = Trainer(tmp_path / "watched", config, windows, valid=valid).train()
     assert all(torch.equal(a, b) for a, b in zip(weights(plain), weights(watched), strict=True))
     lines = {line["step"]: line for line in read_lines(tmp_path / "watched" / "metrics.jsonl")}
     assert [step for step, line in lines.items() if "valid_loss" in line] == [4, 8]
@@ -170,13 +173,52 @@ def test_validation_measures_the_ema_weights_and_changes_nothing(
     assert lines[8]["valid_action_error"] == expected["valid_action_error"] > 0
 
 
+def test_a_batch_prepared_while_a_validation_runs_has_its_crops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loader's thread is late, and draws while the policy is in evaluation mode."""
+    config, windows = small_config("--train.valid-every 2"), small_windows(tmp_path)
+    valid = Windows(windows.frames, 16, 2, 8, episodes=[1])
+    expected = Trainer(tmp_path / "prompt", config, windows, valid=valid).train()
+    validating, drawn = threading.Event(), threading.Event()
+
+    def late_indices(step: int, *rest: Any) -> Tensor:
+        if step == 2:  # of the third update, prepared during the second, after which a validation is due
+            assert validating.wait(10)
+        return batch_indices(step, *rest)
+
+    def slow_validate(policy: Policy, *rest: Any) -> dict[str, float]:
+        policy.eval()
+        validating.set()
+        time.sleep(0.3)
+        drawn.set()
+        return validate(policy, *rest)
+
+    monkeypatch.setattr("prism_policy.training.trainer.batch_indices", late_indices)
+    monkeypatch.setattr("prism_policy.training.trainer.validate", slow_validate)
+    late = Trainer(tmp_path / "late", config, windows, valid=valid).train()
+    assert drawn.is_set()
+    assert all(torch.equal(a, b) for a, b in zip(weights(expected), weights(late), strict=True))
+
+
+def test_a_float32_run_on_a_gpu_rounds_nothing_to_tf32() -> None:
+    def flags() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    before = flags()
+    for precision, expected in (("float32", ("highest", False)), ("bfloat16", ("high", True))):
+        with arithmetic(TrainConfig(precision=precision), torch.device("cuda")):  # type: ignore[arg-type]
+            assert flags() == expected
+        assert flags() == before
+
+
 def test_time_that_is_over_leaves_a_checkpoint_to_go_on_from(
     tmp_path: Path, tiny_config: RunConfig, windows: Windows
 ) -> None:
-    whole = train(tmp_path / "whole", tiny_config, windows)
+    whole = Trainer(tmp_path / "whole", tiny_config, windows).train()
     with pytest.raises(PrismError, match="stopped at update 1 of 8, as its time is over"):
-        train(tmp_path / "short", tiny_config, windows, max_s=0)
-    resumed = train(tmp_path / "short", tiny_config, windows)
+        Trainer(tmp_path / "short", tiny_config, windows, max_s=0).train()
+    resumed = Trainer(tmp_path / "short", tiny_config, windows).train()
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
 
 
@@ -225,7 +267,7 @@ def test_a_training_is_adamw_under_a_warmed_up_cosine_with_an_average_of_the_wei
     config = small_config(*settings, "--train.eps 0.1", "--train.betas 0.8 0.95", "--train.keep-every 5", kind=kind)
     windows = small_windows(tmp_path)
     open_run(tmp_path / "run", config)
-    trained = train(tmp_path / "run", config, windows)
+    trained = Trainer(tmp_path / "run", config, windows).train()
     torch.manual_seed(config.seed)
     policy = make_policy(config, 9, 7).train()
     policy.normalizer.load_state_dict(trained.normalizer.state_dict())
@@ -238,8 +280,8 @@ def test_a_training_is_adamw_under_a_warmed_up_cosine_with_an_average_of_the_wei
     losses, kept = [], {}
     for n in range(9):
         indices = batch_indices(n, 8, len(windows), config.seed)
-        draws = policy.draw(8, torch.Generator().manual_seed(_update_seed(config.seed, n)))
-        loss, _ = policy(float64(windows.batch(indices)) | {"draws": float64(draws)})
+        draws = policy.draw(8, torch.Generator().manual_seed(update_seed(config.seed, n)))
+        loss = policy(float64(windows.batch(indices)) | {"draws": float64(draws)})
         losses.append(loss.item())
         gradients = torch.autograd.grad(loss, weights)
         lr = 0.01 * ((n + 1) / 3 if n < 3 else (1 + math.cos(math.pi * (n - 3) / 6)) / 2)
@@ -270,7 +312,7 @@ def test_a_gradients_norm_is_clipped_where_it_is_asked_for(tmp_path: Path) -> No
     for clip in (0.0, 1e-9):
         config = small_config(f"--train.grad-clip {clip}", "--train.weight-decay 0", "--train.eps 1")
         folder = tmp_path / str(clip)
-        train(folder, config, windows)
+        Trainer(folder, config, windows).train()
         state = load_file(folder / "checkpoints" / "last.safetensors")
         moved[clip] = max(float(x.abs().max()) for name, x in state.items() if name.startswith("optimizer/exp_avg/"))
     assert moved[1e-9] <= 1e-9 < 1e-4 < moved[0.0]
@@ -300,14 +342,14 @@ def test_compiled_the_loss_goes_the_way_of_eager(tmp_path: Path) -> None:
 
 
 def curve(folder: Path, config: RunConfig, windows: Windows) -> list[float]:
-    train(folder, config, windows)
+    Trainer(folder, config, windows).train()
     return [line["loss"] for line in read_lines(folder / "metrics.jsonl")]
 
 
 def fake_rollout(calls: list[int], rates: dict[int, float], killed: set[int]) -> Rollout:
     """Success rates by update; the first time at one in `killed`, the process dies in the middle."""
 
-    def rollout(policy: Policy, done: int, heed_stop: Callable[[], None]) -> dict[str, float]:
+    def rollout(policy: Policy, done: int, raise_if_stopped: Callable[[], None]) -> dict[str, float]:
         assert not policy.training
         calls.append(done)
         if done in killed:
@@ -329,15 +371,19 @@ def test_rollouts_stand_in_the_figures_of_their_update_whenever_it_was_killed(
     settings = ("--train.rollout-every 3", "--train.log-every 2", "--train.keep-every 6", "--train.valid-every 4")
     config = small_config(*settings, f"--train.checkpoint-minutes {minutes}")
     windows = small_windows(tmp_path)
-    reference = train(tmp_path / "plain", config, windows)
+    reference = Trainer(tmp_path / "plain", config, windows).train()
     folder, calls, shown = tmp_path / "run", [], []
     open_run(folder, config)
     rollout = fake_rollout(calls, RATES, set(killed))
     for again in killed:
         with pytest.raises(Killed):
-            train(folder, config, windows, lambda done, line: shown.append((done, dict(line))), rollout=rollout)
+            Trainer(
+                folder, config, windows, lambda done, line: shown.append((done, dict(line))), rollout=rollout
+            ).train()
         assert (folder / "checkpoints" / "last.safetensors").exists(), again
-    policy = train(folder, config, windows, lambda done, line: shown.append((done, dict(line))), rollout=rollout)
+    policy = Trainer(
+        folder, config, windows, lambda done, line: shown.append((done, dict(line))), rollout=rollout
+    ).train()
     assert all(torch.equal(a, b) for a, b in zip(weights(reference), weights(policy), strict=True))
     lines = read_lines(folder / "metrics.jsonl")
     steps = [line["step"] for line in lines]
@@ -350,7 +396,7 @@ def test_rollouts_stand_in_the_figures_of_their_update_whenever_it_was_killed(
     best = pp.load_policy(folder, "best").state_dict()  # of equally good ones the later
     open_run(tmp_path / "nine", config)
     with pytest.raises(Killed):
-        train(tmp_path / "nine", config, windows, rollout=fake_rollout([], RATES, {9}))
+        Trainer(tmp_path / "nine", config, windows, rollout=fake_rollout([], RATES, {9})).train()
     state = load_file(tmp_path / "nine" / "checkpoints" / "last.safetensors")
     assert all(torch.equal(best[name[4:]], x) for name, x in state.items() if name.startswith("ema/"))
     for updates in ("6", "12"):  # due to be kept at an update whose rollouts were cut off
@@ -362,19 +408,19 @@ def test_told_to_stop_during_rollouts_it_stops_and_measures_them_later(tmp_path:
     windows = small_windows(tmp_path)
     told = []
 
-    def rollout(policy: Policy, done: int, heed_stop: Callable[[], None]) -> dict[str, float]:
-        heed_stop()
+    def rollout(policy: Policy, done: int, raise_if_stopped: Callable[[], None]) -> dict[str, float]:
+        raise_if_stopped()
         if not told:
             told.append(done)
             os.kill(os.getpid(), signal.SIGINT)
-            heed_stop()
+            raise_if_stopped()
         return {"success_rate": 1.0}
 
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "run", config, windows, rollout=rollout)
+        Trainer(tmp_path / "run", config, windows, rollout=rollout).train()
     assert read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 6
-    resumed = train(tmp_path / "run", config, windows, rollout=rollout)
-    whole = train(tmp_path / "whole", config, windows)
+    resumed = Trainer(tmp_path / "run", config, windows, rollout=rollout).train()
+    whole = Trainer(tmp_path / "whole", config, windows).train()
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines if "success_rate" in line] == [6, 12]

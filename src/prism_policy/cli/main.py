@@ -92,9 +92,9 @@ def _report(message: str, error: BaseException, launched: bool) -> None:
     if not launched:
         print(message, file=sys.stderr)
         return
-    from prism_policy.training.distributed import hand_over
+    from prism_policy.training.distributed import record_failure
 
-    hand_over(error)
+    record_failure(error)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from prism_policy.config.settings import TaskConfig
 from prism_policy.data.robomimic import merge_demos, write_demo
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
-from prism_policy.utils.files import atomic, claim, disk_errors, write_text
+from prism_policy.utils.files import atomic, disk_errors, file_lock, write_text
 from prism_policy.utils.progress import console
 
 DATA_FILE, MANIFEST = "demos.hdf5", "manifest.json"
@@ -65,7 +65,7 @@ def cached(
     pool = WorkerPool(workers)
     with disk_errors(folder):
         parts.mkdir(parents=True, exist_ok=True)
-        with claim(folder / "lock", f"another process is making {folder}: waiting for it"):
+        with file_lock(folder / "lock", f"another process is making {folder}: waiting for it"):
             if manifest.exists():
                 if _intact(data, manifest):
                     shutil.rmtree(parts, ignore_errors=True)

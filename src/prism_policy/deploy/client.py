@@ -1,4 +1,4 @@
-"""The robot's side of `prism serve`: a frame in, an action out, at every control step. Loads no torch, no simulator."""
+"""The robot's side of `prism serve`: a frame in, an action out, at every control step. No torch, no simulator."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from websockets.sync.client import ClientConnection, connect
 
 from prism_policy.deploy.msgpack_numpy import pack, unpack
 from prism_policy.errors import PrismError
+from prism_policy.utils.observations import Observation, stack_history
 
 
 class PolicyClient:
     """A policy behind a server, for a robot's control loop.
 
-    It keeps the frames that the policy looks back on and the actions of the chunk that is being executed, so that the
-    server is asked once a chunk, and always gets frames that are one control step apart.
+    It keeps the history of frames that the policy needs and the actions of the chunk that is being executed: one
+    request a chunk, with frames that are one control step apart.
 
     Usage::
 
-        with PolicyClient("ws://127.0.0.1:8000") as policy:
+        with pp.PolicyClient("ws://127.0.0.1:8000") as policy:
             policy.reset()
             while not done:  # at policy.metadata["control_hz"]
                 action = policy.act({"agentview": image}, proprio)  # uint8 (H, W, 3), (P,) -> float32 (A,)
@@ -37,7 +38,7 @@ class PolicyClient:
         answer_s: how long to wait for an answer [s].
 
     Raises:
-        PrismError: nobody answers there, or not to us.
+        PrismError: no server there, or it refuses the key.
     """
 
     def __init__(
@@ -48,10 +49,10 @@ class PolicyClient:
         with ExitStack() as stack:
             self._connection = stack.enter_context(_connected(url, api_key, connect_s))
             self.metadata = unpack(self._received())
-            """What the server says of its policy: `cameras`, `proprio_dim`, `n_obs_steps`, `instructions`, ..."""
+            """Of the policy: `cameras`, `proprio_dim`, `n_obs_steps`, `instructions`, ..."""
             self._open = stack.pop_all()
         self.round_trips_s: deque[float] = deque(maxlen=10_000)
-        """How long each of the latest answers took, on the way included [s]."""
+        """Duration of each of the latest requests, the network included [s]."""
         self.reset()
 
     def reset(self, instruction: str | None = None, seed: int | None = None) -> None:
@@ -61,43 +62,62 @@ class PolicyClient:
             instruction: for a policy of several tasks.
             seed: of its noise; None goes on with the server's.
         """
-        self._frames: deque[Mapping[str, Any]] = deque(maxlen=self.metadata["n_obs_steps"])
+        self._frames: list[Observation] = []
         self._actions: deque[np.ndarray] = deque()
-        self._told = {} if instruction is None else {"task": instruction}
-        self._first = {} if seed is None else {"seed": seed}
+        options = {"task": instruction, "seed": seed}
+        self._options = {name: value for name, value in options.items() if value is not None}
 
     def act(self, images: Mapping[str, np.ndarray], proprio: np.ndarray) -> np.ndarray:
-        """The action to execute now, float32 (A,); to be called at every control step.
+        """The action to execute now, float32 (A,). Call it at every control step.
 
         Args:
             images: the cameras' frames, uint8 (H, W, 3), row 0 at the top.
             proprio: (P,).
 
         Raises:
-            PrismError: as `infer`.
+            PrismError: a frame that does not fit the policy, which is forgotten again; or as `infer`.
         """
-        # Copies: a camera's driver may write its next frame where this one is.
-        frame = {"images": {c: np.array(x) for c, x in images.items()}, "proprio": np.array(proprio, np.float32)}
-        self._frames.extend([frame] * (1 if self._frames else self._frames.maxlen or 1))
+        frame, steps = self._frame(images, proprio), self.metadata["n_obs_steps"]
+        frames = [*self._frames, frame][-steps:] if self._frames else [frame] * steps
         if not self._actions:
-            frames = list(self._frames)
-            request = {
-                "images": {c: np.stack([f["images"][c] for f in frames]) for c in images},
-                "proprio": np.stack([f["proprio"] for f in frames]),
-            }
-            self._actions.extend(self.infer({**request, **self._told, **self._first})["actions"])
-            self._first = {}
+            self._actions.extend(self.infer({**stack_history(frames), **self._options})["actions"])
+            self._options.pop("seed", None)
+        self._frames = frames
         return self._actions.popleft()
 
+    def _frame(self, images: Mapping[str, np.ndarray], proprio: np.ndarray) -> Observation:
+        """A copy of what the policy needs: a camera's driver may write its next image where this one is."""
+        cameras, proprio_dim = self.metadata["cameras"], self.metadata["proprio_dim"]
+        if not isinstance(images, Mapping):
+            raise PrismError(f"images: expected a dict of {', '.join(cameras)}, got {type(images).__name__}")
+        if missing := [camera for camera in cameras if camera not in images]:
+            raise PrismError(f"camera '{missing[0]}' is missing; the policy needs {', '.join(cameras)}")
+        try:
+            copies = {camera: np.array(images[camera]) for camera in cameras}
+            state = np.array(proprio, np.float32)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise PrismError(f"images and proprio: expected arrays of numbers ({error})") from error
+        for camera, size in cameras.items():
+            image = copies[camera]
+            if image.shape != tuple(size) or image.dtype != np.uint8:
+                raise PrismError(f"camera '{camera}': expected uint8 {tuple(size)}, got {image.dtype} {image.shape}")
+        if state.shape != (proprio_dim,) or not np.isfinite(state).all():
+            raise PrismError(f"proprio: expected ({proprio_dim},) finite numbers, got {state.shape}: {state}")
+        return {"images": copies, "proprio": state}
+
     def infer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """One question and its answer, as docs/serving.md has them.
+        """Send a request and return its answer; docs/serving.md describes both.
 
         Raises:
-            PrismError: what the server does not accept, in its words; it is gone, or too slow.
+            PrismError: the server refuses the request, is gone, or too slow; or the request is no message.
         """
         started = time.perf_counter()
         try:
-            self._connection.send(pack(dict(request)))
+            message = pack(dict(request))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise PrismError(f"cannot send this request: {error}") from error
+        try:
+            self._connection.send(message)
         except ConnectionClosed as error:
             raise self._lost(error) from error
         answer = unpack(self._received())

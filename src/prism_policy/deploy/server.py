@@ -31,10 +31,11 @@ from prism_policy.errors import PrismError
 from prism_policy.policies import Policy
 from prism_policy.run_folder import load_policy
 from prism_policy.utils.device import pick_device
+from prism_policy.utils.observations import Observation, stack_history
 from prism_policy.utils.progress import console
 
 CONTROL_HZ = 20
-"""Of all demonstrations that this library makes or reads: a policy's frames and actions are 50 ms apart."""
+"""Of all demonstrations that this library makes or reads: frames and actions are 50 ms apart."""
 PROPRIO = "position x y z [m], quaternion x y z w, two fingers [m]"
 ACTIONS = {
     "delta": "change of position x y z and rotation x y z as shares of the controller's range, gripper; in [-1, 1]",
@@ -45,21 +46,21 @@ LARGEST_MESSAGE = 64 * 2**20
 
 
 class Session:
-    """What a server knows of one connection: the frames that its policy looks back on, and its noise."""
+    """One connection's history of frames and its noise."""
 
     def __init__(self, policy: Policy, absolute: bool, seed: int) -> None:
         self.policy, self.absolute = policy, absolute
         self.generator = torch.Generator().manual_seed(seed)
-        self.frames: deque[tuple[dict[str, np.ndarray], np.ndarray]] = deque(maxlen=policy.config.n_obs_steps)
+        self.frames: list[Observation] = []
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The actions to execute now.
 
         Args:
             request: `images` {camera: uint8 (H, W, 3)} and `proprio` (P,) of this control step, to which the server
-                adds those it was sent before; or all of the last n_obs_steps frames, (To, H, W, 3) and (To, P). A
-                policy of several tasks needs `task` (or `prompt`), the instruction. `reset` forgets the frames; so does
-                `seed`, which also begins the noise anew.
+                adds the history; or all of the last n_obs_steps frames, (To, H, W, 3) and (To, P). A policy of several
+                tasks needs `task` (or `prompt`), the instruction. `reset` clears the history; so does `seed`, which
+                also begins the noise anew.
 
         Returns:
             `actions` float32 (n_action_steps, A), `server_timing`.
@@ -79,31 +80,31 @@ class Session:
             self.frames.clear()
         if "seed" in request:
             self.generator.manual_seed(_seed(request["seed"]))
-        if proprio.ndim == 1:
-            images, proprio = self._with_history(images, proprio)
-        observation: dict[str, Any] = {"images": {c: x[None] for c, x in images.items()}, "proprio": proprio[None]}
-        if told := request.get("task", request.get("prompt")):
-            if not isinstance(told, str):
-                raise PrismError(f"task: expected an instruction, got {type(told).__name__}")
-            observation["task"] = told
+        frames = {"images": images, "proprio": proprio}
+        batch = stack_history([self._with_history(frames) if proprio.ndim == 1 else frames])  # of one
+        if instruction := request.get("task", request.get("prompt")):
+            if not isinstance(instruction, str):
+                raise PrismError(f"task: expected an instruction, got {type(instruction).__name__}")
+            batch["task"] = instruction
         started = time.perf_counter()
-        actions = self.policy.act(observation, self.generator)[0].cpu().numpy()  # (Ta, A)
+        actions = self.policy.act(batch, self.generator)[0].cpu().numpy()  # (Ta, A)
         seconds = time.perf_counter() - started
         if self.absolute:
             actions = decode_absolute(actions)
         return {"actions": actions.astype(np.float32), "server_timing": {"infer_ms": 1000 * seconds}}
 
-    def _with_history(
-        self, images: dict[str, np.ndarray], proprio: np.ndarray
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def _with_history(self, frame: Observation) -> Observation:
         """This frame with those before it; the first one stands for them, too, as in training."""
         steps = self.policy.config.n_obs_steps
-        self.frames.extend([(images, proprio)] * (1 if self.frames else steps))
+        frames = [*self.frames, frame][-steps:] if self.frames else [frame] * steps
         try:
-            stacked = {c: np.stack([earlier[c] for earlier, _ in self.frames]) for c in images}
-            return stacked, np.stack([earlier for _, earlier in self.frames])
-        except (KeyError, ValueError) as error:
+            if frame["images"].keys() != frames[0]["images"].keys():
+                raise ValueError("other cameras")
+            stacked = stack_history(frames)
+        except ValueError as error:
             raise PrismError("expected the cameras and sizes of the frames before; 'reset' begins anew") from error
+        self.frames = frames
+        return stacked
 
 
 def _seed(value: Any) -> int:
@@ -114,7 +115,7 @@ def _seed(value: Any) -> int:
 
 @dataclass
 class Server:
-    """A policy and who may ask it.
+    """A policy behind a websocket.
 
     Usage::
 
@@ -124,20 +125,21 @@ class Server:
     policy: Policy
     metadata: dict[str, Any]
     seed: int = 0
-    """Of the noise; each connection has a stream of its own."""
+    """Of the noise; each connection has its own."""
     api_key: str | None = None
+    """What clients must send; None admits everyone."""
     answers_s: deque[float] = field(default_factory=lambda: deque(maxlen=100_000))
-    """How long each of the latest answers took [s]."""
+    """Duration of each of the latest answers [s]."""
     answers: int = 0
     _connections: int = 0
 
     def session(self) -> Session:
-        """Of a new connection."""
+        """Start the session of a new connection."""
         self._connections += 1
         return Session(self.policy, self.metadata["action_mode"] == "absolute", self.seed + self._connections)
 
     def warm_up(self) -> None:
-        """Act once, on a frame in the middle of what training saw: the first call lays out the weights."""
+        """Act once, on a frame in the middle of the training data: the first call lays out the weights."""
         sizes = self.policy.encoder.cameras
         middle = self.policy.normalizer["proprio"].invert(
             torch.zeros(1, self.policy.proprio_dim, device=self.policy.device)
@@ -151,7 +153,7 @@ class Server:
         Session(self.policy, False, 0).answer(request)
 
     def run(self, host: str, port: int, ready: Callable[[str], None] = lambda url: None) -> None:
-        """Answer until SIGINT or SIGTERM.
+        """Answer requests until SIGINT or SIGTERM.
 
         Args:
             host: address to listen at; 0.0.0.0 is all of this machine's.
@@ -169,7 +171,7 @@ class Server:
             loop.add_signal_handler(number, stopped.set)
         try:
             listening = await listen(
-                self._talk, host, port, compression=None, max_size=LARGEST_MESSAGE, process_request=self._admit
+                self._handle, host, port, compression=None, max_size=LARGEST_MESSAGE, process_request=self._authorize
             )
         except (OSError, OverflowError) as error:
             raise PrismError(f"cannot listen at {host}:{port} ({error}); choose another --host or --port") from error
@@ -178,7 +180,7 @@ class Server:
             ready(f"ws://{host}:{address[1]}")
             await stopped.wait()
 
-    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+    def _authorize(self, connection: ServerConnection, request: Request) -> Response | None:
         if request.path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         given = request.headers.get("Authorization", "")
@@ -186,7 +188,7 @@ class Server:
             return connection.respond(http.HTTPStatus.UNAUTHORIZED, "expected Authorization: Api-Key ...\n")
         return None
 
-    async def _talk(self, connection: ServerConnection) -> None:
+    async def _handle(self, connection: ServerConnection) -> None:
         session = self.session()
         try:
             await connection.send(pack(self.metadata))
@@ -221,7 +223,7 @@ class Server:
 
 
 def describe(folder: Path, checkpoint: str, config: RunConfig, policy: Policy) -> dict[str, Any]:
-    """What a client is told first: all that it needs to ask."""
+    """The metadata that a client receives first: all it needs to send requests."""
     task = config.task
     return {
         "protocol": "prism-policy 1",
@@ -252,10 +254,10 @@ def serve(
     seed: int = 0,
     api_key: str | None = None,
 ) -> None:
-    """Serve the policy of a run folder until it is stopped; then say how fast it was.
+    """Serve the policy of a run folder until it is stopped, then print how fast it was.
 
     Raises:
-        PrismError: no such run or checkpoint; no GPU where one is wanted; see `Server.run`.
+        PrismError: no such run or checkpoint; no GPU where one is wanted; the address is taken.
     """
     config = config_json.load(RunConfig, folder / "config.json")
     policy = load_policy(folder, checkpoint).to(pick_device(device))
@@ -263,16 +265,16 @@ def serve(
     server.warm_up()
 
     def ready(url: str) -> None:
-        told = server.metadata
-        frames = ", ".join(f"{camera} {size[0]} x {size[1]}" for camera, size in told["cameras"].items())
+        about = server.metadata
+        frames = ", ".join(f"{camera} {size[0]} x {size[1]}" for camera, size in about["cameras"].items())
         console.print(
-            f"Serving {folder} ({told['policy']}, {told['encoder']}, checkpoint {checkpoint}) at {url}\n"
-            f"It expects {frames} and proprio ({told['proprio_dim']},): {told['proprio']}\n"
-            f"It answers with {told['n_action_steps']} actions at {told['control_hz']} Hz: {told['actions']}",
+            f"Serving {folder} ({about['policy']}, {about['encoder']}, checkpoint {checkpoint}) at {url}\n"
+            f"It expects {frames} and proprio ({about['proprio_dim']},): {about['proprio']}\n"
+            f"It answers with {about['n_action_steps']} actions at {about['control_hz']} Hz: {about['actions']}",
             markup=False,  # units stand in brackets
         )
         if host not in ("127.0.0.1", "localhost", "::1") and not api_key:
-            console.print("Anyone who reaches this machine may ask it; set PRISM_API_KEY to admit only who knows it")
+            console.print("Anyone who reaches this machine can send requests; set PRISM_API_KEY to require a key")
         console.print("Ctrl-C stops it")
 
     server.run(host, port, ready)

@@ -20,7 +20,6 @@ from prism_policy.envs.workers import Outcome, Request, WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import states_path
 from prism_policy.policies import Policy
-from prism_policy.policies.instructions import told
 from prism_policy.utils.cores import available_cores
 from prism_policy.utils.files import atomic, disk_errors, read_lines, write_lines, write_text
 from prism_policy.utils.observations import Observation, stack_history
@@ -110,7 +109,7 @@ class _Actor:
                 f"'{task.action_mode}' has, got one of {policy.action_dim}"
             )
         self.rows = rows_of(policy)
-        self.instruction = told(policy, task)
+        self.instruction = policy.task_condition(task)
         self.generators: dict[int, torch.Generator] = {}
 
     def act(self, requests: Sequence[Request]) -> list[np.ndarray]:

@@ -202,13 +202,21 @@ class VisualEncoder(nn.Module):
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
 
-    def draw(self, batch: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def draw(
+        self, batch: int, generator: torch.Generator | None = None, training: bool | None = None
+    ) -> dict[str, Tensor]:
         """What is random about encoding `batch` images of each camera, as uniform numbers from the CPU.
+
+        Args:
+            batch: B.
+            generator: of the numbers.
+            training: whether crops are random; None is the module's mode.
 
         Returns:
             `crop.CAMERA` (B, 2), in training, and `order.CAMERA` (B, K of all stages), where keypoints are shuffled.
         """
-        sizes = {f"crop.{camera}": 2 for camera in self.cameras} if self.training else {}
+        training = self.training if training is None else training
+        sizes = {f"crop.{camera}": 2 for camera in self.cameras} if training else {}
         if self.config.shuffle_keypoints:
             sizes |= {f"order.{camera}": e.num_keypoints for camera, e in self.encoders.items()}  # type: ignore[misc]
         return {name: torch.rand(batch, n, generator=generator) for name, n in sizes.items()}

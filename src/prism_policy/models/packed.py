@@ -24,15 +24,19 @@ NO_ACTIVATION: tuple[str, list[float], str] = ("none", [], "")  # the operators 
 
 _PACKED: weakref.WeakKeyDictionary[nn.Module, tuple[Any, nn.Module]] = weakref.WeakKeyDictionary()
 
-# A fused optimiser changes weights without counting up their version, so its step drops all that was packed.
-register_optimizer_step_post_hook(lambda *_: _PACKED.clear())
+
+@functools.cache
+def _forget_after_optimizer_steps() -> None:
+    """Drop all that was packed after a step of any optimiser: a fused one changes weights but not their version."""
+    register_optimizer_step_post_hook(lambda *_: _PACKED.clear())
 
 
 def packed(module: M) -> M:
     """A stand-in that computes what `module` does, without gradients: from its parameters, some of them laid out anew.
 
-    It is kept, and made again when the module's weights, buffers or mode have changed since. Off the CPU, or where this
-    build of PyTorch has no oneDNN, it is the module itself. It costs the memory of the weights once more.
+    It is kept, and made again when the module's weights, buffers or mode have changed since: the first call registers a
+    hook with torch's optimisers. Off the CPU, or where this build of PyTorch has no oneDNN, it is the module itself. It
+    costs the memory of the weights once more.
 
     Usage::
 
@@ -42,6 +46,7 @@ def packed(module: M) -> M:
     tensors = list(itertools.chain(module.parameters(), module.buffers()))
     if not torch.backends.mkldnn.is_available() or any(p.device.type != "cpu" for p in tensors):  # type: ignore[no-untyped-call]
         return module
+    _forget_after_optimizer_steps()
     state = (module.training, [(p.data_ptr(), p._version, p.dtype) for p in tensors])
     known, stand_in = _PACKED.get(module, (None, None))
     if stand_in is None or known != state:

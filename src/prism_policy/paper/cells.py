@@ -16,7 +16,7 @@ from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import EpisodeSet
 from prism_policy.paper.experiments import Variant
 from prism_policy.tasks import task_spec
-from prism_policy.utils.files import claim, read_lines
+from prism_policy.utils.files import file_lock, read_lines
 
 Scale = Literal["nano", "small", "paper", "smoke"]
 SCALES: dict[Scale, str] = {
@@ -182,7 +182,7 @@ def run_cell(
     from prism_policy.reports.evaluate import EvalOptions, evaluate_runs
     from prism_policy.training.run import train_run
 
-    with claim(cell.folder.parent / f".{cell.folder.name}.lock") as acquired:
+    with file_lock(cell.folder.parent / f".{cell.folder.name}.lock") as acquired:
         if not acquired:
             return False
         if not cell.trained:

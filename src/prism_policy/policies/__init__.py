@@ -8,6 +8,7 @@ from prism_policy.config.settings import PolicyConfig
 from prism_policy.policies.base import Policy
 from prism_policy.policies.ddpm import DDPMPolicy
 from prism_policy.policies.flow_matching import FlowMatchingPolicy
+from prism_policy.policies.instructions import Instructions
 from prism_policy.policies.meanflow import MeanFlowPolicy
 
 __all__ = ["Policy", "build_policy"]
@@ -19,6 +20,7 @@ def build_policy(
     proprio_dim: int,
     action_dim: int,
     task_dim: int = 0,
+    instructions: Instructions | None = None,
 ) -> Policy:
     """The policy that `config.kind` names.
 
@@ -28,11 +30,7 @@ def build_policy(
         proprio_dim: numbers of proprioception a frame.
         action_dim: numbers of an action.
         task_dim: numbers of the embedding `observation["task"]` that says what to do; 0 for a single task.
+        instructions: turn an instruction into such an embedding, whose `task_dim` is theirs.
     """
-    match config.kind:
-        case "ddpm":
-            return DDPMPolicy(config, cameras, proprio_dim, action_dim, task_dim)
-        case "meanflow":
-            return MeanFlowPolicy(config, cameras, proprio_dim, action_dim, task_dim)
-        case "flow_matching":
-            return FlowMatchingPolicy(config, cameras, proprio_dim, action_dim, task_dim)
+    kinds = {"ddpm": DDPMPolicy, "flow_matching": FlowMatchingPolicy, "meanflow": MeanFlowPolicy}
+    return kinds[config.kind](config, cameras, proprio_dim, action_dim, task_dim, instructions)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prism_policy.config.settings import PolicyConfig
+from prism_policy.config.settings import PolicyConfig, TaskConfig
 from prism_policy.errors import PrismError
 from prism_policy.models.encoder import VisualEncoder
 from prism_policy.models.normalizer import LinearNormalizer
@@ -21,29 +22,44 @@ Observation = Mapping[str, Any]
 """{"images": {camera: uint8 (B, To, H, W, 3)}, "proprio": float32 (B, To, P), "task": optional float32 (B, E)}; to act,
 `task` may also be the instruction itself, or B of them."""
 
-
 Known = tuple[Tensor, Tensor]
 """Normalised values (B, T, A) of actions that are given, and where they are: bool (B, T, A)."""
 
 
-def per_entry(mask: Tensor | None, like: Tensor) -> Tensor:
-    """The mask M of Eq. 5 and 7 for every entry of (B, T, A): from bool (B, T), (B, T, A), or none."""
-    if mask is None:
-        return torch.ones_like(like, dtype=torch.bool)
-    return (mask.unsqueeze(-1) if mask.ndim == 2 else mask).expand_as(like)
+@dataclass(frozen=True)
+class LossInputs:
+    """What the loss of a batch of chunks is computed from."""
 
+    actions: Tensor
+    """Normalised, (B, T, A)."""
+    cond: Tensor
+    """Encoded observations, (B, D)."""
+    noise: Tensor
+    """(B, T, A), see `Policy.draw_chunk`."""
+    times: Tensor
+    """(B,) or (B, 2), see `Policy.draw_chunk`."""
+    mask: Tensor | None = None
+    """The M of Eq. 5 and 7, bool (B, T) or (B, T, A): entries outside (padded, disturbed, or given) are not learned."""
+    mask_share: Tensor | None = None
+    """The mask's mean over the whole batch, where this is one process's part of it."""
 
-def masked_mean(error: Tensor, mask: Tensor | None, share: Tensor | None = None) -> Tensor:
-    """Mean of (B, T, A) over the entries in `mask`, bool (B, T) or (B, T, A) (Eq. 5 and 7).
+    @property
+    def mask_entries(self) -> Tensor:
+        """The mask of every entry, bool (B, T, A)."""
+        if self.mask is None:
+            return torch.ones_like(self.actions, dtype=torch.bool)
+        return (self.mask.unsqueeze(-1) if self.mask.ndim == 2 else self.mask).expand_as(self.actions)
 
-    Args:
-        share: the mask's mean over the whole batch, of which this is a part of one process among several: so the mean
-            of what they return is the mean over the whole batch's entries.
-    """
-    if mask is None:
-        return error.mean()
-    mask = per_entry(mask, error).to(error.dtype)
-    return (error * mask).mean() / (mask.mean() if share is None else share).clamp_min(1 / mask.numel())
+    def masked_mean(self, error: Tensor) -> Tensor:
+        """Mean of (B, T, A) over the entries in the mask (Eq. 5 and 7).
+
+        With `mask_share`, the mean of what all processes return is the mean over the whole batch's entries.
+        """
+        if self.mask is None:
+            return error.mean()
+        mask = self.mask_entries.to(error.dtype)
+        share = mask.mean() if self.mask_share is None else self.mask_share
+        return (error * mask).mean() / share.clamp_min(1 / mask.numel())
 
 
 def impose(x: Tensor, known: Known | None, level: Callable[[Tensor], Tensor]) -> Tensor:
@@ -79,7 +95,7 @@ class Policy(nn.Module):
 
     Usage::
 
-        loss, metrics = policy(batch)  # `forward` is the loss, so that DDP and compile see one module
+        loss = policy(batch)
         actions = policy.act(observation, generator)  # (B, n_action_steps, A), in the environment's units
     """
 
@@ -90,13 +106,15 @@ class Policy(nn.Module):
         proprio_dim: int,
         action_dim: int,
         task_dim: int = 0,
+        instructions: Instructions | None = None,
     ) -> None:
         super().__init__()
         check_policy(config)
+        task_dim = task_dim if instructions is None else instructions.dim
         self.config = config
         self.action_dim, self.proprio_dim, self.task_dim = action_dim, proprio_dim, task_dim
-        self.instructions: Instructions | None = None
-        """What turns an instruction into a `task`; set by `make_policy`."""
+        self.instructions = instructions
+        """Turns an instruction into a `task`."""
         self.encoder = VisualEncoder(config.encoder, cameras)
         # Of a one-hot vector this makes a learned embedding.
         self.task_encoder = nn.Linear(task_dim, config.task_embed_dim, bias=False) if task_dim else None
@@ -125,6 +143,12 @@ class Policy(nn.Module):
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def task_condition(self, task: TaskConfig) -> dict[str, Tensor]:
+        """What an observation (a batch of one) holds beside images and state: `task` (1, E), or nothing."""
+        if self.instructions is None or not task.spec.instruction:
+            return {}
+        return {"task": self.instructions.vector(task.spec.instruction)[None].to(self.device)}
+
     def condition(self, observation: Observation, draws: Mapping[str, Tensor] | None = None) -> Tensor:
         """Encode the observation to (B, To * (D_img + P) + E'): frame by frame, oldest first, then the task."""
         images: Mapping[str, Tensor] = observation["images"]
@@ -136,12 +160,12 @@ class Policy(nn.Module):
         cond = torch.cat([features.view(batch, steps, -1), proprio], dim=-1).flatten(1)
         return cond if self.task_encoder is None else torch.cat([cond, self.task_encoder(observation["task"])], dim=-1)
 
-    def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The training loss of a batch of windows, and detached figures to log.
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        """The training loss of a batch of windows: all of it here, so that DDP and compile see one module.
 
         Args:
             batch: of `Windows.batch`. With `draws`, rows of what `draw` returned, the loss is a function of the batch
-                alone; else they are drawn here. With `mask_share`, see `masked_mean`.
+                alone; else they are drawn here. `mask_share` as in `LossInputs`.
 
         Raises:
             PrismError: actions of another horizon or number.
@@ -156,22 +180,26 @@ class Policy(nn.Module):
         if draws is None:
             draws = {name: x.to(actions.device) for name, x in self.draw(len(actions)).items()}
         cond = self.condition(batch, draws)
-        loss = self.chunk_loss(
-            actions, cond, draws["noise"], draws["times"], batch.get("mask"), batch.get("mask_share")
+        return self.chunk_loss(
+            LossInputs(actions, cond, draws["noise"], draws["times"], batch.get("mask"), batch.get("mask_share"))
         )
-        return loss, {"loss": loss.detach()}
 
-    loss = forward
-
-    def draw(self, batch: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def draw(
+        self, batch: int, generator: torch.Generator | None = None, training: bool | None = None
+    ) -> dict[str, Tensor]:
         """All randomness of a batch's loss, a row a window, from the CPU: a seed means the same on every device, and to
         each of several processes that take some of the rows.
+
+        Args:
+            batch: B.
+            generator: of the numbers.
+            training: whether crops are random; None is the module's mode, which another thread may be changing.
 
         Returns:
             `noise` (B, T, A), `times` (B, ...), and what the encoder draws for each of the frames, (B, To, ...).
         """
         noise, times = self.draw_chunk(batch, generator)
-        frames = self.encoder.draw(batch * self.config.n_obs_steps, generator)
+        frames = self.encoder.draw(batch * self.config.n_obs_steps, generator, training)
         of_encoder = {name: x.view(batch, self.config.n_obs_steps, -1) for name, x in frames.items()}
         return {"noise": noise, "times": times, **of_encoder}
 
@@ -307,23 +335,8 @@ class Policy(nn.Module):
         """
         raise NotImplementedError
 
-    def chunk_loss(
-        self,
-        actions: Tensor,
-        cond: Tensor,
-        noise: Tensor,
-        times: Tensor,
-        mask: Tensor | None = None,
-        share: Tensor | None = None,
-    ) -> Tensor:
-        """Scalar loss for normalised chunks (B, T, A) given conditions (B, D), over the entries in `mask`.
-
-        Args:
-            noise: (B, T, A), see `draw_chunk`.
-            times: (B, ...), see `draw_chunk`.
-            mask: bool (B, T) or (B, T, A); entries outside (padded, disturbed, or given) are not learned.
-            share: see `masked_mean`.
-        """
+    def chunk_loss(self, inputs: LossInputs) -> Tensor:
+        """Scalar loss of normalised chunks given conditions, over the entries in the mask."""
         raise NotImplementedError
 
     def sample_chunk(self, noise: Tensor, cond: Tensor, known: Known | None = None) -> Tensor:

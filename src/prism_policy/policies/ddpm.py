@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prism_policy.config.settings import DDPMConfig, PolicyConfig
 from prism_policy.errors import PrismError
-from prism_policy.policies.base import Known, Policy, impose, masked_mean
+from prism_policy.policies.base import Known, LossInputs, Policy, impose
 
 
 def alpha_bars(config: DDPMConfig) -> Tensor:
@@ -45,18 +45,10 @@ class DDPMPolicy(Policy):
         """The diffusion steps k: (B,)."""
         return torch.randint(len(self.alpha_bar), (batch,), generator=generator)
 
-    def chunk_loss(
-        self,
-        actions: Tensor,
-        cond: Tensor,
-        noise: Tensor,
-        times: Tensor,
-        mask: Tensor | None = None,
-        share: Tensor | None = None,
-    ) -> Tensor:
-        """Mean squared error of the noise over the entries in `mask` (Eq. 5)."""
-        noisy = self.at(times[:, None, None], actions, noise)  # Eq. 4
-        return masked_mean((self.predict(noisy, times, cond) - noise).square(), mask, share)
+    def chunk_loss(self, inputs: LossInputs) -> Tensor:
+        """Mean squared error of the noise over the entries in the mask (Eq. 5)."""
+        noisy = self.at(inputs.times[:, None, None], inputs.actions, inputs.noise)  # Eq. 4
+        return inputs.masked_mean((self.predict(noisy, inputs.times, inputs.cond) - inputs.noise).square())
 
     def at(self, k: Tensor | int, actions: Tensor, noise: Tensor) -> Tensor:
         """The noisy chunk of step k (Eq. 4)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prism_policy.policies.base import Known, Policy, impose, masked_mean
+from prism_policy.policies.base import Known, LossInputs, Policy, impose
 
 
 class FlowMatchingPolicy(Policy):
@@ -19,18 +19,11 @@ class FlowMatchingPolicy(Policy):
         """t, uniform on (0, 1): (B,)."""
         return torch.rand(batch, generator=generator)
 
-    def chunk_loss(
-        self,
-        actions: Tensor,
-        cond: Tensor,
-        noise: Tensor,
-        times: Tensor,
-        mask: Tensor | None = None,
-        share: Tensor | None = None,
-    ) -> Tensor:
-        """Mean squared error of the velocity over the entries in `mask` (Eq. 7)."""
-        x_t = torch.lerp(noise, actions, times[:, None, None])
-        return masked_mean((self.predict(x_t, times, cond) - (actions - noise)).square(), mask, share)
+    def chunk_loss(self, inputs: LossInputs) -> Tensor:
+        """Mean squared error of the velocity over the entries in the mask (Eq. 7)."""
+        x_t = torch.lerp(inputs.noise, inputs.actions, inputs.times[:, None, None])
+        velocity = inputs.actions - inputs.noise
+        return inputs.masked_mean((self.predict(x_t, inputs.times, inputs.cond) - velocity).square())
 
     def denoise(self, level: float, actions: Tensor, noise: Tensor, cond: Tensor) -> Tensor:  # noqa: D102 (inherited)
         x_t = torch.lerp(actions, noise, level)

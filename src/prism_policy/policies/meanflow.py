@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prism_policy.policies.base import Known, Policy, impose, per_entry
+from prism_policy.policies.base import Known, LossInputs, Policy, impose
 
 
 class MeanFlowPolicy(Policy):
@@ -39,21 +39,16 @@ class MeanFlowPolicy(Policy):
             predicted, change = torch.func.jvp(along_path, (z, t, r), tangents)  # type: ignore[misc]
         return predicted, (v - (t - r)[:, None, None] * change).detach()
 
-    def chunk_loss(
-        self,
-        actions: Tensor,
-        cond: Tensor,
-        noise: Tensor,
-        times: Tensor,
-        mask: Tensor | None = None,
-        share: Tensor | None = None,
-    ) -> Tensor:
-        """Squared error over the entries in `mask`, summed a sample and weighted against outliers (Eq. 10 to 13)."""
+    def chunk_loss(self, inputs: LossInputs) -> Tensor:
+        """Squared error over the entries in the mask, summed a sample and weighted against outliers (Eq. 10 to 13).
+
+        A mean over samples, whatever their masks: of equal parts of a batch it is the mean, so `mask_share` has no say.
+        """
         config = self.config.meanflow
-        t, r = times.unbind(dim=1)
-        z = torch.lerp(actions, noise, t[:, None, None])
-        predicted, target = self.target(z, noise - actions, t, r, cond)
-        error = ((predicted - target).square() * per_entry(mask, actions)).sum(dim=(1, 2))  # (B,)
+        t, r = inputs.times.unbind(dim=1)
+        z = torch.lerp(inputs.actions, inputs.noise, t[:, None, None])
+        predicted, target = self.target(z, inputs.noise - inputs.actions, t, r, inputs.cond)
+        error = ((predicted - target).square() * inputs.mask_entries).sum(dim=(1, 2))  # (B,)
         return (error / (error.detach() + config.norm_eps) ** config.norm_power).mean()
 
     def denoise(self, level: float, actions: Tensor, noise: Tensor, cond: Tensor) -> Tensor:  # noqa: D102 (inherited)

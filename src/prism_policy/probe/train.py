@@ -35,10 +35,10 @@ from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.models.encoder import VisualEncoder
 from prism_policy.probe.results import Line, draw, markdown_table, rows, table
-from prism_policy.run_folder import claim_folder
+from prism_policy.run_folder import open_folder
 from prism_policy.utils.device import pick_device
 from prism_policy.utils.files import read_lines, write_lines, write_text
-from prism_policy.utils.memory import freed_memory_is_kept
+from prism_policy.utils.memory import keep_freed_memory
 from prism_policy.utils.progress import Bar, console
 
 CPU = torch.device("cpu")
@@ -92,7 +92,7 @@ def probe(
     report = progress or (lambda title, done, total: None)
     encoders = {name: replace(encoder, width=config.width) for name, encoder in encoders.items()}
     _check(config, encoders, resolutions, seeds)
-    claim_folder(folder, config)
+    open_folder(folder, config)
     files = {r: _scene_files(config, r, cache_dir, workers, report) for r in resolutions}
     journal = folder / "results.jsonl"
     lines = read_lines(journal)
@@ -285,7 +285,7 @@ def _train(
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     train, test = (read_scenes(path, config.camera) for path in files)
     started = time.perf_counter()
-    with freed_memory_is_kept():
+    with keep_freed_memory():
         model, targets = fit(encoder, config, train, {t.name: t.folds for t in tracked(config.task)}, seed, device)
     seconds = time.perf_counter() - started
     visual = model[0]

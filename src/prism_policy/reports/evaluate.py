@@ -34,7 +34,7 @@ from prism_policy.saliency.run import draw_moments, film_failure
 from prism_policy.tasks import task_spec
 from prism_policy.utils.cores import available_cores
 from prism_policy.utils.device import pick_device
-from prism_policy.utils.files import alone_in, write_text
+from prism_policy.utils.files import folder_lock, write_text
 from prism_policy.utils.memory import PeakMemory
 from prism_policy.utils.progress import Bar, console
 
@@ -158,7 +158,7 @@ def evaluate_runs(
     simulators = WorkerPool(available_cores() if workers is None else workers)
     with PeakMemory() as memory, ExitStack() as locks:
         for plan in plans:
-            locks.enter_context(alone_in(plan.folder / "results", "writing"))
+            locks.enter_context(folder_lock(plan.folder / "results", "writing"))
         with simulators:
             for plan in plans:
                 timings = Timings(plan.folder / "results" / "timings.json")

@@ -20,7 +20,6 @@ from prism_policy.evaluation.results import STEPS_A_SECOND
 from prism_policy.evaluation.rollouts import as_batch, episode_noise, rows_of, sample_chunks
 from prism_policy.evaluation.videos import observe_all
 from prism_policy.policies import Policy
-from prism_policy.policies.instructions import told
 from prism_policy.saliency.heatmaps import keypoint_pixels
 from prism_policy.utils.files import disk_errors
 from prism_policy.utils.observations import Observation, stack_history
@@ -88,7 +87,7 @@ def _log(
             break  # nothing was done after the last one
         if step % n_act == 0:
             history = [observations[max(step - i, 0)] for i in reversed(range(n_obs))]
-            rows, instruction = rows_of(policy), told(policy, task)
+            rows, instruction = rows_of(policy), policy.task_condition(task)
             chunk = sample_chunks(policy, [stack_history(history)], [noise], [episode], rows, instruction)[0]
             chunk = decode_absolute(chunk) if task.action_mode == "absolute" else chunk
             actions = chunk[n_obs - 1 : n_obs - 1 + n_act]

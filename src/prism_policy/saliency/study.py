@@ -18,7 +18,6 @@ from prism_policy.config.settings import Device, RunConfig
 from prism_policy.errors import PrismError
 from prism_policy.models.encoder import crop_size
 from prism_policy.policies import Policy
-from prism_policy.policies.instructions import told
 from prism_policy.run_folder import load_policy
 from prism_policy.saliency.attribution import Attribution, Objective, part_of, rows_that_fit, saliency
 from prism_policy.saliency.clips import Clip
@@ -113,7 +112,7 @@ def observation_for(policy: Policy, clip: Clip) -> dict[str, Any]:
     """The clip's frames with as much history as the policy takes."""
     steps = policy.config.n_obs_steps
     images = {c: clip.observation["images"][c][:, -steps:] for c in policy.encoder.cameras}
-    task = {name: x.expand(len(clip), -1) for name, x in told(policy, clip.task).items()}
+    task = {name: x.expand(len(clip), -1) for name, x in policy.task_condition(clip.task).items()}
     return {**clip.observation, "images": images, "proprio": clip.observation["proprio"][:, -steps:], **task}
 
 

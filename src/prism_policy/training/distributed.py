@@ -21,48 +21,50 @@ from prism_policy.errors import PrismError
 from prism_policy.utils.device import pick_device
 from prism_policy.utils.progress import console
 
-PATIENCE = timedelta(hours=6)
-"""How long a process waits for the others: the first one measures rollouts meanwhile."""
+TIMEOUT = timedelta(hours=6)
+"""How long a process waits for the others: the main process measures rollouts meanwhile."""
 
 _SENTENCE, _STOPPED = "PrismError: ", "KeyboardInterrupt: "
-"""How `hand_over` begins what befell a process."""
+"""How `record_failure` begins the errors that a user can act on."""
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """This process among those that train one policy. Alone, all of it costs nothing."""
+class ProcessGroup:
+    """This process among those that train one policy. For a single process, all of it costs nothing."""
 
     rank: int = 0
-    """Its number; 0 writes files and speaks."""
-    world: int = 1
-    """How many there are."""
-    local: int = 0
+    """Its number."""
+    world_size: int = 1
+    """How many processes there are."""
+    local_rank: int = 0
     """Its number on this machine, and that of its GPU."""
 
     @property
-    def first(self) -> bool:
-        """Whether this process writes files and speaks."""
+    def is_main_process(self) -> bool:
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
-    def share(self, batch_size: int) -> slice:
-        """The rows of every batch that are this process's.
+    def local_rows(self, batch_size: int) -> slice:
+        """This process's rows of every batch.
 
         Raises:
             PrismError: the batch does not divide among the processes.
         """
-        if batch_size % self.world:
-            raise PrismError(f"batch_size {batch_size} does not divide among {self.world} processes; choose a multiple")
-        rows = batch_size // self.world
+        if batch_size % self.world_size:
+            raise PrismError(
+                f"batch_size {batch_size} does not divide among {self.world_size} processes; choose a multiple"
+            )
+        rows = batch_size // self.world_size
         return slice(self.rank * rows, (self.rank + 1) * rows)
 
     def check(self, config: RunConfig) -> None:
-        """Find what several processes cannot do.
+        """Refuse what several processes cannot do.
 
         Raises:
             PrismError: the batch does not divide among them, or BatchNorm's statistics would differ between them.
         """
-        self.share(config.train.batch_size)
-        if self.world > 1 and config.policy.encoder.norm == "batch":
+        self.local_rows(config.train.batch_size)
+        if self.world_size > 1 and config.policy.encoder.norm == "batch":
             raise PrismError(
                 "norm 'batch' with several processes: each would normalise by its own rows; choose "
                 "--policy.encoder.norm group, or one process"
@@ -70,13 +72,18 @@ class Ranks:
 
     def wrap(self, policy: nn.Module, device: torch.device) -> nn.Module:
         """The policy whose backward averages the gradients of all processes."""
-        if self.world == 1:
+        if self.world_size == 1:
             return policy
-        return nn.parallel.DistributedDataParallel(policy, [device] if device.type == "cuda" else None)
+        return nn.parallel.DistributedDataParallel(
+            policy,
+            [device] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # they are the same everywhere: `check` refuses BatchNorm
+            gradient_as_bucket_view=True,
+        )
 
     def any(self, *flags: bool) -> list[bool]:
-        """For each flag whether it is set in some process."""
-        if self.world == 1:
+        """Whether each flag is set in some process."""
+        if self.world_size == 1:
             return list(flags)
         together = torch.tensor(flags, dtype=torch.int32)
         dist.all_reduce(together, dist.ReduceOp.MAX)  # on the CPU, by gloo: no GPU waits for it
@@ -84,40 +91,47 @@ class Ranks:
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the processes."""
-        if self.world == 1:
+        if self.world_size == 1:
             return values
         values = values.cpu()
         dist.all_reduce(values)
-        return values / self.world
+        return values / self.world_size
 
-    def wait(self) -> None:
-        """Until all processes are here."""
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
         self.any(False)
 
     @contextmanager
-    def first_alone(self) -> Iterator[None]:
-        """The block runs in the first process, then in the others, which find what it made."""
-        if not self.first:
-            self.wait()
+    def main_process_first(self) -> Iterator[None]:
+        """Run the block in the main process, then in the others, which find what it made."""
+        if not self.is_main_process:
+            self.barrier()
         yield
-        if self.first:
-            self.wait()
+        if self.is_main_process:
+            self.barrier()
+
+
+SINGLE_PROCESS = ProcessGroup()
 
 
 @contextmanager
-def join(device: Device = "auto") -> Iterator[Ranks]:
-    """Become one of the processes that `launch` or torchrun started; without them, alone."""
+def join(device: Device = "auto") -> Iterator[ProcessGroup]:
+    """Join the processes that `launch` or torchrun started; without them, be a single one.
+
+    Raises:
+        PrismError: no GPU is left for this process, or none there where one is wanted.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks()
+        yield SINGLE_PROCESS
         return
-    ranks = Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
-    picked = pick_device(device, ranks.local)
+    group = ProcessGroup(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    picked = pick_device(device, group.local_rank)
     if picked.type == "cuda":
         torch.cuda.set_device(picked)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo", timeout=PATIENCE)
-    quiet, console.quiet = console.quiet, not ranks.first
+    dist.init_process_group("cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo", timeout=TIMEOUT)
+    quiet, console.quiet = console.quiet, not group.is_main_process
     try:
-        yield ranks
+        yield group
     finally:
         console.quiet = quiet
         dist.destroy_process_group()
@@ -128,18 +142,18 @@ def is_launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def hand_over(error: BaseException) -> None:
-    """Leave word of what befell this process to the one that launched it, which speaks for all."""
+def record_failure(error: BaseException) -> None:
+    """Record why this process ends, for the one that launched it to print."""
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     get_error_handler().record_exception(error)
 
 
-def _blame(failure: Any) -> int:
-    """How surely a process that failed is the cause; 0 is the surest."""
-    word = failure.message["message"] if isinstance(failure.message, dict) else ""
+def failure_priority(failure: Any) -> int:
+    """How likely a process that failed is the cause: 0 is the likeliest."""
+    text = failure.message["message"] if isinstance(failure.message, dict) else ""
     killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
-    return [word.startswith(_SENTENCE), killed, word.startswith(_STOPPED), True].index(True)
+    return [text.startswith(_SENTENCE), killed, text.startswith(_STOPPED), True].index(True)
 
 
 def launch(processes: int, arguments: Sequence[str]) -> None:
@@ -153,7 +167,7 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.disable(logging.CRITICAL)  # what the launcher has to say is said below, in one sentence
+    logging.disable(logging.CRITICAL)  # the launcher's messages become one sentence below
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     config = LaunchConfig(
         1, 1, processes, run_id="prism", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
@@ -163,10 +177,10 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
     except SignalException as error:
         raise KeyboardInterrupt from error
     except ChildFailedError as error:
-        # What befell one is the others' lost connection, perhaps sooner; and those that are left get a SIGTERM.
-        rank, failure = min(error.failures.items(), key=lambda item: (_blame(item[1]), item[1].timestamp))
-        word: Any = failure.message
-        message, trace = (word["message"], word["extraInfo"]["py_callstack"]) if isinstance(word, dict) else (word, "")
+        # The others lose their connection to one that fails, and may end sooner; those left get a SIGTERM.
+        rank, failure = min(error.failures.items(), key=lambda item: (failure_priority(item[1]), item[1].timestamp))
+        text: Any = failure.message
+        message, trace = (text["message"], text["extraInfo"]["py_callstack"]) if isinstance(text, dict) else (text, "")
         if message.startswith(_SENTENCE):
             raise PrismError(message.removeprefix(_SENTENCE)) from error
         if message.startswith(_STOPPED):

@@ -1,4 +1,4 @@
-"""What stops a training with a reason and a way on, instead of a crash or a wasted night."""
+"""Health checks of a training: losses that diverge, a missing compiler, too little memory."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from prism_policy.data.windows import batch_indices
 from prism_policy.errors import PrismError
 from prism_policy.training.prefetch import mapped
 from prism_policy.utils.files import write_text
-from prism_policy.utils.memory import give_back_freed_memory
+from prism_policy.utils.memory import release_freed_memory
 
 EXPLODED = 10.0
-"""Times the loss at the start that no training comes back from."""
+"""Times the loss at the start from which no training recovers."""
 
 
 def check_losses(
@@ -36,7 +36,7 @@ def check_losses(
     weights: Iterable[Tensor],
     metrics: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Stop where losses or weights are not finite, or far above the start's, and write down which windows made it.
+    """Stop where losses or weights are not finite, or losses far above the start's; bad_batch.json names the windows.
 
     Args:
         folder: of the run, for bad_batch.json.
@@ -48,7 +48,7 @@ def check_losses(
         metrics: lines so far.
 
     Raises:
-        PrismError: that is so.
+        PrismError: the losses or weights are not finite, or the loss exploded.
     """
     first = metrics[0]["loss"] if metrics else math.inf
     bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
@@ -72,25 +72,31 @@ def check_losses(
 
 
 def check_compiler() -> None:
-    """Find out beforehand that torch.compile has nothing to compile with.
+    """Require the compiler that torch.compile needs.
 
     Raises:
-        PrismError: that is so.
+        PrismError: there is none.
     """
     if not shutil.which(os.environ.get("CXX", "g++")):
         raise PrismError("train.compile needs a C++ compiler, found no g++; install one, or choose --train.no-compile")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of PyTorch, oneDNN or Python is for want of memory, on the host or a GPU."""
-    words = ("can't allocate memory", "out of memory", "could not create a ")  # oneDNN: memory object, primitive
-    return isinstance(error, MemoryError) or any(part in str(error) for part in words)
+    """Whether an error of PyTorch, oneDNN, cuDNN or Python means too little memory, on the host or a GPU."""
+    words = (
+        "can't allocate memory",
+        "out of memory",
+        "could not create a ",  # oneDNN: memory object, primitive
+        "ALLOC_FAILED",  # cuBLAS, cuDNN
+        "unable to find an engine",  # cuDNN, for want of workspace
+    )
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def advise_batch_size(
     error: BaseException, update: Callable[[dict[str, Any]], object], batch: dict[str, Any], batch_size: int
 ) -> NoReturn:
-    """Find by halving what fits, and stop with that advice.
+    """Find by halving the largest batch that fits, and stop with that advice.
 
     Args:
         error: of the update that did not fit.
@@ -105,7 +111,7 @@ def advise_batch_size(
     while rows > 1:
         rows //= 2
         traceback.clear_frames(error.__traceback__)  # they hold what is to be freed
-        give_back_freed_memory()
+        release_freed_memory()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         part = mapped(batch, lambda x: x[:rows] if x.ndim else x)  # noqa: B023 (called at once)

@@ -1,4 +1,4 @@
-"""Figures of a training for TensorBoard and Weights & Biases, beside metrics.jsonl."""
+"""Metrics of a training for TensorBoard and Weights & Biases, beside metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from prism_policy.training.trainer import OnUpdate
 
 
 def check_trackers(names: Sequence[Tracker]) -> None:
-    """Find out before the first update that one is not installed.
+    """Require the packages of the trackers.
 
     Raises:
-        PrismError: names it and the extra to install.
+        PrismError: one is not installed.
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
@@ -28,7 +28,7 @@ def check_trackers(names: Sequence[Tracker]) -> None:
 
 @contextmanager
 def trackers(names: Sequence[Tracker], folder: Path, config: RunConfig) -> Iterator[list[OnUpdate]]:
-    """Functions to call with the figures of each update that is logged; closed at the end of the block.
+    """Functions to call with the metrics of each update that is logged; closed at the end of the block.
 
     TensorBoard's files lie in the run folder's `tensorboard/`. A run that is resumed goes on in the same W&B run, which
     is in the project `prism-policy` (or $WANDB_PROJECT); offline where $WANDB_MODE says so.

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 
-class Ahead:
-    """Calls `make` for each of `items`, one ahead of the consumer, in order.
+class Prefetcher:
+    """Calls `make` for each of `items`, in a thread, one ahead of the consumer.
 
     Usage::
 
-        batches = Ahead(make_batch, range(1000))
+        batches = Prefetcher(make_batch, range(1000))
         for batch in batches:
             ...
         batches.waited_s  # how long the consumer waited [s]
@@ -29,13 +29,13 @@ class Ahead:
 
     def __iter__(self) -> Iterator[Any]:
         with ThreadPoolExecutor(1, "batches") as thread:
-            ahead: deque[Future[Any]] = deque()
+            pending: deque[Future[Any]] = deque()
             for item in self.items:
-                ahead.append(thread.submit(self.make, item))
-                if len(ahead) == 2:
-                    yield self._result(ahead.popleft())
-            while ahead:
-                yield self._result(ahead.popleft())
+                pending.append(thread.submit(self.make, item))
+                if len(pending) == 2:
+                    yield self._result(pending.popleft())
+            while pending:
+                yield self._result(pending.popleft())
 
     def _result(self, future: Future[Any]) -> Any:
         started = time.perf_counter()
@@ -46,17 +46,17 @@ class Ahead:
 
 
 def mapped(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The batch, dictionaries of tensors, with a function applied to each of them."""
+    """Apply a function to every tensor of a batch, which is nested dictionaries."""
     if isinstance(batch, dict):
         return {key: mapped(value, function) for key, value in batch.items()}
     return function(batch)
 
 
 def pinned(batch: Any) -> Any:
-    """The batch in memory from which a GPU copies while it computes."""
+    """Copy the batch to pinned memory, from which a GPU copies while it computes."""
     return mapped(batch, Tensor.pin_memory)
 
 
 def moved(batch: Any, device: torch.device) -> Any:
-    """The batch on the device; from pinned memory without waiting for it."""
+    """Copy the batch to the device; from pinned memory without waiting for it."""
     return mapped(batch, lambda x: x.to(device, non_blocking=True))

@@ -1,4 +1,4 @@
-"""`prism train`: demonstrations, training, rollouts and figures of one run folder, in one process or several."""
+"""`prism train`: demonstrations, training, rollouts and metrics of one run folder, in one process or several."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from prism_policy.policies import Policy
 from prism_policy.run_folder import open_run
 from prism_policy.training.distributed import join
 from prism_policy.training.loggers import check_trackers, trackers
-from prism_policy.training.trainer import Rollout, train
+from prism_policy.training.trainer import Rollout, Trainer
 from prism_policy.utils.cores import available_cores
 from prism_policy.utils.device import pick_device
-from prism_policy.utils.files import alone_in, read_lines
+from prism_policy.utils.files import folder_lock, read_lines
 from prism_policy.utils.progress import Bar, Stage, console, untimed
 
 
@@ -34,22 +34,22 @@ def train_run(
     max_s: float = math.inf,
     stage: Stage = untimed,
 ) -> None:
-    """Train, or go on training, the run in `folder`, and say how it went.
+    """Train, or go on training, the run in `folder`, and print a summary.
 
     Args:
         stage: a context around each stage, "demos", "render" and "train", such as one that takes its time.
 
     Raises:
-        PrismError: bad input, see each stage; another process trains this run; `max_s` is over.
+        PrismError: bad input; another process trains this run; `max_s` is over.
     """
     check_trackers(track)
-    with join(device) as ranks, ExitStack() as claims:
-        where = pick_device(device, ranks.local)
-        ranks.check(config)  # what cannot work is found before anything is made
-        with ranks.first_alone():
+    with join(device) as group, ExitStack() as locks:
+        torch_device = pick_device(device, group.local_rank)
+        group.check(config)  # what cannot work is found before anything is made
+        with group.main_process_first():
             open_run(folder, config)
-            if ranks.first:
-                claims.enter_context(alone_in(folder, "training"))
+            if group.is_main_process:
+                locks.enter_context(folder_lock(folder, "training"))
             windows, valid = training_windows(config, stage)
         simulator = config.task.spec.simulator
         rollout = _rollout(folder, config) if importlib.util.find_spec(simulator.package) else None
@@ -58,7 +58,7 @@ def train_run(
             console.print(f"No rollouts while training: {missing}")
         with (
             stage("train"),
-            trackers(track if ranks.first else (), folder, config) as others,
+            trackers(track if group.is_main_process else (), folder, config) as others,
             Bar("Training", config.train.steps) as bar,
         ):
 
@@ -66,23 +66,25 @@ def train_run(
                 for call in (bar.train, *others):
                     call(done, line)
 
-            train(folder, config, windows, on_update, valid, max_s, rollout, ranks, where)
+            Trainer(folder, config, windows, on_update, valid, max_s, rollout, group, torch_device).train()
         _summary(folder, config)
 
 
 def _rollout(folder: Path, config: RunConfig) -> Rollout:
-    """Episodes of the stream `validate`, in a folder of their own for each update that is measured."""
+    """Episodes of the split `validate`, in a folder of their own for each update that is measured."""
     tasks = single_tasks(config.task)
     n_episodes = math.ceil(config.train.rollout_episodes / len(tasks))
     settings = replace(config.evaluate, n_episodes=n_episodes, split="validate")
 
-    def rollout(policy: Policy, done: int, heed_stop: Callable[[], None]) -> dict[str, float]:
-        place = folder / "rollouts" / f"update_{done:06d}"
+    def rollout(policy: Policy, done: int, raise_if_stopped: Callable[[], None]) -> dict[str, float]:
+        base = folder / "rollouts" / f"update_{done:06d}"
         records = []
         with WorkerPool(available_cores()) as simulators:
             for task in tasks:
-                here = place / task.name if len(tasks) > 1 else place
-                records += evaluate(here, config, policy, settings, simulators, lambda _: heed_stop(), "drop", task)
+                place = base / task.name if len(tasks) > 1 else base
+                records += evaluate(
+                    place, config, policy, settings, simulators, lambda _: raise_if_stopped(), "drop", task
+                )
         summary = summarise(records)
         low, high = summary["wilson_95"]
         console.print(
@@ -95,7 +97,7 @@ def _rollout(folder: Path, config: RunConfig) -> Rollout:
 
 
 def _summary(folder: Path, config: RunConfig) -> None:
-    """The closing lines of a training."""
+    """Print the closing lines of a training."""
     lines = read_lines(folder / "metrics.jsonl")
     last = lines[-1]
     rates = sorted(line["samples_per_s"] for line in lines)

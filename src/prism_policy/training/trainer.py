@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prism_policy.config.settings import RunConfig, TrainConfig
 from prism_policy.data.windows import Windows, batch_indices
@@ -22,24 +19,23 @@ from prism_policy.models.normalizer import LinearNormalizer
 from prism_policy.policies import Policy
 from prism_policy.run_folder import make_policy, save_normalizer, save_weights
 from prism_policy.training.checkpoint import Checkpoints, TrainState
-from prism_policy.training.distributed import Ranks
+from prism_policy.training.distributed import SINGLE_PROCESS, ProcessGroup
 from prism_policy.training.health import advise_batch_size, check_compiler, check_losses, is_out_of_memory
-from prism_policy.training.prefetch import Ahead, moved, pinned
+from prism_policy.training.prefetch import Prefetcher, moved, pinned
+from prism_policy.training.runtime import arithmetic, resident, stop_signal
 from prism_policy.utils.files import read_lines, write_lines
-from prism_policy.utils.memory import freed_memory_is_kept
+from prism_policy.utils.memory import keep_freed_memory
 
 VALID_WINDOWS = 256
-"""Held-out windows that a validation looks at, at most."""
-ON_DEVICE = 0.5
-"""Share of a GPU's free memory that all frames may take; more of them stay mapped from the disk."""
-ALONE, CPU = Ranks(), torch.device("cpu")
+"""Held-out windows of a validation, at most."""
+CPU = torch.device("cpu")
 
 OnUpdate = Callable[[int, dict[str, float]], None]
-"""Called with the number of updates done and the latest figures (loss, lr, samples_per_s, ...)."""
+"""Called with the number of updates done and the latest metrics (loss, lr, samples_per_s, ...)."""
 
 Rollout = Callable[[Policy, int, Callable[[], None]], dict[str, float]]
-"""Measures the policy after so many updates; its figures, `success_rate` among them, go to metrics.jsonl. What it is
-given last is to be called now and then: it raises KeyboardInterrupt where training has been told to stop."""
+"""Measures the policy after so many updates; its metrics, `success_rate` among them, go to metrics.jsonl. The last
+argument is to be called now and then: it raises KeyboardInterrupt once training has been asked to stop."""
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -55,6 +51,12 @@ def ema_decay(step: int, config: TrainConfig) -> float:
     if config.ema_power is None:
         return config.ema_max_decay
     return min(1 - float((1 + step) ** -config.ema_power), config.ema_max_decay)
+
+
+def update_seed(seed: int, step: int) -> int:
+    """Seed of everything random about an update."""
+    # Any fixed map of the pair to well-spread numbers of 63 bits will do.
+    return (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xBF58476D1CE4E5B9) % 2**63
 
 
 def fit_normalizers(policy: Policy, windows: Windows) -> None:
@@ -76,222 +78,283 @@ def fit_normalizers(policy: Policy, windows: Windows) -> None:
         )
 
 
-def train(
-    folder: Path,
-    config: RunConfig,
-    windows: Windows,
-    on_update: OnUpdate | None = None,
-    valid: Windows | None = None,
-    max_s: float = math.inf,
-    rollout: Rollout | None = None,
-    ranks: Ranks = ALONE,
-    device: torch.device = CPU,
-) -> Policy:
-    """Train (or go on training) the run in `folder`; returns the policy with its EMA weights, which are also saved.
+class Due(NamedTuple):
+    """What follows an update; the same in every process."""
+
+    log: bool
+    validate: bool
+    keep: bool
+    rollout: bool
+    save: bool
+    stop: bool
+    time_over: bool
+
+
+class Trainer:
+    """Trains, or goes on training, the run in `folder`.
 
     Every update's batch, crop and noise derive from (seed, update) alone, so a run that was killed and resumed ends
     with the weights of one that was not. Several processes share each batch among them, rows and noise, so that they do
     what one would.
 
+    Usage::
+
+        policy = Trainer(folder, config, windows).train()
+
     Args:
         folder: the run folder.
         config: of the run.
         windows: to learn from.
-        on_update: called with the latest figures.
+        on_update: called with the latest metrics.
         valid: held-out windows; `validate` measures the EMA weights on them.
         max_s: seconds after which the training stops with a checkpoint.
         rollout: measures the EMA weights every `rollout_every` updates; the best are kept.
-        ranks: this process among those that train.
+        group: this process among those that train.
         device: where to compute.
 
     Raises:
-        PrismError: the loss is not finite or explodes; disk or memory are full; `max_s` is over.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint written.
+        PrismError: demonstrations that no policy can be fitted to, or settings that several processes cannot share.
     """
-    settings = config.train
-    ranks.check(config)
-    mine = ranks.share(settings.batch_size)
-    torch.manual_seed(config.seed)
-    policy = make_policy(config, windows.frames.proprio.shape[1], windows.frames.actions.shape[1])
-    fit_normalizers(policy, windows)
-    policy.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    state = TrainState(policy, settings)
-    windows = resident(windows, device)
-    if ranks.first:
-        save_normalizer(folder, policy)
-    groups = windows.groups(settings.balance)
-    metrics: list[dict[str, Any]] = []
-    started = saved = time.perf_counter()
 
-    def host_part(step: int) -> dict[str, Any]:
-        """What can be prepared while the device is busy: the same in every process, of which each keeps its rows."""
-        indices = batch_indices(step, settings.batch_size, groups, config.seed)
-        draws = policy.draw(settings.batch_size, torch.Generator().manual_seed(_update_seed(config.seed, step)))
-        part = {"indices": indices, "draws": {name: x[mine] for name, x in draws.items()}}
-        if windows.device.type == device.type != "cpu":
-            return pinned(part)
-        part |= rows_and_share(indices)
-        return part if device.type == "cpu" else pinned(part)
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        windows: Windows,
+        on_update: OnUpdate | None = None,
+        valid: Windows | None = None,
+        max_s: float = math.inf,
+        rollout: Rollout | None = None,
+        group: ProcessGroup = SINGLE_PROCESS,
+        device: torch.device = CPU,
+    ) -> None:
+        group.check(config)
+        self.folder, self.config, self.settings = folder, config, config.train
+        self.on_update, self.valid, self.max_s, self.rollout = on_update, valid, max_s, rollout
+        self.group, self.device = group, device
+        self.rows = group.local_rows(self.settings.batch_size)
+        torch.manual_seed(config.seed)
+        self.policy = make_policy(config, windows.frames.proprio.shape[1], windows.frames.actions.shape[1])
+        fit_normalizers(self.policy, windows)
+        self.policy.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.state = TrainState(self.policy, self.settings)
+        self.windows = resident(windows, device)
+        self.window_groups = self.windows.groups(self.settings.balance)
+        self.checkpoints = Checkpoints(folder)
+        self.metrics: list[dict[str, Any]] = []
+        """Lines of metrics.jsonl."""
+        self.losses: list[Tensor] = []
+        """Of the updates since the last line."""
+        self.started = self.saved = self.logged = time.perf_counter()
+        self.trained_s = 0.0
+        """What earlier calls took, before they were stopped."""
+        self.stopped: Callable[[], bool] = lambda: False
 
-    def rows_and_share(indices: Tensor) -> dict[str, Any]:
-        return {**windows.batch(indices[mine]), "mask_share": windows.mask[indices].float().mean()}
+    def train(self) -> Policy:
+        """Train to the end; returns the policy with its EMA weights, which are also saved.
 
-    def update(model: torch.nn.Module, batch: dict[str, Any]) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            loss, _ = model(batch)
+        Raises:
+            PrismError: the loss is not finite or explodes; disk or memory are full; `max_s` is over.
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint written.
+        """
+        if self.group.is_main_process:
+            save_normalizer(self.folder, self.policy, self.config.task)
+        with (
+            stop_signal() as self.stopped,
+            keep_freed_memory(),
+            arithmetic(self.settings, self.device),
+            self.checkpoints,
+        ):
+            self.resume()
+            model = self.wrapped_policy()
+            batches = Prefetcher(self.prepare, range(self.state.done, self.settings.steps))
+            self.logged = time.perf_counter()
+            for prepared in batches:
+                self.losses.append(self.step(model, prepared))
+                due = self.due()
+                if not any(due):
+                    continue
+                line = self.log(batches.waited_s, due.validate)
+                if due.keep and self.group.is_main_process:
+                    self.checkpoints.save_weights(self.state, f"update_{self.state.done:06d}")
+                if due.save:
+                    self.save()
+                if due.rollout:
+                    self.measure_rollouts(line)
+                self.report(line)
+                self.losses, batches.waited_s, self.logged = [], 0.0, time.perf_counter()
+                if due.stop or due.time_over:
+                    self.leave(due)
+        return self.finish()
+
+    def resume(self) -> None:
+        """Go back to the newest checkpoint and to the metrics up to it."""
+        self.checkpoints.restore(self.state)
+        lines = read_lines(self.folder / "metrics.jsonl")
+        self.metrics = [line for line in lines if line["step"] <= self.state.done]
+        self.group.barrier()  # all have read what the main process is about to write
+        if not self.metrics:
+            return
+        last = self.metrics[-1]
+        self.trained_s = last["wall_s"]
+        unmeasured = last["step"] == self.state.done and "success_rate" not in last
+        if self.rollout and unmeasured and self.is_due(self.settings.rollout_every):  # a kill came between
+            self.measure_rollouts(last)
+            self.report(last)
+
+    def wrapped_policy(self) -> nn.Module:
+        """The policy as the settings want it: compiled, and with gradients averaged over processes."""
+        if not self.settings.compile:
+            return self.group.wrap(self.policy, self.device)
+        check_compiler()
+        return self.group.wrap(torch.compile(self.policy), self.device)  # type: ignore[arg-type]
+
+    def prepare(self, step: int) -> dict[str, Any]:
+        """What a thread can make of a batch while the device is busy; of the same in every process each keeps its rows.
+
+        The mode is given, not read: a validation may have the policy in evaluation mode meanwhile.
+        """
+        batch_size, seed = self.settings.batch_size, self.config.seed
+        indices = batch_indices(step, batch_size, self.window_groups, seed)
+        draws = self.policy.draw(batch_size, torch.Generator().manual_seed(update_seed(seed, step)), training=True)
+        prepared = {"indices": indices, "draws": {name: x[self.rows] for name, x in draws.items()}}
+        if self.windows.device.type == self.device.type != "cpu":
+            return pinned(prepared)
+        prepared |= self.gather(indices)
+        return prepared if self.device.type == "cpu" else pinned(prepared)
+
+    def gather(self, indices: Tensor) -> dict[str, Any]:
+        """This process's windows of a batch, and the mean of the whole batch's mask."""
+        return {**self.windows.batch(indices[self.rows]), "mask_share": self.windows.mask[indices].float().mean()}
+
+    def step(self, model: nn.Module, prepared: dict[str, Any]) -> Tensor:
+        """One update; returns its loss, still on the device."""
+        batch = moved(prepared, self.device)
+        if "mask" not in batch:
+            batch |= self.gather(batch["indices"])
+        try:
+            return self.update(model, batch)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # Without the other processes, which wait.
+            advise_batch_size(error, partial(self.update, self.policy), batch, self.settings.batch_size)
+
+    def update(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        """Forward, backward, optimiser, moving average."""
+        state, settings = self.state, self.settings
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            loss: Tensor = model(batch)
         state.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if settings.grad_clip:
             torch.nn.utils.clip_grad_norm_(state.parameters.values(), settings.grad_clip)
         state.update(learning_rate(state.done, settings), ema_decay(state.done, settings))
         return loss.detach()
 
-    def wrapped() -> torch.nn.Module:
-        if not settings.compile:
-            return ranks.wrap(policy, device)
-        check_compiler()
-        return ranks.wrap(torch.compile(policy), device)  # type: ignore[arg-type]
+    def due(self) -> Due:
+        """What follows the update that was just made."""
+        settings, now = self.settings, time.perf_counter()
+        last = self.state.done == settings.steps
+        stop, time_over, saves = self.group.any(
+            self.stopped(),
+            now - self.started > self.max_s and not last,
+            now - self.saved > 60 * settings.checkpoint_minutes,
+        )
+        validates = self.valid is not None and (
+            self.is_due(settings.valid_every) or (last and settings.valid_every > 0)
+        )
+        rolls = self.rollout is not None and self.is_due(settings.rollout_every)
+        return Due(
+            log=last or self.is_due(settings.log_every),
+            validate=self.valid is not None and validates,
+            keep=self.is_due(settings.keep_every),
+            rollout=rolls,
+            save=saves or rolls or stop or time_over or last,
+            stop=stop,
+            time_over=time_over,
+        )
 
-    def heed_stop() -> None:
-        if stopped():
+    def is_due(self, every: int) -> bool:
+        """Whether the updates done are a multiple of `every`; of 0 none is."""
+        return every > 0 and self.state.done > 0 and self.state.done % every == 0
+
+    def log(self, waited_s: float, validates: bool) -> dict[str, Any]:
+        """Append a line to the metrics and return it.
+
+        Reading the losses waits for the device: seldom, but always before anything is built upon them.
+        """
+        state, settings = self.state, self.settings
+        losses = self.group.mean(torch.stack(self.losses))
+        now = time.perf_counter()
+        seconds = now - self.logged
+        line = {
+            "step": state.done,
+            "loss": float(losses.mean()),
+            "lr": state.optimizer.param_groups[0]["lr"],
+            "samples_per_s": len(self.losses) * settings.batch_size / seconds,
+            "waiting": waited_s / seconds,
+            "wall_s": self.trained_s + now - self.started,
+        }
+        if self.device.type == "cuda":
+            line["gpu_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        groups, weights = self.window_groups, state.parameters.values()
+        check_losses(self.folder, self.config, groups, state.done, losses.tolist(), weights, self.metrics)
+        if validates and self.valid is not None and self.group.is_main_process:
+            with state.averaged():
+                line |= validate(self.policy, self.valid, settings.batch_size)
+        self.metrics.append(line)
+        return line
+
+    def save(self) -> None:
+        """Write what is needed to go on; metrics first: lines beyond a checkpoint are made again, missing ones not."""
+        self.saved = time.perf_counter()
+        if self.group.is_main_process:
+            write_lines(self.folder / "metrics.jsonl", self.metrics)
+            self.checkpoints.save(self.state)
+
+    def measure_rollouts(self, line: dict[str, Any]) -> None:
+        """Measure the averaged weights, into the latest line; the best so far are kept."""
+        if self.rollout and self.group.is_main_process:
+            best = max((line["success_rate"] for line in self.metrics if "success_rate" in line), default=-1.0)
+            with self.state.averaged():
+                line |= self.rollout(self.policy.eval(), self.state.done, self.raise_if_stopped)
+            self.policy.train()
+            if line["success_rate"] >= best:
+                self.checkpoints.save_weights(self.state, "best")
+                self.checkpoints.wait()
+            write_lines(self.folder / "metrics.jsonl", self.metrics)
+        self.group.barrier()
+
+    def report(self, line: dict[str, Any]) -> None:
+        """Hand a line to `on_update`."""
+        if self.group.is_main_process and self.on_update:
+            self.on_update(self.state.done, line)
+
+    def raise_if_stopped(self) -> None:
+        """Raise KeyboardInterrupt after Ctrl-C or SIGTERM."""
+        if self.stopped():
             raise KeyboardInterrupt
 
-    def save() -> None:
-        """What is needed to go on; the figures first, as lines beyond a checkpoint are made again, missing ones not."""
-        write_lines(folder / "metrics.jsonl", metrics)
-        checkpoints.save(state)
+    def leave(self, due: Due) -> NoReturn:
+        """Stop before the end, with everything on the disk."""
+        self.checkpoints.wait()
+        self.group.barrier()  # a process that ends has the others stopped
+        if due.stop:
+            raise KeyboardInterrupt
+        raise PrismError(
+            f"stopped at update {self.state.done} of {self.settings.steps}, as its time is over; run it again to go on"
+        )
 
-    def measure_rollouts(line: dict[str, Any]) -> None:
-        """Of the averaged weights, into the latest line; the best ones so far are kept."""
-        best = max((line["success_rate"] for line in metrics if "success_rate" in line), default=-1.0)
-        if rollout and ranks.first:
-            with state.averaged():
-                line |= rollout(policy.eval(), state.done, heed_stop)
-            policy.train()
-            if line["success_rate"] >= best:
-                checkpoints.save_weights(state, "best")
-                checkpoints.wait()
-            write_lines(folder / "metrics.jsonl", metrics)
-        ranks.wait()
-
-    def tell(line: dict[str, Any]) -> None:
-        if ranks.first and on_update:
-            on_update(state.done, line)
-
-    with (
-        stop_signal() as stopped,
-        freed_memory_is_kept(),
-        arithmetic(settings, device),
-        Checkpoints(folder) as checkpoints,
-    ):
-        checkpoints.restore(state)
-        metrics += [line for line in read_lines(folder / "metrics.jsonl") if line["step"] <= state.done]
-        ranks.wait()  # all have read what the first one is about to write
-        trained_s = metrics[-1]["wall_s"] if metrics else 0.0
-        unmeasured = [line for line in metrics[-1:] if line["step"] == state.done and "success_rate" not in line]
-        if rollout and unmeasured and _due(state.done, settings.rollout_every):  # a kill had come between
-            measure_rollouts(metrics[-1])
-            tell(metrics[-1])
-        model = wrapped()
-        losses: list[Tensor] = []
-        batches = Ahead(host_part, range(state.done, settings.steps))
-        last_log = time.perf_counter()
-        for part in batches:
-            batch = moved(part, device)
-            if "mask" not in batch:
-                batch |= rows_and_share(batch["indices"])
-            try:
-                losses.append(update(model, batch))
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                # Without the other processes, which wait.
-                advise_batch_size(error, partial(update, policy), batch, settings.batch_size)
-            done, last = state.done, state.done == settings.steps
-            validates = valid is not None and (last or _due(done, settings.valid_every)) and settings.valid_every > 0
-            keeps = _due(done, settings.keep_every)
-            rolls = rollout is not None and _due(done, settings.rollout_every)
-            now = time.perf_counter()
-            stop, late, saves = ranks.any(
-                stopped(), now - started > max_s and not last, now - saved > 60 * settings.checkpoint_minutes
-            )
-            # Reading the loss waits for the device: seldom, but always before it is built upon.
-            if _due(done, settings.log_every) or last or validates or keeps or rolls or stop or late or saves:
-                mean_losses = ranks.mean(torch.stack(losses))
-                now = time.perf_counter()
-                line = {
-                    "step": done,
-                    "loss": float(mean_losses.mean()),
-                    "lr": state.optimizer.param_groups[0]["lr"],
-                    "samples_per_s": len(losses) * settings.batch_size / (now - last_log),
-                    "waiting": batches.waited_s / (now - last_log),
-                    "wall_s": trained_s + now - started,
-                }
-                if device.type == "cuda":
-                    line["gpu_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
-                check_losses(folder, config, groups, done, mean_losses.tolist(), state.parameters.values(), metrics)
-                if validates and valid is not None and ranks.first:
-                    with state.averaged():
-                        line |= validate(policy, valid, settings.batch_size)
-                metrics.append(line)
-                if ranks.first and keeps:
-                    checkpoints.save_weights(state, f"update_{done:06d}")
-                if saves or rolls or stop or late or last:
-                    saved = time.perf_counter()
-                    if ranks.first:
-                        save()
-                if rolls:
-                    measure_rollouts(line)
-                tell(line)
-                losses, batches.waited_s, last_log = [], 0.0, time.perf_counter()
-            if stop or late:
-                checkpoints.wait()
-                ranks.wait()  # a process that ends has the others stopped
-            if stop:
-                raise KeyboardInterrupt
-            if late:
-                raise PrismError(
-                    f"stopped at update {done} of {settings.steps}, as its time is over; run it again to go on"
-                )
-    if ranks.first:
-        save_weights(folder, state.weights())
-    ranks.wait()
-    with torch.no_grad():
-        for name, parameter in state.parameters.items():
-            parameter.copy_(state.ema[name])
-    return policy.eval()
-
-
-def _due(done: int, every: int) -> bool:
-    return every > 0 and done > 0 and done % every == 0
-
-
-def resident(windows: Windows, device: torch.device) -> Windows:
-    """The windows with their frames on the device where they fit, else mapped from the disk as they are."""
-    if device.type != "cuda":
-        return windows
-    free, _ = torch.cuda.mem_get_info(device)
-    return windows.to(device) if windows.frames.nbytes < ON_DEVICE * free else windows
-
-
-@contextmanager
-def arithmetic(settings: TrainConfig, device: torch.device) -> Iterator[None]:
-    """Within, the precision and determinism that the settings ask for, where autocast does not reach."""
-    precision = torch.get_float32_matmul_precision()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    benchmark = torch.backends.cudnn.benchmark
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if settings.precision == "bfloat16" else "highest")
-        torch.backends.cudnn.benchmark = not settings.deterministic
-        if settings.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.use_deterministic_algorithms(deterministic)
-        torch.backends.cudnn.benchmark = benchmark
+    @torch.no_grad()
+    def finish(self) -> Policy:
+        """Save the averaged weights and put them into the policy."""
+        if self.group.is_main_process:
+            save_weights(self.folder, self.state.weights())
+        self.group.barrier()
+        for name, parameter in self.state.parameters.items():
+            parameter.copy_(self.state.ema[name])
+        return self.policy.eval()
 
 
 @torch.no_grad()
@@ -310,7 +373,7 @@ def validate(policy: Policy, windows: Windows, batch_size: int) -> dict[str, flo
     generator = torch.Generator().manual_seed(0)
     for indices in torch.split(chosen, batch_size):
         batch = moved(windows.batch(indices) | {"draws": policy.draw(len(indices), generator)}, policy.device)
-        losses += float(policy(batch)[0]) * len(indices)
+        losses += float(policy(batch)) * len(indices)
         wanted = policy.normalizer["action"](batch["actions"])
         noise = policy.draw_noise(len(indices), generator)
         error = (policy.sample(batch, noise) - wanted)[:, due].square().mean(-1)
@@ -318,25 +381,3 @@ def validate(policy: Policy, windows: Windows, batch_size: int) -> dict[str, flo
         errors, counts = errors + float((error * mask).sum()), counts + float(mask.sum())
     policy.train()
     return {"valid_loss": losses / len(chosen), "valid_action_error": math.sqrt(errors / max(counts, 1))}
-
-
-def _update_seed(seed: int, step: int) -> int:
-    # Any fixed map of the pair to well-spread numbers of 63 bits will do.
-    return (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xBF58476D1CE4E5B9) % 2**63
-
-
-@contextmanager
-def stop_signal() -> Iterator[Callable[[], bool]]:
-    """Within, Ctrl-C and SIGTERM are noted instead of acted on, so that the loop can stop between two updates."""
-    received: list[int] = []
-    signals = (signal.SIGINT, signal.SIGTERM)
-    try:
-        before = [signal.signal(s, lambda number, _: received.append(number)) for s in signals]
-    except ValueError:  # not in the main thread: signals are somebody else's
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, whatever kills the process or fills the disk."""
+"""Files that are whole or absent, whatever kills the process or fills the disk; locks between processes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from prism_policy.errors import PrismError
 from prism_policy.utils.progress import console
 
-_UMASK = os.umask(0)
-os.umask(_UMASK)  # reading it means setting it
-
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what a full or read-only disk raises into one sentence that names the path."""
+    """Turn the errors of a full or read-only disk into one sentence that names the path."""
     try:
         yield
     except Exception as error:
@@ -51,9 +48,11 @@ def atomic(path: Path) -> Iterator[Path]:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # as the umask has it; safetensors' files are readable by their owner alone
             yield temporary
             with open(temporary, "rb+") as file:
-                os.fchmod(file.fileno(), 0o666 & ~_UMASK)  # safetensors makes its files readable by their owner alone
+                os.fchmod(file.fileno(), mode & 0o777)
                 os.fsync(file.fileno())
             temporary.replace(path)
         finally:
@@ -61,37 +60,50 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def claim(lock: Path, waiting: str = "") -> Iterator[bool]:
-    """Whether `lock`, an empty file, is this process's alone for the block; the kernel frees it of one that dies.
+def file_lock(path: Path, waiting: str = "") -> Iterator[bool]:
+    """Lock `path`, an empty file, for the block: yields whether this process has it. The kernel frees a dead one's.
 
     Args:
-        lock: made where it is not there.
-        waiting: what to say before waiting for another process that has it; by default False comes back at once.
+        path: made where it does not exist.
+        waiting: printed before waiting for the process that holds it; by default yield False at once.
+
+    Raises:
+        PrismError: the file system has no locks, no space left, or no permission.
     """
-    with disk_errors(lock):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("w")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not waiting:
-                yield False
-                return
+        if not (locked := _locked(file, fcntl.LOCK_NB)) and waiting:
             console.print(waiting)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield True
+            locked = _locked(file)
+        yield locked
+
+
+def _locked(file: TextIO, options: int = 0) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | options)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise PrismError(
+                f"{file.name}: its file system has no locks ({error.strerror}), and two processes could write the "
+                "same files; choose a folder on another disk"
+            ) from error
+        raise
+    return True
 
 
 @contextmanager
-def alone_in(folder: Path, doing: str) -> Iterator[None]:
-    """Nobody else writes into `folder` during the block.
+def folder_lock(folder: Path, doing: str) -> Iterator[None]:
+    """Keep other processes from writing into `folder` during the block.
 
     Raises:
-        PrismError: another process is at it.
+        PrismError: another process is `doing` ("training") it.
     """
-    with claim(folder / ".lock") as mine:
-        if not mine:
+    with file_lock(folder / ".lock") as locked:
+        if not locked:
             raise PrismError(f"another process is {doing} {folder}; wait for it, or stop it and run this again")
         yield
 
@@ -103,7 +115,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; a last line cut off by a kill is left out. Missing file: no lines."""
+    """Read the whole lines of a JSON-lines file, without one cut off by a kill; none where there is no file."""
     if not path.exists():
         return []
     lines = []

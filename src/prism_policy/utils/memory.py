@@ -1,4 +1,4 @@
-"""Memory of processes: how much they use at most, and keeping what they free."""
+"""Memory of processes: peak use, and how malloc treats what is freed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
 
 @contextmanager
-def freed_memory_is_kept() -> Iterator[None]:
-    """Within, malloc keeps what is freed, for the next update needs blocks of the same sizes.
+def keep_freed_memory() -> Iterator[None]:
+    """Have malloc keep what is freed within the block, as the next update needs pieces of the same sizes.
 
     glibc gives each large block back to the kernel, which clears every page again at its next use: a tenth of a
     training step's time on a CPU. Without glibc nothing happens.
@@ -27,11 +27,11 @@ def freed_memory_is_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        give_back_freed_memory()
+        release_freed_memory()
 
 
-def give_back_freed_memory() -> None:
-    """Now and from here on."""
+def release_freed_memory() -> None:
+    """Give freed memory back to the kernel, now and from here on."""
     if libc := _glibc():
         libc.mallopt(_M_MMAP_MAX, 65536)  # glibc's defaults
         libc.mallopt(_M_TRIM_THRESHOLD, 128 * 2**10)

@@ -1,0 +1,66 @@
+"""What surrounds a training loop: arithmetic, signals, and where the frames lie."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from prism_policy.config.settings import TrainConfig
+from prism_policy.data.windows import Windows
+
+ON_DEVICE = 0.5
+"""Share of a GPU's free memory that all frames may take; more of them stay mapped from the disk."""
+
+
+def resident(windows: Windows, device: torch.device) -> Windows:
+    """The windows with their frames on the device where they fit, else mapped from the disk as they are."""
+    if device.type != "cuda":
+        return windows
+    free, _ = torch.cuda.mem_get_info(device)
+    return windows.to(device) if windows.frames.nbytes < ON_DEVICE * free else windows
+
+
+@contextmanager
+def arithmetic(settings: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Within, the precision and determinism that the settings ask for, where autocast does not reach.
+
+    On a GPU, what a bfloat16 run computes in float32 may round to TensorFloat-32; a float32 run does not.
+    """
+    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if settings.precision == "bfloat16" else "highest")
+        torch.backends.cudnn.allow_tf32 = settings.precision == "bfloat16"
+        torch.backends.cudnn.benchmark = not settings.deterministic
+        if settings.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+@contextmanager
+def stop_signal() -> Iterator[Callable[[], bool]]:
+    """Within, Ctrl-C and SIGTERM are noted instead of acted on, so that the loop can stop between two updates."""
+    received: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    try:
+        before = [signal.signal(s, lambda number, _: received.append(number)) for s in signals]
+    except ValueError:  # not in the main thread: signals are somebody else's
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
