@@ -91,6 +91,7 @@ def test_running_again_redoes_nothing(smoke: tuple[Path, str], cache: Path) -> N
     assert inodes == {name: (folder / name).stat().st_ino for name in inodes}  # not even written again
 
 
+@pytest.mark.slow
 def test_killed_at_any_stage_it_ends_with_what_an_uninterrupted_run_gives(
     smoke: tuple[Path, str], cache: Path, tmp_path: Path
 ) -> None:
@@ -196,6 +197,7 @@ def test_without_opengl_it_says_what_to_install(tmp_path: Path, cache: Path) -> 
 
 
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("mount"), reason="needs root to mount a small disk")
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on_elsewhere_later(
     cache: Path, smoke: tuple[Path, str], tmp_path: Path
 ) -> None:

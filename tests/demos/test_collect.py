@@ -239,7 +239,7 @@ MEANT: dict[tuple[str, int], tuple[int, int, list[float]]] = {
 }
 
 
-@pytest.mark.parametrize("task", ["lift", "can", "square", "tool_hang"])
+@pytest.mark.parametrize("task", ["lift", "can", "square", pytest.param("tool_hang", marks=pytest.mark.slow)])
 def test_every_tasks_demonstrations_are_what_their_version_means(task: str, tmp_path: Path) -> None:
     path = collect(TaskConfig(task), DemoConfig(num_demos=1), tmp_path, workers=1)
     steps, pushed, action = MEANT[task, task_spec(task).expert_version]

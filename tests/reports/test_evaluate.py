@@ -108,6 +108,7 @@ def test_several_runs_and_their_comparison_from_the_shell(run: Path, tmp_path: P
     assert (result["n_episodes"], result["neither"]) == (2, 2)
 
 
+@pytest.mark.slow
 def test_killed_with_its_workers_it_goes_on_where_it_stopped(run: Path, tmp_path: Path) -> None:
     whole = Path(shutil.copytree(run, tmp_path / "whole"))
     arguments = ["--n-episodes", "6", "--workers", "1", "--video-every", "0"]

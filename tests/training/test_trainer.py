@@ -54,7 +54,7 @@ def weights(policy: torch.nn.Module) -> list[Tensor]:
     return list(policy.state_dict().values())
 
 
-@pytest.mark.parametrize("update", [2, 5, 7])
+@pytest.mark.parametrize("update", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 7))])
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(
     tmp_path: Path, tiny_config: RunConfig, windows: Windows, update: int
 ) -> None:
@@ -364,7 +364,7 @@ RATES = {3: 0.5, 6: 0.8, 9: 0.8, 12: 0.1}
 
 
 @pytest.mark.parametrize("minutes", [0, 10])
-@pytest.mark.parametrize("killed", [set(), {3}, {6}, {9, 12}])
+@pytest.mark.parametrize("killed", [set(), {6}, *(pytest.param(k, marks=pytest.mark.slow) for k in ({3}, {9, 12}))])
 def test_rollouts_stand_in_the_figures_of_their_update_whenever_it_was_killed(
     tmp_path: Path, killed: set[int], minutes: int
 ) -> None:
