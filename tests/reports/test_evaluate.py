@@ -20,6 +20,7 @@ import commandline
 from prism_policy.config.settings import RunConfig
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import episode_sets
+from prism_policy.policies import Policy
 from prism_policy.reports.evaluate import EvalOptions, evaluate_runs
 from prism_policy.run_folder import load_policy, make_policy, open_run, save_normalizer, save_weights
 from prism_policy.utils.files import read_lines
@@ -81,8 +82,18 @@ def test_checkpoints_and_seeds_are_added_and_nothing_is_run_twice(run: Path) -> 
     assert time.perf_counter() - started < 10  # no simulator was started
 
 
-def test_videos_are_of_every_kth_episode_and_side_by_side_in_a_grid(run: Path) -> None:
+def test_videos_are_of_every_kth_episode_and_side_by_side_in_a_grid(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+
+    def load(folder: Path, checkpoint: str) -> Policy:
+        loaded.append(checkpoint)
+        return load_policy(folder, checkpoint)
+
+    monkeypatch.setattr("prism_policy.reports.evaluate.load_policy", load)
     evaluate_runs([run], EvalOptions(n_episodes=5, video_every=2), 2)
+    assert loaded == ["last"]  # once, for rollouts, figures and film
     folder = run / "videos" / "last" / "evaluate-s0"
     assert sorted(p.name for p in folder.iterdir()) == [
         "episode_000.mp4", "episode_002.mp4", "episode_004.mp4", "grid.mp4"

@@ -156,7 +156,7 @@ def draw_stages(subject: Subject, clip: Clip, camera: str, path: Path) -> None:
                 axis.add_patch(Ellipse((x, y), 2 * dx, 2 * dy, fill=False, ec=colour, alpha=0.35, lw=0.5))
             area = 14.0 if sizes is None else 4 + 40 * sizes[column] / sizes[column].max()
             axis.scatter(*middle[column].T, s=area, color=colour, edgecolors="white", linewidths=0.5, zorder=3)
-        role = "\n(asks)" if weights and row == len(stages) - 1 else ""
+        role = "\n(query)" if weights and row == len(stages) - 1 else ""
         axes[row, 0].set_ylabel(f"stage {stage}{role}", fontsize=9)
     if weights:
         _attention_bars(axes[-1], stages, weights)
@@ -212,7 +212,7 @@ def _moments(heat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _attention_bars(axes: NDArray[Any], stages: Sequence[int], weights: Sequence[np.ndarray]) -> None:
     tokens = np.array([w.shape[1] for w in weights])
-    shares = np.stack([w.sum(1) for w in weights], axis=1)  # (F, stages that answer)
+    shares = np.stack([w.sum(1) for w in weights], axis=1)  # (F, attended stages)
     for column, axis in enumerate(axes):
         places = range(len(weights))
         axis.bar(places, shares[column], color=[STAGE_COLOURS[s - 1] for s in stages[: len(weights)]])
@@ -223,7 +223,7 @@ def _attention_bars(axes: NDArray[Any], stages: Sequence[int], weights: Sequence
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=7, labelleft=column == 0)
     axes[0].set_ylabel("attention\n(line: uniform)", fontsize=8)
-    axes[len(axes) // 2].set_xlabel("stage that answers", fontsize=8)
+    axes[len(axes) // 2].set_xlabel("attended stage", fontsize=8)
 
 
 def film(subjects: Sequence[Subject], clip: Clip, maps: Sequence[Maps], path: Path) -> None:
