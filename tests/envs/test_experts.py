@@ -22,7 +22,7 @@ from prism_policy.tasks.spec import ROBOSUITE
 
 DEMOS = DemoConfig(seed=11)
 SLOW = pytest.param("tool_hang", marks=pytest.mark.slow)
-SLOW_THREE = pytest.param("tool_hang", 3, marks=pytest.mark.slow)
+SLOW_EPISODES = [pytest.param(t, n, marks=pytest.mark.slow) for t, n in (("can", 5), ("square", 5), ("tool_hang", 3))]
 EXPERTS = {name: expert_type(spec) for name, spec in SPECS.items() if spec.simulator == ROBOSUITE}
 Interfere = Callable[[Expert], np.ndarray | None]
 
@@ -73,7 +73,7 @@ def test_every_task_has_an_expert() -> None:
         assert expert.tolerance.keys() <= set(expert.stages)
 
 
-@pytest.mark.parametrize(("task", "episodes"), [("lift", 6), ("can", 3), ("square", 3), SLOW_THREE])
+@pytest.mark.parametrize(("task", "episodes"), [("lift", 6), ("can", 2), ("square", 2), *SLOW_EPISODES])
 def test_the_expert_does_its_task_under_disturbance(
     task: str, episodes: int, envs: Callable[[str], RobosuiteEnv]
 ) -> None:
