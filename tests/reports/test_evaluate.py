@@ -82,9 +82,7 @@ def test_checkpoints_and_seeds_are_added_and_nothing_is_run_twice(run: Path) -> 
     assert time.perf_counter() - started < 10  # no simulator was started
 
 
-def test_videos_are_of_every_kth_episode_and_side_by_side_in_a_grid(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_videos_are_of_every_kth_episode_and_side_by_side_in_a_grid(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
 
     def load(folder: Path, checkpoint: str) -> Policy:

@@ -283,7 +283,14 @@ def open_plan_folder(plan: Plan, out: Path) -> None:
 def write_results(plan: Plan, out: Path) -> Path:
     """Tables and figure from what is measured so far; returns the page."""
     cells = {(c.variant, c.seed): c for c in (*plan.cells, *plan.references)}
-    results = collect_results(plan.experiment, plan.scale, plan.seeds, plan.n_episodes, cells, plan.data)
+    results = collect_results(
+        experiment=plan.experiment,
+        scale=plan.scale,
+        seeds=plan.seeds,
+        n_episodes=plan.n_episodes,
+        cells=cells,
+        data=plan.data,
+    )
     picture = out / "figure.png"
     _draw(results, picture)
     write_text(out / "table.md", markdown(results, picture.name))

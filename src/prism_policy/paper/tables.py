@@ -89,13 +89,14 @@ def mean_and_deviation(mean: float | None, deviation: float | None) -> str:
     return f"{mean:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
 
 
-def ours(score: Score | None, seeds: Sequence[int]) -> str:
+def ours(entry_score: Score | None, seeds: Sequence[int]) -> str:
     """Our entry, which says where seeds are missing."""
-    if score is None:
+    if entry_score is None:
         return MISSING
-    mean, deviation = score.mean_and_std
+    mean, deviation = entry_score.mean_and_std
     text = mean_and_deviation(100 * mean, None if deviation is None else 100 * deviation)
-    return text if len(score.seeds) == len(seeds) else f"{text} ({len(score.seeds)} of {len(seeds)} seeds)"
+    n = len(entry_score.seeds)
+    return text if n == len(seeds) else f"{text} ({n} of {len(seeds)} seeds)"
 
 
 def grids(results: Results) -> list[Grid]:
