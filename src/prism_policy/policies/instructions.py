@@ -72,10 +72,10 @@ def instructions_of(config: RunConfig) -> Instructions | None:
 
 def task_vectors(config: RunConfig) -> dict[str, Tensor] | None:
     """The vectors (E,) by the tasks' names; None where there is a single task."""
-    known = instructions_of(config)
-    if known is None:
+    instructions = instructions_of(config)
+    if instructions is None:
         return None
-    return {t.name: known.vector(t.instruction) for t in single_tasks(config.task) if isinstance(t, LiberoTask)}
+    return {t.name: instructions.vector(t.instruction) for t in single_tasks(config.task) if isinstance(t, LiberoTask)}
 
 
 @lru_cache(maxsize=1024)
