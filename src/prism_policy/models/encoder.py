@@ -24,19 +24,19 @@ def crop_size(size: int, share: float) -> int:
     return round(size * share)
 
 
-def crop(images: Tensor, height: int, width: int, place: Tensor | None = None) -> Tensor:
-    """(B, H, W, 3) to (B, height, width, 3): from the centre, or for every image from its own place.
+def crop(images: Tensor, height: int, width: int, position: Tensor | None = None) -> Tensor:
+    """(B, H, W, 3) to (B, height, width, 3): from the centre, or for every image at its own position.
 
     Args:
-        place: (B, 2) in [0, 1), how far down and to the right of all offsets there are.
+        position: (B, 2) in [0, 1), how far down and to the right of all offsets there are.
     """
     batch, full_height, full_width, _ = images.shape
-    if place is None:
+    if position is None:
         y, x = (full_height - height) // 2, (full_width - width) // 2
         return images[:, y : y + height, x : x + width]
     device = images.device
-    top = (place[:, 0] * (full_height - height + 1)).long()
-    left = (place[:, 1] * (full_width - width + 1)).long()
+    top = (position[:, 0] * (full_height - height + 1)).long()
+    left = (position[:, 1] * (full_width - width + 1)).long()
     # A view of every possible crop, of which one each is copied: six times faster on a CPU than an index a pixel.
     crops = images.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)  # (B, y, x, height, width, 3)
     return crops[torch.arange(batch, device=device), top, left]
@@ -123,7 +123,7 @@ def shuffle_pairs(keypoints: Tensor, order: Tensor) -> Tensor:
 
 
 def check_encoder(config: EncoderConfig) -> None:
-    """Find parts of a configuration that exclude one another.
+    """Refuse parts of a configuration that exclude one another.
 
     Raises:
         PrismError: names the field, what was expected and what was given.
@@ -141,7 +141,7 @@ def check_encoder(config: EncoderConfig) -> None:
             )
         if len(config.stages_read) < 2:
             raise PrismError(
-                f"fusion 'tdca' needs a stage that asks and one that answers: expected two stages or more, got "
+                f"fusion 'tdca' needs a query stage and a key stage: expected two stages or more, got "
                 f"{config.stages_read} (stages {stages}, truncate {config.truncate})"
             )
         if config.num_keypoints is None and config.tokens == "stage":
@@ -221,10 +221,10 @@ class VisualEncoder(nn.Module):
             sizes |= {f"order.{camera}": e.num_keypoints for camera, e in self.encoders.items()}  # type: ignore[misc]
         return {name: torch.rand(batch, n, generator=generator) for name, n in sizes.items()}
 
-    def prepare(self, camera: str, images: Tensor, place: Tensor | None = None) -> Tensor:
+    def prepare(self, camera: str, images: Tensor, position: Tensor | None = None) -> Tensor:
         """Images (B, H, W, 3) to the trunk's cropped and normalised input (B, 3, h, w), channels last in memory.
 
-        The crop is the centre, or one at `place` (B, 2).
+        The crop is the centre, or one at `position` (B, 2).
 
         Floating-point images in 0 to 255 are taken only where they require a gradient, as saliency does: elsewhere they
         are a sign of a normalisation that was done before and would be done twice.
@@ -242,7 +242,7 @@ class VisualEncoder(nn.Module):
                 f"camera '{camera}': expected images of type uint8 from 0 to 255, got {str(images.dtype)[6:]}; the "
                 "encoder crops and normalises them itself"
             )
-        x = crop(images, *self.crops[camera], place)
+        x = crop(images, *self.crops[camera], position)
         # Images lie with their channels last in memory; so does the result, which the convolutions prefer.
         return torch.addcmul(self.shift, x.to(self.shift.dtype), self.scale).permute(0, 3, 1, 2)  # type: ignore[arg-type]
 
@@ -289,13 +289,13 @@ class VisualEncoder(nn.Module):
     def heatmaps(self, images: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
         """Where every camera's and stage's keypoints respond, (B, K, h, w), each summing to 1; spatial softmax only."""
         self._expect_keypoints()
-        found: dict[str, list[Tensor]] = {}
+        heatmaps: dict[str, list[Tensor]] = {}
         for camera, (x, _) in self._inputs(images, None).items():
             encoder = cast(CameraEncoder, self.encoders[camera])
             pools = [cast(SpatialSoftmax, pool) for pool in encoder.pool]
             maps = encoder.feature_maps(x)
-            found[camera] = [p.weights(m).view(len(m), -1, *m.shape[2:]) for p, m in zip(pools, maps, strict=True)]
-        return found
+            heatmaps[camera] = [p.weights(m).view(len(m), -1, *m.shape[2:]) for p, m in zip(pools, maps, strict=True)]
+        return heatmaps
 
     def attention(self, images: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
         """What the deepest stage's keypoints take from each earlier stage's tokens: (B, N_L, N_l) a stage; tdca only.
@@ -304,10 +304,10 @@ class VisualEncoder(nn.Module):
         """
         if self.config.fusion != "tdca":
             raise PrismError(f"fusion '{self.config.fusion}' has no attention; expected 'tdca'")
-        found: dict[str, list[Tensor]] = {}
+        weights: dict[str, list[Tensor]] = {}
         for camera, keypoints in self.keypoints(images).items():
             fuse = cast(CameraEncoder, self.encoders[camera]).fuse
             assert fuse is not None
             counts = [1 if self.config.tokens == "stage" else k.shape[1] for k in keypoints[:-1]]
-            found[camera] = list(torch.split(fuse.attention(keypoints), counts, dim=2))
-        return found
+            weights[camera] = list(torch.split(fuse.attention(keypoints), counts, dim=2))
+        return weights

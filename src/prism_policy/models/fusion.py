@@ -42,7 +42,7 @@ class Refine(nn.Module):
 
 
 class TopDownCrossAttention(nn.Module):
-    """The deepest stage's keypoints ask, the earlier stages' answer (Eq. 3, arXiv:2606.15232).
+    """Queries from the deepest stage's keypoints, keys and values from the earlier stages' (Eq. 3, arXiv:2606.15232).
 
     z = softmax(Q(s^L) K(s^{1:L-1})^T / sqrt(d)) V(s^{1:L-1}), then one projection of all of z to `out_dim` numbers.
     What a token is the paper leaves open:

@@ -57,15 +57,15 @@ class LinearNormalizer(nn.Module):
         return len(self.scale)
 
     def load_statistics(self, scale: Tensor, offset: Tensor, name: str) -> None:
-        """Take over statistics that were saved, (D,) each.
+        """Load saved statistics, (D,) each.
 
         Raises:
             PrismError: another shape, values that are not finite, or a scale that cannot be inverted.
         """
-        for kind, found in (("scale", scale), ("offset", offset)):
-            if found.shape != (self.dim,):
-                raise PrismError(f"{name}.{kind}: expected statistics of {self.dim} numbers, got {tuple(found.shape)}")
-            if not torch.isfinite(found).all():
+        for kind, values in (("scale", scale), ("offset", offset)):
+            if values.shape != (self.dim,):
+                raise PrismError(f"{name}.{kind}: expected statistics of {self.dim} numbers, got {tuple(values.shape)}")
+            if not torch.isfinite(values).all():
                 raise PrismError(f"{name}.{kind}: statistics hold NaN or infinity; restore the file or train again")
         if not (scale > 0).all():
             raise PrismError(f"{name}.scale: expected positive numbers, got {float(scale.min())}; restore the file")
@@ -73,7 +73,7 @@ class LinearNormalizer(nn.Module):
         self.offset.copy_(offset)
 
     def check(self, x: Tensor, name: str) -> None:
-        """Find values (..., D) that no policy can do anything with: not finite, or far beyond what was ever seen.
+        """Refuse values (..., D) that are not finite, or far beyond the training data.
 
         Raises:
             PrismError: names the dimension.

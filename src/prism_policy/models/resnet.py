@@ -93,7 +93,7 @@ class ResNet(nn.Module):
         return stages
 
     def load_imagenet(self, state: Mapping[str, Tensor]) -> list[str]:
-        """Take over the weights of an ImageNet classifier of torchvision's names, such as timm's `resnet18.tv_in1k`.
+        """Load the weights of an ImageNet classifier of torchvision's names, such as timm's `resnet18.tv_in1k`.
 
         With BatchNorm every weight and statistic loads. GroupNorm has no counterpart there: the convolutions load and
         the norms start fresh. The classifier and stages beyond this trunk's are left out.
@@ -111,12 +111,12 @@ class ResNet(nn.Module):
         norms = {name for name, module in self.named_modules() if isinstance(module, nn.GroupNorm)}
         fresh = [name for name in own if name.rpartition(".")[0] in norms]
         # Old files lack BatchNorm's counter of batches, which nothing here reads.
-        wanted = [n for n in own if n not in fresh and (n in state or not n.endswith("num_batches_tracked"))]
-        for name in wanted:
-            found = tuple(state[name].shape) if name in state else "no such tensor"
-            if found != tuple(own[name].shape):
+        loaded = [n for n in own if n not in fresh and (n in state or not n.endswith("num_batches_tracked"))]
+        for name in loaded:
+            given = tuple(state[name].shape) if name in state else "no such tensor"
+            if given != tuple(own[name].shape):
                 raise PrismError(
-                    f"these weights do not fit the trunk: '{name}' expected {tuple(own[name].shape)}, found {found}; "
+                    f"these weights do not fit the trunk: '{name}' expected {tuple(own[name].shape)}, found {given}; "
                     "use those of a ResNet of this depth with width 64"
                 )
         layers = {f"layer{i + 1}" for i in range(len(self.channels))}
@@ -124,7 +124,7 @@ class ResNet(nn.Module):
             parent = name.rpartition(".")[0]
             if name.partition(".")[0] in layers and name not in own and parent not in norms:
                 raise PrismError(f"these weights hold '{name}', which the trunk has not; they are of another depth")
-        self.load_state_dict({**own, **{name: state[name] for name in wanted}})
+        self.load_state_dict({**own, **{name: state[name] for name in loaded}})
         return fresh
 
     def output_sizes(self, height: int, width: int) -> list[tuple[int, int]]:

@@ -28,7 +28,7 @@ def sinusoidal_embedding(step: Tensor, dim: int) -> Tensor:
 
 
 def check_horizon(horizon: int, levels: int) -> None:
-    """Find a horizon that a U-Net of so many levels cannot halve and double back.
+    """Refuse a horizon that a U-Net of so many levels cannot halve and double back.
 
     Raises:
         PrismError: it is no multiple of what is needed.
@@ -163,7 +163,7 @@ class ConditionalUNet1D(nn.Module):
 
     @property
     def blocks(self) -> list[ResidualBlock1D]:
-        """The residual blocks in the order of their work."""
+        """The residual blocks in the order of their use."""
         return [module for module in self.modules() if isinstance(module, ResidualBlock1D)]
 
     def denoise(self, actions: Tensor, films: Sequence[Tensor]) -> Tensor:

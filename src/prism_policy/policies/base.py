@@ -63,12 +63,12 @@ class LossInputs:
 
 
 def impose(x: Tensor, known: Known | None, level: Callable[[Tensor], Tensor]) -> Tensor:
-    """Put what is known, at the noise level of x, where it is known (inpainting)."""
+    """Replace the known entries of x by their values at its noise level (inpainting)."""
     return x if known is None else torch.where(known[1], level(known[0]), x)
 
 
 def check_policy(config: PolicyConfig) -> None:
-    """Find what cannot work before any weight is made.
+    """Refuse settings that cannot work, before any weight is made.
 
     Raises:
         PrismError: names the field, what was expected and what was given.
@@ -132,7 +132,7 @@ class Policy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
     def fingerprint(self) -> str:
@@ -235,7 +235,7 @@ class Policy(nn.Module):
 
         Raises:
             PrismError: observations or known actions that are missing, not finite, of another shape, or far beyond
-                what training saw.
+                the training data.
         """
         return self.predict_chunk(observation, generator, known)[:, self.executed]
 

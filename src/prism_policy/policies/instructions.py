@@ -71,10 +71,10 @@ def instructions_of(config: RunConfig) -> Instructions | None:
 
 def task_vectors(config: RunConfig) -> dict[str, Tensor] | None:
     """The vectors (E,) by the tasks' names; None where there is a single task."""
-    known = instructions_of(config)
-    if known is None:
+    instructions = instructions_of(config)
+    if instructions is None:
         return None
-    return {t.name: known.vector(t.spec.instruction) for t in single_tasks(config.task) if t.spec.instruction}
+    return {t.name: instructions.vector(t.spec.instruction) for t in single_tasks(config.task) if t.spec.instruction}
 
 
 @lru_cache(maxsize=1024)

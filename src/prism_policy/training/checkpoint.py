@@ -1,4 +1,4 @@
-"""What an update changes, and its checkpoints: atomic, written beside the training loop."""
+"""The state of a training and its checkpoints: atomic, written in a thread beside the loop."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TrainState:
             self.parameters.values(), config.lr, config.betas, config.eps, config.weight_decay, fused=True
         )
         self.done = 0
-        """Updates."""
+        """Number of updates."""
 
     def update(self, lr: float, ema_decay: float) -> None:
         """One step of the optimiser and of the moving average."""
@@ -50,7 +50,7 @@ class TrainState:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within, the policy has the averaged weights; afterwards its own again, to the bit."""
+        """Give the policy the averaged weights for the block; afterwards its own again, to the bit."""
 
         def swap() -> None:
             for name, parameter in self.parameters.items():
@@ -63,11 +63,11 @@ class TrainState:
             swap()
 
     def weights(self) -> dict[str, Tensor]:
-        """What acts: averaged weights and buffers."""
+        """Averaged weights and buffers: what a policy acts with."""
         return self.ema | self.buffers
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that is needed to go on."""
+        """Everything that is needed to resume."""
         tensors = {f"buffers/{name}": buffer for name, buffer in self.buffers.items()}
         for name, parameter in self.parameters.items():
             tensors |= {f"model/{name}": parameter.detach(), f"ema/{name}": self.ema[name]}
@@ -77,7 +77,7 @@ class TrainState:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], done: int) -> None:
-        """Take over what `tensors` returned after `done` updates, in place."""
+        """Load what `tensors` returned after `done` updates, in place."""
         for name, buffer in self.buffers.items():
             buffer.copy_(tensors[f"buffers/{name}"])
         for name, parameter in self.parameters.items():
@@ -101,8 +101,8 @@ class TrainState:
 class Checkpoints:
     """The checkpoints of a run folder, written by a thread while training goes on: the loop only waits for a copy.
 
-    `last.safetensors` goes on from where it was written, `previous.safetensors` is the one before it.
-    `best.safetensors` and `update_NNNNNN.safetensors` hold the averaged weights alone.
+    `last.safetensors` holds all that is needed to resume, `previous.safetensors` is the one before it.
+    `best.safetensors` and `update_NNNNNN.safetensors` hold only the averaged weights.
 
     Usage::
 
@@ -120,11 +120,11 @@ class Checkpoints:
         self._writing: Future[None] | None = None
 
     def save(self, state: TrainState) -> None:
-        """Write what is needed to go on from here; the checkpoint before it is kept as a spare."""
+        """Write a checkpoint to resume from; the one before it is kept as a spare."""
         self._write(self.folder / "last.safetensors", state.tensors(), state.done)
 
     def save_weights(self, state: TrainState, name: str) -> None:
-        """Write the averaged weights alone."""
+        """Write only the averaged weights."""
         self._write(self.folder / f"{name}.safetensors", state.weights(), state.done)
 
     def _write(self, path: Path, tensors: dict[str, Tensor], done: int) -> None:
@@ -135,7 +135,7 @@ class Checkpoints:
         self._writing = self._thread.submit(_write_file, path, copies, done)
 
     def wait(self) -> None:
-        """Until what was saved is on the disk."""
+        """Wait until what was saved is on the disk."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
@@ -170,7 +170,7 @@ class Checkpoints:
 
 
 def _plain_copy(tensor: Tensor) -> Tensor:
-    """A copy in the CPU's memory, in the plain layout of files; from a GPU it may still be under way."""
+    """Copy a tensor to the CPU's memory, in the plain layout of files; from a GPU without waiting for it."""
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
     return copy.copy_(tensor.detach(), non_blocking=True)
 

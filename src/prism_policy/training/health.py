@@ -96,7 +96,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def advise_batch_size(
     error: BaseException, update: Callable[[dict[str, Any]], object], batch: dict[str, Any], batch_size: int
 ) -> NoReturn:
-    """Find by halving the largest batch that fits, and stop with that advice.
+    """Find the largest batch that fits by halving, and stop with that advice.
 
     Args:
         error: of the update that did not fit.
@@ -116,7 +116,7 @@ def advise_batch_size(
             torch.cuda.empty_cache()
         part = mapped(batch, lambda x: x[:rows] if x.ndim else x)  # noqa: B023 (called at once)
         try:
-            # A thread in which oneDNN once found no room for its generated code finds none ever after.
+            # After oneDNN failed once to allocate generated code, it fails in that thread for good.
             with ThreadPoolExecutor(1) as thread:
                 thread.submit(update, part).result()
         except (MemoryError, RuntimeError) as again:

@@ -45,7 +45,7 @@ def train_run(
     check_trackers(track)
     with join(device) as group, ExitStack() as locks:
         torch_device = pick_device(device, group.local_rank)
-        group.check(config)  # what cannot work is found before anything is made
+        group.check(config)  # bad settings are refused before anything is made
         with group.main_process_first():
             open_run(folder, config)
             if group.is_main_process:

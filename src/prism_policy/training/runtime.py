@@ -1,4 +1,4 @@
-"""What surrounds a training loop: arithmetic, signals, and where the frames lie."""
+"""What surrounds a training loop: arithmetic, signals, frames on the device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ON_DEVICE = 0.5
 
 
 def resident(windows: Windows, device: torch.device) -> Windows:
-    """The windows with their frames on the device where they fit, else mapped from the disk as they are."""
+    """Move the windows' frames to the device where they fit; else leave them mapped from the disk."""
     if device.type != "cuda":
         return windows
     free, _ = torch.cuda.mem_get_info(device)
@@ -26,7 +26,7 @@ def resident(windows: Windows, device: torch.device) -> Windows:
 
 @contextmanager
 def arithmetic(settings: TrainConfig, device: torch.device) -> Iterator[None]:
-    """Within, the precision and determinism that the settings ask for, where autocast does not reach.
+    """Set precision and determinism for the block, where autocast does not reach.
 
     On a GPU, what a bfloat16 run computes in float32 may round to TensorFloat-32; a float32 run does not.
     """
@@ -51,12 +51,12 @@ def arithmetic(settings: TrainConfig, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
-    """Within, Ctrl-C and SIGTERM are noted instead of acted on, so that the loop can stop between two updates."""
+    """Note Ctrl-C and SIGTERM in the block instead of acting on them, so that the loop can stop between two updates."""
     received: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM)
     try:
         before = [signal.signal(s, lambda number, _: received.append(number)) for s in signals]
-    except ValueError:  # not in the main thread: signals are somebody else's
+    except ValueError:  # not in the main thread, which owns the signals
         yield lambda: False
         return
     try:

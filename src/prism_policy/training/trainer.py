@@ -203,7 +203,7 @@ class Trainer:
             self.report(last)
 
     def wrapped_policy(self) -> nn.Module:
-        """The policy as the settings want it: compiled, and with gradients averaged over processes."""
+        """The policy, compiled and with gradients averaged over processes where the settings say so."""
         if not self.settings.compile:
             return self.group.wrap(self.policy, self.device)
         check_compiler()
@@ -374,9 +374,9 @@ def validate(policy: Policy, windows: Windows, batch_size: int) -> dict[str, flo
     for indices in torch.split(chosen, batch_size):
         batch = moved(windows.batch(indices) | {"draws": policy.draw(len(indices), generator)}, policy.device)
         losses += float(policy(batch)) * len(indices)
-        wanted = policy.normalizer["action"](batch["actions"])
+        expected = policy.normalizer["action"](batch["actions"])
         noise = policy.draw_noise(len(indices), generator)
-        error = (policy.sample(batch, noise) - wanted)[:, due].square().mean(-1)
+        error = (policy.sample(batch, noise) - expected)[:, due].square().mean(-1)
         mask = batch["mask"][:, due]
         errors, counts = errors + float((error * mask).sum()), counts + float(mask.sum())
     policy.train()

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from prism_policy.utils.files import atomic
 
 SUCCESS_COLOUR = (17, 122, 101)
-FAILURE_COLOUR = (186, 74, 0)  # told apart from the success colour by people who do not see red and green, too
+FAILURE_COLOUR = (186, 74, 0)  # distinct for people who do not see red and green, too
 
 _BORDER = 4  # [px]
 _BANNER = 28  # [px]
