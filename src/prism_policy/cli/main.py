@@ -47,11 +47,11 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
         PrismError: a name that does not exist.
         SystemExit: 2 after an explanation of what is wrong; 0 after help.
     """
-    name, *rest = arguments or ["--help"]
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", ())
     if name in COMMANDS:
         return COMMANDS[name].parse(rest, f"prism {name}")
     commands = tuple(Annotated[c, _subcommand(n, c)] for n, c in COMMANDS.items())
-    tyro.cli(Union[commands], args=[name], prog="prism", description=ABOUT)  # type: ignore[call-overload] # noqa: UP007
+    tyro.cli(Union[commands], args=list(arguments[:1]), prog="prism", description=ABOUT)  # type: ignore[call-overload] # noqa: UP007
     raise AssertionError("tyro has exited")
 
 
