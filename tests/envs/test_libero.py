@@ -27,10 +27,11 @@ try:
 except PackageNotFoundError:
     pytest.skip("needs prism-policy[libero] (`make libero`)", allow_module_level=True)
 
+from prism_policy.config.options import EvalOptions
 from prism_policy.envs import libero_install
 from prism_policy.envs.experts.demonstration import demonstrate
 from prism_policy.envs.libero import LiberoEnv, fixture_poses, read_init_states
-from prism_policy.reports.evaluate import EvalOptions, evaluate_runs
+from prism_policy.reports.evaluate import evaluate_runs
 from prism_policy.training.run import train_run
 
 Envs = Callable[[str, int], LiberoEnv]

@@ -16,11 +16,12 @@ import pytest
 from commandline import prism
 from made_up_cells import N, measure, plan_in, results_of
 from prism_policy.config import config_json, presets
+from prism_policy.config.options import ClusterOptions
 from prism_policy.errors import PrismError
 from prism_policy.paper.cells import SCALES, Cell, find_cells, run_cell, run_config
 from prism_policy.paper.experiments import Variant
 from prism_policy.paper.printed import experiment
-from prism_policy.paper.reproduce import ClusterOptions, estimate, print_plan, reproduce
+from prism_policy.paper.reproduce import estimate, print_plan, reproduce
 from small_run import config_of
 
 

@@ -11,7 +11,6 @@ import tyro
 
 from prism_policy.cli.command import PLAIN, Command, Flat, value_of
 from prism_policy.config import presets
-from prism_policy.config.ranges import check_ranges
 from prism_policy.config.settings import Device, ProbeConfig
 
 
@@ -49,7 +48,6 @@ class Probe(Command):
 
     def run(self) -> None:
         """Train and measure the encoders, and print the table."""
-        check_ranges(self.config)
         from prism_policy.probe.train import print_probe
 
         config = self.config

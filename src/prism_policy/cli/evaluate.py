@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from prism_policy.cli.command import Command
+from prism_policy.cli.command import Command, Flat
+from prism_policy.config.options import EvalOptions
 from prism_policy.config.settings import Device
 
 
@@ -23,36 +24,17 @@ class Evaluate(Command):
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run folders. With several, the mean over them is printed, too."""
-    n_episodes: int | None = None
-    """Episodes of each seed; by default as in the run's config.json."""
-    checkpoints: tuple[str, ...] = ("last",)
-    """Weights: last, best (in rollouts while training), updates such as 12500, last10; the first leads the report."""
-    seeds: tuple[int, ...] | None = None
-    """Seeds of the episodes' starts and noise; by default as in the run's config.json."""
-    split: Literal["evaluate", "validate"] | None = None
-    """Episodes to measure on: validate to choose settings, evaluate for results; by default as in config.json."""
+    options: Annotated[EvalOptions, Flat] = field(default_factory=EvalOptions)
     device: Device = "auto"
     """Where to compute; auto is a GPU where there is one."""
     workers: int | None = None
     """Simulator processes; by default one for each core."""
-    video_every: int | None = None
-    """Record every k-th episode of the first checkpoint; 0 is none; by default at most 20 videos a seed."""
-    rerun: bool = False
-    """Also write recordings for Rerun, of at most 5 episodes a seed (needs prism-policy[rerun])."""
 
     def run(self) -> None:
         """Evaluate, and print success and where the reports lie."""
-        from prism_policy.reports.evaluate import EvalOptions, evaluate_runs, print_runs, print_summary
+        from prism_policy.reports.evaluate import evaluate_runs, print_runs, print_summary
 
-        options = EvalOptions(
-            n_episodes=self.n_episodes,
-            checkpoints=self.checkpoints,
-            seeds=self.seeds,
-            split=self.split,
-            video_every=self.video_every,
-            rerun=self.rerun,
-        )
-        summaries = evaluate_runs(self.folders, options, self.workers, self.device)
+        summaries = evaluate_runs(self.folders, self.options, self.workers, self.device)
         for folder, summary in zip(self.folders, summaries, strict=True):
             print_summary(folder, summary)
         if len(summaries) > 1:

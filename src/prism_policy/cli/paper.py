@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from prism_policy.cli.command import Command
-from prism_policy.config.settings import Device, PolicyKind
+from prism_policy.cli.command import Command, Flat
+from prism_policy.config.options import ClusterOptions
+from prism_policy.config.settings import PolicyKind
 from prism_policy.errors import PrismError
 from prism_policy.tasks import task_spec
 
@@ -52,20 +53,11 @@ class Reproduce(Command):
     """Train cells that are not trained yet; --no-train leaves them out."""
     smoke: bool = False
     """Run the same path at the smallest size; its numbers mean nothing."""
-    device: Device = "auto"
-    """Where to compute; auto is a GPU where there is one."""
-    workers: int | None = None
-    """Simulator processes; by default one for each core."""
-    ray: str | None = None
-    """Run the cells through Ray (prism-policy[cluster]): auto, HOST:PORT, or local, on this machine."""
-    gpus_per_cell: float | None = None
-    """With --ray: GPUs a cell, such as 0.5; by default one where the cluster has any."""
-    cpus_per_cell: float = 1.0
-    """With --ray: cores a cell, each with a simulator."""
+    cluster: Annotated[ClusterOptions, Flat] = field(default_factory=ClusterOptions)
 
     def run(self) -> None:
         """Show the plan, run what is missing of it, and print where the table lies."""
-        from prism_policy.paper.reproduce import ClusterOptions, make_plan, print_plan, reproduce
+        from prism_policy.paper.reproduce import make_plan, print_plan, reproduce
 
         scale: Literal["nano", "small", "paper", "smoke"] = "smoke" if self.smoke else self.scale
         plan = make_plan(
@@ -85,14 +77,7 @@ class Reproduce(Command):
         if self.dry_run:
             print("Nothing was done (--dry-run).")
             return
-        options = ClusterOptions(
-            device=self.device,
-            workers=self.workers,
-            ray=self.ray,
-            gpus_per_cell=self.gpus_per_cell,
-            cpus_per_cell=self.cpus_per_cell,
-        )
-        path = reproduce(plan, out, options)
+        path = reproduce(plan, out, self.cluster)
         print(f"Table: {path} (also table.md, table.csv, cells.csv, figure.png)")
         more = [*plan.seeds, max(plan.seeds) + 1]
         print(f"Next:  prism reproduce {self.name} ... --seeds {' '.join(map(str, more))}   (runs only what is new)")

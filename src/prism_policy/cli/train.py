@@ -104,7 +104,8 @@ class Quickstart(RunCommand):
         """Train and evaluate, and print success and where the report lies."""
         check(config)
 
-        from prism_policy.reports.evaluate import EvalOptions, Timings, evaluate_runs, print_summary
+        from prism_policy.config.options import EvalOptions
+        from prism_policy.reports.evaluate import Timings, evaluate_runs, print_summary
         from prism_policy.training.run import train_run
         from prism_policy.utils.memory import PeakMemory
 

@@ -179,7 +179,8 @@ def run_cell(
     workers: int | None = None,
 ) -> bool:
     """Train and evaluate what is missing of a cell; False where another process is at it."""
-    from prism_policy.reports.evaluate import EvalOptions, evaluate_runs
+    from prism_policy.config.options import EvalOptions
+    from prism_policy.reports.evaluate import evaluate_runs
     from prism_policy.training.run import train_run
 
     with file_lock(cell.folder.parent / f".{cell.folder.name}.lock") as acquired:

@@ -14,7 +14,8 @@ from typing import Any
 
 from rich.table import Table
 
-from prism_policy.config.settings import Device, PolicyKind, single_tasks
+from prism_policy.config.options import ClusterOptions
+from prism_policy.config.settings import PolicyKind, single_tasks
 from prism_policy.errors import PrismError
 from prism_policy.paper.cells import SCALES, Cell, Scale, find_cells, run_cell
 from prism_policy.paper.experiments import Experiment, Variant, select
@@ -176,22 +177,6 @@ def duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{max(1, round(seconds / 60))} min"
     return f"{seconds / 3600:.1f} h" if seconds < 2 * 86400 else f"{seconds / 86400:.1f} days"
-
-
-@dataclass(frozen=True)
-class ClusterOptions:
-    """What the cells run on."""
-
-    device: Device = "auto"
-    """Where to compute; auto takes a GPU where there is one."""
-    workers: int | None = None
-    """Simulator processes; by default one for each core."""
-    ray: str | None = None
-    """Address of a Ray cluster: auto, HOST:PORT, or local, on this machine; by default cells run in this process."""
-    gpus_per_cell: float | None = None
-    """With ray: GPUs a cell, such as 0.5; by default one where the cluster has any."""
-    cpus_per_cell: float = 1.0
-    """With ray: cores a cell, each with a simulator."""
 
 
 def reproduce(plan: Plan, out: Path, options: ClusterOptions) -> Path:

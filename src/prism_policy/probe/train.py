@@ -26,6 +26,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from prism_policy.config import config_json, presets
+from prism_policy.config.ranges import check_ranges
 from prism_policy.config.settings import Device, EncoderConfig, ProbeConfig, RenderConfig, TaskConfig
 from prism_policy.data.robomimic import demo_names, open_demos
 from prism_policy.demos.collect import collect_scenes
@@ -233,13 +234,11 @@ def _check(
     for name, values in (("encoders", encoders), ("resolutions", resolutions), ("seeds", seeds)):
         if not values or len(set(values)) < len(values):
             raise PrismError(f"{name}: expected at least one and each only once, got {', '.join(map(str, values))}")
-    for name in ("steps", "batch_size", "train_frames", "test_frames"):
-        if getattr(config, name) < 1:
-            raise PrismError(f"{name}: expected at least 1, got {getattr(config, name)}")
+    check_ranges(config)
     if config.batch_size > config.train_frames:
         raise PrismError(f"batch_size: expected at most {config.train_frames} (train_frames), got {config.batch_size}")
-    if min(seeds) < 0 or config.scene_seed < 0:
-        raise PrismError(f"seeds: expected 0 or more, got {min(*seeds, config.scene_seed)}")
+    if min(seeds) < 0:
+        raise PrismError(f"seeds: expected 0 or more, got {min(seeds)}")
     for encoder in encoders.values():
         for resolution in resolutions:
             with torch.device("meta"):

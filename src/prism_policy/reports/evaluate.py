@@ -13,11 +13,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.table import Table
 
 from prism_policy.config import config_json
+from prism_policy.config.options import EvalOptions
 from prism_policy.config.presets import encoder_name
 from prism_policy.config.settings import Device, EvalConfig, RunConfig, TaskConfig, check, single_tasks
 from prism_policy.envs.workers import WorkerPool
@@ -41,25 +42,6 @@ from prism_policy.utils.progress import Bar, console
 MOST_VIDEOS = 20
 """Of the headline's episodes, by default: every k-th, whatever its outcome."""
 MOST_RECORDINGS = 5
-
-
-@dataclass(frozen=True)
-class EvalOptions:
-    """What to evaluate of a run, and how."""
-
-    n_episodes: int | None = None
-    """Episodes of each seed; by default as in the run's config.json."""
-    checkpoints: tuple[str, ...] = ("last",)
-    """Which weights: last, best (in the rollouts during training), the number of updates of kept ones such as 12500, or
-    last10, the last ten that were kept. The first one is the report's headline."""
-    seeds: tuple[int, ...] | None = None
-    """Seeds of the episodes' starts and noise; by default as in the run's config.json."""
-    split: Literal["evaluate", "validate"] | None = None
-    """Which starts: validate is for choosing settings, evaluate for the result; by default as in config.json."""
-    video_every: int | None = None
-    """A video of every so-many-th episode of the first checkpoint; 0 is none; by default at most 20 a seed."""
-    rerun: bool = False
-    """Also write recordings for Rerun, of at most 5 episodes a seed (needs prism-policy[rerun])."""
 
 
 @dataclass
