@@ -77,7 +77,6 @@ class ProcessGroup:
         return nn.parallel.DistributedDataParallel(
             policy,
             [device] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # they are the same everywhere: `check` refuses BatchNorm
             gradient_as_bucket_view=True,
         )
 
