@@ -63,7 +63,7 @@ def row(name: str, config: RunConfig, folder: Path, rounds: int) -> None:
                     served += there
         server.terminate()
     added = median(1000 * (b - a) for a, b in zip(direct, served, strict=True))
-    print(f"| {name} | {told(direct)} | {told(served)} | {added:+.1f} ms |", flush=True)
+    print(f"| {name} | {milliseconds(direct)} | {milliseconds(served)} | {added:+.1f} ms |", flush=True)
 
 
 def timed(call: Callable[[], object]) -> list[float]:
@@ -77,7 +77,7 @@ def timed(call: Callable[[], object]) -> list[float]:
     return found
 
 
-def told(seconds: list[float]) -> str:
+def milliseconds(seconds: list[float]) -> str:
     """Median and 95% quantile in ms."""
     return f"{1000 * median(seconds):.1f} ({1000 * quantiles(seconds, n=20)[-1]:.1f}) ms"
 

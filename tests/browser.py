@@ -83,17 +83,17 @@ class Page:
 
     def complaints(self) -> list[str]:
         """Console errors and warnings, exceptions and log entries."""
-        found = []
+        actual = []
         for event in self.events:
             params = event.get("params", {})
             match event.get("method"):
                 case "Runtime.consoleAPICalled" if params["type"] in ("error", "warning", "assert"):
-                    found.append(str(params["args"]))
+                    actual.append(str(params["args"]))
                 case "Runtime.exceptionThrown":
-                    found.append(str(params["exceptionDetails"]))
+                    actual.append(str(params["exceptionDetails"]))
                 case "Log.entryAdded" if params["entry"]["level"] in ("error", "warning"):
-                    found.append(params["entry"]["text"])
-        return found
+                    actual.append(params["entry"]["text"])
+        return actual
 
     def requests(self) -> list[str]:
         """Addresses asked for, from anywhere."""

@@ -55,15 +55,15 @@ def importers(*packages: str) -> list[str]:
 
 def modules_imported(path: Path) -> set[str]:
     """Modules of this package that a file imports, `policies.base` for `from prism_policy.policies.base import ...`."""
-    found = set()
+    actual = set()
     for name in imports(path):
         if name.startswith("prism_policy."):
             parts = name.split(".")[1:]
             while parts and ".".join(parts) not in FILES and ".".join([*parts, "__init__"]) not in FILES:
                 parts.pop()
             dotted = ".".join(parts)
-            found.add(dotted if dotted in FILES else f"{dotted}.__init__".removeprefix("."))
-    return found
+            actual.add(dotted if dotted in FILES else f"{dotted}.__init__".removeprefix("."))
+    return actual
 
 
 def room(module: str) -> str:

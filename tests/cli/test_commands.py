@@ -21,9 +21,9 @@ def prism(folder: Path, *arguments: str, code: int = 0) -> str:
 
 
 def test_demonstrations_are_made_drawn_and_told_about(tmp_path: Path) -> None:
-    told = prism(tmp_path, "collect", "--task", "can", "--num-demos", "2", "--workers", "1", "--out", "can.hdf5")
-    assert "2 demonstrations" in told
-    assert "Next: prism render can.hdf5" in told
+    printed = prism(tmp_path, "collect", "--task", "can", "--num-demos", "2", "--workers", "1", "--out", "can.hdf5")
+    assert "2 demonstrations" in printed
+    assert "Next: prism render can.hdf5" in printed
     arguments = ("--cameras", "agentview", "--resolution", "32", "--workers", "1", "--out", "images.hdf5")
     assert "Next: prism info images.hdf5" in prism(tmp_path, "render", "can.hdf5", *arguments)
     with h5py.File(tmp_path / "images.hdf5") as file:
@@ -33,8 +33,8 @@ def test_demonstrations_are_made_drawn_and_told_about(tmp_path: Path) -> None:
         assert list(file["data/demo_0/obs"]) == [
             "agentview_image", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"
         ]  # fmt: skip
-    told = prism(tmp_path, "info", "images.hdf5", "--replay", "1")
-    assert "2 demonstrations of PickPlaceCan" in told
+    printed = prism(tmp_path, "info", "images.hdf5", "--replay", "1")
+    assert "2 demonstrations of PickPlaceCan" in printed
     assert (tmp_path / "images-contact.png").stat().st_size > 1000
     run = (
         "--task can --dataset images.hdf5 --encoder sspool --out run --policy.encoder.width 16 "
@@ -42,8 +42,8 @@ def test_demonstrations_are_made_drawn_and_told_about(tmp_path: Path) -> None:
         "--task.render.resolution 32 --task.max-steps 10"
     )
     # Two stages of the trunk are left at 32 px: deeper ones have no room for keypoints.
-    told = prism(tmp_path, "train", *run.split(), "--policy.encoder.stages", "2")
-    assert "Next: prism evaluate run" in told
+    printed = prism(tmp_path, "train", *run.split(), "--policy.encoder.stages", "2")
+    assert "Next: prism evaluate run" in printed
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "valid_loss" in line] == [2, 4]
     assert "0 of 1 unseen episodes" in prism(tmp_path, "evaluate", "run", "--n-episodes", "1", "--workers", "1")

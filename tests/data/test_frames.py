@@ -39,14 +39,14 @@ def file(tmp_path: Path, episodes: list[Episode]) -> Path:
     return write_file(tmp_path / "demos.hdf5", episodes)
 
 
-def assert_equal(found: Frames, episodes: list[Episode]) -> None:
+def assert_equal(actual: Frames, episodes: list[Episode]) -> None:
     expected = Frames.of(episodes)
-    assert found.images.keys() == expected.images.keys()
+    assert actual.images.keys() == expected.images.keys()
     for camera, images in expected.images.items():
-        assert torch.equal(found.images[camera], images)
+        assert torch.equal(actual.images[camera], images)
     for name in ("proprio", "actions", "disturbed"):
-        assert torch.equal(getattr(found, name), getattr(expected, name))
-    assert (found.ends, found.names) == (expected.ends, expected.names) == ((30, 55), ("demo_0", "demo_1"))
+        assert torch.equal(getattr(actual, name), getattr(expected, name))
+    assert (actual.ends, actual.names) == (expected.ends, expected.names) == ((30, 55), ("demo_0", "demo_1"))
 
 
 def test_the_cache_holds_what_the_file_holds_at_the_second_opening_too(
@@ -125,8 +125,8 @@ def test_demos_without_proprio_are_held(tmp_path: Path, episodes: list[Episode])
     path = tmp_path / "states.hdf5"
     with h5py.File(path, "w", libver="latest") as file:
         write_demo(file.create_group("data/demo_0"), {"actions": episodes[0].actions}, {})
-    found = open_frames(path, (), tmp_path)
-    assert (found.proprio.shape, len(found)) == ((30, 0), 30)
+    actual = open_frames(path, (), tmp_path)
+    assert (actual.proprio.shape, len(actual)) == ((30, 0), 30)
 
 
 def test_rows_are_what_indexing_gives(episodes: list[Episode]) -> None:

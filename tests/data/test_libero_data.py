@@ -87,11 +87,11 @@ def test_proprio_is_position_quaternion_fingers(recorded: Path) -> None:
 
 
 def test_the_task_is_told_by_name_and_instruction(recorded: Path) -> None:
-    found = describe_libero(recorded, "libero_spatial")
-    assert (found.task.suite, found.task.number) == ("libero_spatial", 3)
-    assert found.instruction == "pick up the akita black bowl on the cookies box and place it on the plate"
-    assert found.task.instruction == "pick up the black bowl on the cookie box and place it on the plate"
-    assert found.demos == ("demo_0", "demo_1")
+    actual = describe_libero(recorded, "libero_spatial")
+    assert (actual.task.suite, actual.task.number) == ("libero_spatial", 3)
+    assert actual.instruction == "pick up the akita black bowl on the cookies box and place it on the plate"
+    assert actual.task.instruction == "pick up the black bowl on the cookie box and place it on the plate"
+    assert actual.demos == ("demo_0", "demo_1")
 
 
 def test_an_import_reads_as_this_librarys_demonstrations(recorded: Path, tmp_path: Path) -> None:

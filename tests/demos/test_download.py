@@ -59,8 +59,8 @@ class Answers(http.server.BaseHTTPRequestHandler):
         content, asked = self.server.content, self.headers.get("Range")
         self.server.ranges.append(asked)
         start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
-        told = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if asked else {}
-        self._head(206 if asked else 200, told, len(content) - start)
+        range_headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if asked else {}
+        self._head(206 if asked else 200, range_headers, len(content) - start)
         self.wfile.write(content[start : self.server.broken_after])
         return None
 

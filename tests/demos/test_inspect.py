@@ -94,8 +94,8 @@ def test_both_forms_of_the_command_and_bad_files(tmp_path: Path) -> None:
     path = community.write_file(tmp_path / "a.hdf5", {"demo_0": community.demo()}, community.env_args("v1.4"))
     short = prism("info", path, "--json", "--replay", 0, cwd=tmp_path)
     assert short.returncode == 0, short.stderr
-    told = json.loads(short.stdout)
-    assert (told["demos"], told["env"]["task"], told["contact_sheet"]) == (1, "lift", None)
+    summary = json.loads(short.stdout)
+    assert (summary["demos"], summary["env"]["task"], summary["contact_sheet"]) == (1, "lift", None)
     assert prism("info", "demos", path, "--json", "--replay", 0, cwd=tmp_path).stdout == short.stdout
     (tmp_path / "cut.hdf5").write_bytes(path.read_bytes()[:3000])
     for bad, sentence in (("none.hdf5", "not found"), ("cut.hdf5", "not a readable HDF5 file, or it is cut short")):
@@ -127,9 +127,9 @@ class TestReplay:
         assert "Frames: low_dim-contact.png" in done.stdout
         with Image.open(tmp_path / "low_dim-contact.png") as sheet:
             assert sheet.size == (8 * 120, 2 * (20 + 2 * 120 + 4))  # two demos, two cameras, eight moments
-        told = json.loads(prism("info", path, "--json", "--out", "other.png", cwd=tmp_path).stdout)
-        assert told["contact_sheet"] == "other.png"
-        first, second = told["replays"]
+        summary = json.loads(prism("info", path, "--json", "--out", "other.png", cwd=tmp_path).stdout)
+        assert summary["contact_sheet"] == "other.png"
+        first, second = summary["replays"]
         assert (first["actions_succeed"], first["states_succeed"]) == (True, True)
         assert 0 < first["deviation_mm"] < 5
         assert (second["actions_succeed"], second["states_succeed"]) == (False, True)

@@ -72,10 +72,10 @@ def served(folder: Path, *arguments: str, key: str | None = None) -> Iterator[tu
             said = ""
             while "Ctrl-C stops it" not in said and (line := process.stdout.readline()):
                 said += line
-            found = re.search(r"at (ws://\S+)", said)
-            assert found, process.stderr and process.stderr.read()
+            actual = re.search(r"at (ws://\S+)", said)
+            assert actual, process.stderr and process.stderr.read()
             assert "and proprio (9,): position x y z [m], quaternion x y z w" in said
-            yield found[1], process
+            yield actual[1], process
         finally:
             process.kill()
 
@@ -133,18 +133,18 @@ def test_messages_are_those_of_openpi() -> None:
 
 def test_openpis_own_packer_and_this_one_understand_each_other() -> None:
     message = {"images": {"a": np.ones((2, 4, 4, 3), np.uint8)}, "proprio": np.linspace(0, 1, 9), "task": "push"}
-    for found in (unpack(msgpack_numpy.packb(message)), msgpack_numpy.unpackb(pack(message))):
-        assert np.array_equal(found["images"]["a"], message["images"]["a"])
-        assert np.array_equal(found["proprio"], message["proprio"])
-        assert found["task"] == "push"
+    for actual in (unpack(msgpack_numpy.packb(message)), msgpack_numpy.unpackb(pack(message))):
+        assert np.array_equal(actual["images"]["a"], message["images"]["a"])
+        assert np.array_equal(actual["proprio"], message["proprio"])
+        assert actual["task"] == "push"
 
 
 def test_openpis_own_client_is_served(url: str, policy: Policy) -> None:
     client = WebsocketClientPolicy(url)
     assert client.get_server_metadata()["n_obs_steps"] == 2
-    found = client.infer({**frame(0), "seed": 4})
-    np.testing.assert_allclose(found["actions"], expected(policy, 4, (0, 0))[0], rtol=0, atol=1e-5)
-    assert found["server_timing"]["infer_ms"] > 0
+    actual = client.infer({**frame(0), "seed": 4})
+    np.testing.assert_allclose(actual["actions"], expected(policy, 4, (0, 0))[0], rtol=0, atol=1e-5)
+    assert actual["server_timing"]["infer_ms"] > 0
     with pytest.raises(RuntimeError, match="unknown key 'state'"):
         client.infer({"state": np.zeros(9)})
 
@@ -211,10 +211,10 @@ def test_the_server_keeps_the_frames_of_each_connection_apart(url: str, policy: 
         other = two.infer({**frame(2), "seed": 2})["actions"]
         first.append(one.infer(frame(3))["actions"])
         begun = two.infer({**frame(4), "reset": True})["actions"]
-    for found, want in zip(first, expected(policy, 1, (0, 0), (0, 1), (1, 3)), strict=True):
-        np.testing.assert_allclose(found, want, rtol=0, atol=1e-5)
-    for found, want in zip((other, begun), expected(policy, 2, (2, 2), (4, 4)), strict=True):
-        np.testing.assert_allclose(found, want, rtol=0, atol=1e-5)
+    for actual, want in zip(first, expected(policy, 1, (0, 0), (0, 1), (1, 3)), strict=True):
+        np.testing.assert_allclose(actual, want, rtol=0, atol=1e-5)
+    for actual, want in zip((other, begun), expected(policy, 2, (2, 2), (4, 4)), strict=True):
+        np.testing.assert_allclose(actual, want, rtol=0, atol=1e-5)
 
 
 def test_each_connection_has_noise_of_its_own(url: str) -> None:
@@ -270,9 +270,9 @@ def test_frames_that_change_their_size_are_refused(policy: Policy) -> None:
 def test_absolute_actions_are_sent_as_a_controller_takes_them(tmp_path: Path) -> None:
     config = small_config("--task.action-mode absolute")
     absolute = load_policy(write_run(tmp_path / "run", config, actions=10))
-    found = Session(absolute, True, 3).answer(stacked(0, 1))["actions"]
-    np.testing.assert_allclose(found, decode_absolute(expected(absolute, 3, (0, 1))[0]), rtol=0, atol=1e-5)
-    assert found.shape == (8, 7)
+    actual = Session(absolute, True, 3).answer(stacked(0, 1))["actions"]
+    np.testing.assert_allclose(actual, decode_absolute(expected(absolute, 3, (0, 1))[0]), rtol=0, atol=1e-5)
+    assert actual.shape == (8, 7)
 
 
 def test_who_does_not_know_the_key_is_not_admitted(run: Path) -> None:
@@ -381,8 +381,8 @@ def test_frames_that_the_client_refuses_are_named_and_forgotten(url: str, policy
         for sentence, (images, proprio) in BAD_FRAMES.items():
             with pytest.raises(PrismError, match=sentence):
                 client.act(images, proprio)
-        found = client.act(frame(0)["images"], frame(0)["proprio"])
-        np.testing.assert_allclose(found, expected(policy, 5, (0, 0))[0][0], rtol=0, atol=1e-5)
+        actual = client.act(frame(0)["images"], frame(0)["proprio"])
+        np.testing.assert_allclose(actual, expected(policy, 5, (0, 0))[0][0], rtol=0, atol=1e-5)
         with pytest.raises(PrismError, match="cannot send this request: expected numbers or text, got object"):
             client.infer({"task": object()})
 

@@ -94,6 +94,6 @@ def test_every_task_shows_its_objects_and_the_gripper(task: str) -> None:
 
 
 def test_phases_follow_the_demonstration_in_order(env: RobosuiteEnv) -> None:
-    found, expected = phases(env, demonstrate(env, DemoConfig(noise=0.0), 0).states), task_spec("lift").phases
-    assert list(dict.fromkeys(found)) == list(expected)
-    assert found == sorted(found, key=expected.index)
+    actual, expected = phases(env, demonstrate(env, DemoConfig(noise=0.0), 0).states), task_spec("lift").phases
+    assert list(dict.fromkeys(actual)) == list(expected)
+    assert actual == sorted(actual, key=expected.index)

@@ -137,7 +137,7 @@ def test_more_episodes_run_only_what_is_new(tmp_path: Path, short: RunConfig) ->
     with WorkerPool(1) as simulators:
         for n in (1, 3, 2):
             stream, ended = replace(short.evaluate, n_episodes=n), []
-            records = evaluate(tmp_path, short, policy, stream, simulators, lambda found, ended=ended: ended.append(1))
+            records = evaluate(tmp_path, short, policy, stream, simulators, lambda actual, ended=ended: ended.append(1))
             counts.append((len(records), len(ended)))
     assert counts == [(1, 1), (3, 2), (2, 0)]
 

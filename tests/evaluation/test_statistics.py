@@ -47,9 +47,9 @@ def score_interval(n: int, b: int, c: int) -> tuple[float, float]:
         variance = n * (2 * share + difference - difference**2)
         return (b - c - n * difference) / math.sqrt(max(variance, 1e-300))
 
-    z, found, edge = norm.ppf(0.975), (b - c) / n, 1 - 1e-12
-    low = -1.0 if found == -1 else brentq(lambda d: score(d) - z, -edge, found - 1e-12)
-    high = 1.0 if found == 1 else brentq(lambda d: score(d) + z, found + 1e-12, edge)
+    z, actual, edge = norm.ppf(0.975), (b - c) / n, 1 - 1e-12
+    low = -1.0 if actual == -1 else brentq(lambda d: score(d) - z, -edge, actual - 1e-12)
+    high = 1.0 if actual == 1 else brentq(lambda d: score(d) + z, actual + 1e-12, edge)
     return low, high
 
 

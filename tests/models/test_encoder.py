@@ -164,9 +164,9 @@ def test_imagenet_weights_load_and_only_group_norms_start_fresh(depth: int, stag
     ],
 )
 def test_imagenet_weights_that_do_not_fit_are_refused_whole(
-    depth: int, norm: Norm, found: tuple[int, int], missing: str, named: str
+    depth: int, norm: Norm, actual: tuple[int, int], missing: str, named: str
 ) -> None:
-    trunk, state = ResNet(depth, 8, norm), imagenet_state(*found)
+    trunk, state = ResNet(depth, 8, norm), imagenet_state(*actual)
     state.pop(missing, None)
     before = {name: t.clone() for name, t in trunk.state_dict().items()}
     with pytest.raises(PrismError, match=named):

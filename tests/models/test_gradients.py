@@ -56,27 +56,27 @@ def gradients(policy: nn.Module, rows: slice = slice(None)) -> dict[str, Tensor]
     policy.zero_grad()
     loss = policy(rows_of(batch_of(getattr(policy, "module", policy)), rows))
     loss.backward()
-    found = {n.removeprefix("module.").removeprefix("_orig_mod."): p.grad for n, p in policy.named_parameters()}
-    return {name: grad.clone() for name, grad in found.items() if grad is not None}
+    actual = {n.removeprefix("module.").removeprefix("_orig_mod."): p.grad for n, p in policy.named_parameters()}
+    return {name: grad.clone() for name, grad in actual.items() if grad is not None}
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
     assert expected
     scale = max(float(g.abs().max()) for g in expected.values())
     for name, gradient in expected.items():
         torch.testing.assert_close(
-            found[name], gradient, atol=1e-5 * scale, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
+            actual[name], gradient, atol=1e-5 * scale, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_learns(kind: PolicyKind) -> None:
     policy = small_policy(kind)
-    found = gradients(policy)
-    assert found.keys() == dict(policy.named_parameters()).keys()
+    actual = gradients(policy)
+    assert actual.keys() == dict(policy.named_parameters()).keys()
     # An attention's softmax does not see what all its keys have in common.
-    assert [name for name, g in found.items() if not g.any()] in ([], ["encoder.encoders.agentview.fuse.key.bias"])
+    assert [name for name, g in actual.items() if not g.any()] in ([], ["encoder.encoders.agentview.fuse.key.bias"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -84,8 +84,8 @@ def test_bfloat16_autocast_points_the_same_way(kind: PolicyKind) -> None:
     policy = small_policy(kind)
     expected = gradients(policy)
     with torch.autocast("cpu", torch.bfloat16):
-        found = gradients(policy)
-    flat, exact = (torch.cat([g.flatten() for g in grads.values()]) for grads in (found, expected))
+        actual = gradients(policy)
+    flat, exact = (torch.cat([g.flatten() for g in grads.values()]) for grads in (actual, expected))
     assert torch.cosine_similarity(flat, exact, dim=0) > 0.98
     assert float(flat.norm() / exact.norm()) == pytest.approx(1, abs=0.05)
 

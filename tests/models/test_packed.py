@@ -39,8 +39,8 @@ def test_every_kind_of_layer_is_equal_to_the_plain_one_in_float64(layer: Any, ba
     x = torch.randn(batch, *shape)
     with torch.no_grad():
         exact = copy.deepcopy(layer).double()(x.double())
-        found = packed(nn.Sequential(layer))(x)
-    torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=1e-5)
+        actual = packed(nn.Sequential(layer))(x)
+    torch.testing.assert_close(actual.double(), exact, atol=1e-5, rtol=1e-5)
     assert not isinstance(packed(nn.Sequential(layer))[0], type(layer))
 
 

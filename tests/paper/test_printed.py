@@ -49,71 +49,71 @@ NUMBER = r"[+-]?\d+(?:\.\d+)?"
 
 def lines(text: str, names: tuple[str, ...]) -> dict[str, str]:
     """What follows each name at the beginning of a line."""
-    found = {}
+    actual = {}
     for line in text.strip().splitlines():
         name = max((n for n in names if line.startswith(n)), key=len)
-        found[name] = line[len(name) :]
-    return found
+        actual[name] = line[len(name) :]
+    return actual
 
 
-def at(found: Experiment, block: str, row: str, column: str) -> Entry:
-    (entry,) = [e for e in found.entries if e.key == (block, row, column)]
+def at(actual: Experiment, block: str, row: str, column: str) -> Entry:
+    (entry,) = [e for e in actual.entries if e.key == (block, row, column)]
     return entry
 
 
-def printed(found: Experiment, a: tuple[str, str, str], b: tuple[str, str, str]) -> float | None:
-    (comparison,) = [c for c in found.comparisons if (c.a, c.b) == (a, b)]
+def printed(actual: Experiment, a: tuple[str, str, str], b: tuple[str, str, str]) -> float | None:
+    (comparison,) = [c for c in actual.comparisons if (c.a, c.b) == (a, b)]
     return comparison.paper
 
 
 def test_table_1_is_as_printed() -> None:
-    found, trunks = experiment("table1"), ("Standard ResNet18", "Truncated ResNet18")
+    actual, trunks = experiment("table1"), ("Standard ResNet18", "Truncated ResNet18")
     for row, rest in lines(TABLE1, ("SSPool", "AvgPool", "MaxPool", "NoPool")).items():
         numbers = [float(x) for x in re.findall(NUMBER, rest)][1:]  # less the dimension
         columns = ("DP", "FM", "MF", "Avg.")
-        assert [at(found, trunks[0], row, c).paper for c in columns] == numbers[:4]
-        assert [at(found, trunks[1], row, c).paper for c in columns] == numbers[4::2]
-        changes = [printed(found, (trunks[1], row, c), (trunks[0], row, c)) for c in columns]
+        assert [at(actual, trunks[0], row, c).paper for c in columns] == numbers[:4]
+        assert [at(actual, trunks[1], row, c).paper for c in columns] == numbers[4::2]
+        changes = [printed(actual, (trunks[1], row, c), (trunks[0], row, c)) for c in columns]
         assert changes == numbers[5::2]
 
 
 def test_table_2_is_as_printed() -> None:
-    found, block, plain = experiment("table2"), "SSPool, shuffled", "SSPool, in order (from Table 1)"
+    actual, block, plain = experiment("table2"), "SSPool, shuffled", "SSPool, in order (from Table 1)"
     for row, rest in lines(TABLE2, ("DP", "FM", "MF", "Avg.")).items():
         *tasks, average, change = re.findall(rf"({NUMBER})(?:±({NUMBER}))?", rest)
-        entries = [at(found, block, row, c) for c in ("Lift", "Can", "Square")]
+        entries = [at(actual, block, row, c) for c in ("Lift", "Can", "Square")]
         assert [e.paper for e in entries] == [float(mean) for mean, _ in tasks]
         assert [e.paper_std for e in entries] == [float(std) if std else None for _, std in tasks]
-        assert at(found, block, row, "Avg.").paper == float(average[0])
-        assert printed(found, (block, row, "Avg."), (plain, row, "Avg.")) == float(change[0])
+        assert at(actual, block, row, "Avg.").paper == float(average[0])
+        assert printed(actual, (block, row, "Avg."), (plain, row, "Avg.")) == float(change[0])
 
 
 def test_table_3_is_as_printed() -> None:
-    found = experiment("table3")
-    rows = lines(TABLE3, tuple(e.row for e in found.entries))
-    assert {e.row: e.paper for e in found.entries} == {row: float(rest.split()[-1]) for row, rest in rows.items()}
+    actual = experiment("table3")
+    rows = lines(TABLE3, tuple(e.row for e in actual.entries))
+    assert {e.row: e.paper for e in actual.entries} == {row: float(rest.split()[-1]) for row, rest in rows.items()}
 
 
 def test_table_4_is_as_printed() -> None:
-    found, columns, block = experiment("table4"), ("Lift", "Can", "Square", "ToolHang", "Avg."), ""
+    actual, columns, block = experiment("table4"), ("Lift", "Can", "Square", "ToolHang", "Avg."), ""
     for line in TABLE4.strip().splitlines():
         kind = next((name for name in ("Base.", "PRISM", "Gain") if name in line), "")
         start, _, rest = line.partition(kind)
         block = start.strip() or block
         numbers = re.findall(rf"({NUMBER})(?:±({NUMBER}))?", rest)
         if kind == "Gain":
-            gains = [printed(found, (block, "PRISM", c), (block, "Base.", c)) for c in columns]
+            gains = [printed(actual, (block, "PRISM", c), (block, "Base.", c)) for c in columns]
             assert gains == [float(x) for x, _ in numbers]
             continue
-        entries = [at(found, block, kind, c) for c in columns]
+        entries = [at(actual, block, kind, c) for c in columns]
         assert [(e.paper, e.paper_std) for e in entries] == [(float(m), float(s) if s else None) for m, s in numbers]
 
 
 def test_table_5_is_as_printed() -> None:
-    found = experiment("table5")
+    actual = experiment("table5")
     for row, rest in lines(TABLE5, ("DP", "FM", "MF")).items():
         places = [(block, column) for block in ("2V-84", "1V-240", "2V-240") for column in ("Base.", "PRISM")]
-        assert [at(found, block, row, column).paper for block, column in places] == [float(x) for x in rest.split()]
+        assert [at(actual, block, row, column).paper for block, column in places] == [float(x) for x in rest.split()]
 
 
 @pytest.mark.parametrize(
@@ -130,12 +130,12 @@ def test_table_5_is_as_printed() -> None:
     ],
 )
 def test_each_takes_the_cells_that_the_paper_trained(name: str, cells: int) -> None:
-    found = experiment(name)
-    assert len(found.variants) * len(found.seeds) == cells
-    assert len({v.name for v in found.variants}) == len(found.variants)
-    keys = [e.key for e in found.entries]
+    actual = experiment(name)
+    assert len(actual.variants) * len(actual.seeds) == cells
+    assert len({v.name for v in actual.variants}) == len(actual.variants)
+    keys = [e.key for e in actual.entries]
     assert len(set(keys)) == len(keys)
-    assert all({c.a, c.b} <= set(keys) for c in found.comparisons)
+    assert all({c.a, c.b} <= set(keys) for c in actual.comparisons)
 
 
 def test_what_two_tables_have_in_common_is_one_cell() -> None:
@@ -150,16 +150,16 @@ def test_what_two_tables_have_in_common_is_one_cell() -> None:
 
 
 def test_peak_needs_the_best_weights_and_final_the_last() -> None:
-    found = experiment("fig4")
-    assert {found.checkpoints(v) for v in found.variants} == {("last", "best")}
+    actual = experiment("fig4")
+    assert {actual.checkpoints(v) for v in actual.variants} == {("last", "best")}
     assert {experiment("table4").checkpoints(v) for v in experiment("table4").variants} == {("last",)}
 
 
 def test_on_one_task_means_are_partial_and_means_of_one_number_are_dropped() -> None:
-    found = select(experiment("table1"), ["lift"], ["flow_matching"])
-    assert {e.column for e in found.entries} == {"FM"}
-    assert all(e.partial for e in found.entries)
-    assert [v.name for v in found.variants][:2] == ["lift-flow_matching-sspool", "lift-flow_matching-avgpool"]
+    actual = select(experiment("table1"), ["lift"], ["flow_matching"])
+    assert {e.column for e in actual.entries} == {"FM"}
+    assert all(e.partial for e in actual.entries)
+    assert [v.name for v in actual.variants][:2] == ["lift-flow_matching-sspool", "lift-flow_matching-avgpool"]
     table4 = select(experiment("table4"), ["lift", "can"])
     assert {e.column for e in table4.entries} == {"Lift", "Can", "Avg."}
     assert {e.column for e in table4.entries if e.partial} == {"Avg."}

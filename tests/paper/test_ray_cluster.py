@@ -47,9 +47,9 @@ def complain(folder: Path) -> bool:
 
 
 def collected(folders: list[Path], work: list[Callable[[], bool]], address: str = "local") -> dict[int, object]:
-    found: dict[int, object] = {}
-    run_on_ray(address, folders, work, found.__setitem__, gpus=0)
-    return found
+    actual: dict[int, object] = {}
+    run_on_ray(address, folders, work, actual.__setitem__, gpus=0)
+    return actual
 
 
 @needs_ray
@@ -66,10 +66,10 @@ def test_a_worker_that_is_killed_is_replaced_and_one_that_complains_stops_no_oth
 
     killer = threading.Thread(target=kill_the_first, daemon=True)
     killer.start()
-    found = collected(folders, [*work, partial(complain, folders[3])])
+    actual = collected(folders, [*work, partial(complain, folders[3])])
     killer.join(timeout=10)
-    assert {i: found[i] for i in (0, 1, 2)} == {0: True, 1: True, 2: True}
-    assert str(found[3]) == "the loss is not finite"
+    assert {i: actual[i] for i in (0, 1, 2)} == {0: True, 1: True, 2: True}
+    assert str(actual[3]) == "the loss is not finite"
     pids = (folders[0] / "tries.txt").read_text().split()
     assert len(pids) == 2
     assert pids[0] != pids[1]

@@ -169,12 +169,12 @@ def test_references_are_read_and_never_run(tmp_path: Path, runner: list[str]) ->
     plan = plan_in(tmp_path, "table2", tasks=["lift"], policies=["flow_matching"], seeds=[0])
     reproduce(plan, tmp_path / "out", ClusterOptions())
     assert runner == ["lift-flow_matching-sspool-shuffled-nano-s0"]
-    (found,) = [d for _, d in results_of(plan).differences]
-    assert found is None
+    (actual,) = [d for _, d in results_of(plan).differences]
+    assert actual is None
     measure(plan.references[0], 0.9)
-    (found,) = [d for _, d in results_of(plan).differences]
-    assert found is not None
-    assert found.n == N
+    (actual,) = [d for _, d in results_of(plan).differences]
+    assert actual is not None
+    assert actual.n == N
 
 
 @pytest.mark.parametrize(

@@ -28,17 +28,17 @@ def test_a_score_is_the_mean_over_seeds_with_wilsons_interval_over_all_episodes(
         measure(cell, 0.3 + 0.02 * i)
     cells = {(c.variant, c.seed): c for c in plan.cells}
     (entry,) = [e for e in plan.experiment.entries if e.key == ("Standard ResNet18", "AvgPool", "FM")]
-    found = score(entry, cells, plan.seeds, N)
-    assert found is not None
+    actual = score(entry, cells, plan.seeds, N)
+    assert actual is not None
     mine = [[outcomes(c) for c in plan.cells if c.variant in entry.variants and c.seed == s] for s in range(3)]
     rates = [np.mean([np.mean(task) for task in seed]) for seed in mine]
-    mean, deviation = found.mean_and_std
+    mean, deviation = actual.mean_and_std
     assert mean == pytest.approx(np.mean(rates))
     assert deviation == pytest.approx(np.std(rates, ddof=1))
     every = np.array(mine).reshape(-1)
-    assert (found.successes, found.n) == (every.sum(), 90)
+    assert (actual.successes, actual.n) == (every.sum(), 90)
     exact = stats.binomtest(int(every.sum()), 90).proportion_ci(method="wilson")
-    assert found.interval == pytest.approx((exact.low, exact.high), abs=1e-6)
+    assert actual.interval == pytest.approx((exact.low, exact.high), abs=1e-6)
 
 
 def test_a_difference_pairs_the_episodes_of_all_seeds_and_tasks(tmp_path: Path) -> None:
@@ -49,17 +49,17 @@ def test_a_difference_pairs_the_episodes_of_all_seeds_and_tasks(tmp_path: Path) 
     entries = {e.key: e for e in plan.experiment.entries}
     comparison = next(c for c in plan.experiment.comparisons if c.a == ("Standard ResNet18", "MaxPool", "FM"))
     assert comparison.b == ("Standard ResNet18", "SSPool", "FM")
-    found = difference(comparison, entries, cells, plan.seeds, N)
-    assert found is not None
+    actual = difference(comparison, entries, cells, plan.seeds, N)
+    assert actual is not None
     a, b = (
         np.array([outcomes(cells[v, s]) for s in (0, 1) for v in entries[key].variants]).reshape(-1)
         for key in (comparison.a, comparison.b)
     )
-    assert found.n == 60
-    assert found.difference == pytest.approx(a.mean() - b.mean())
+    assert actual.n == 60
+    assert actual.difference == pytest.approx(a.mean() - b.mean())
     discordant = int((a & ~b).sum()), int((~a & b).sum())
-    assert (found.only_a, found.only_b) == discordant
-    assert found.p_value == pytest.approx(stats.binomtest(discordant[0], sum(discordant)).pvalue)
+    assert (actual.only_a, actual.only_b) == discordant
+    assert actual.p_value == pytest.approx(stats.binomtest(discordant[0], sum(discordant)).pvalue)
 
 
 def test_a_seed_counts_when_all_its_cells_are_there(tmp_path: Path) -> None:
@@ -71,12 +71,12 @@ def test_a_seed_counts_when_all_its_cells_are_there(tmp_path: Path) -> None:
     for cell in wanted[:-1]:
         measure(cell, 0.5)
     measure(wanted[-1], 0.5, n=N - 1)  # an evaluation that is not through
-    found = score(entry, cells, plan.seeds, N)
-    assert found is not None
-    assert (found.seeds, found.n) == ((0,), 3 * N)
-    assert found.mean_and_std[1] is None
+    actual = score(entry, cells, plan.seeds, N)
+    assert actual is not None
+    assert (actual.seeds, actual.n) == ((0,), 3 * N)
+    assert actual.mean_and_std[1] is None
     grid = grids(results_of(plan))[0]
-    assert f"{100 * found.mean_and_std[0]:.1f} (1 of 2 seeds)" == grid.rows[0][grid.header.index("FM, ours [%]")]
+    assert f"{100 * actual.mean_and_std[0]:.1f} (1 of 2 seeds)" == grid.rows[0][grid.header.index("FM, ours [%]")]
 
 
 def test_what_is_missing_is_never_a_number(tmp_path: Path) -> None:

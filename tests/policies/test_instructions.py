@@ -272,8 +272,8 @@ def write_run(run: Path, outcomes: dict[int, tuple[str, str]]) -> Path:
     config_json_text = config_json.to_json(suite_config())
     (run / "config.json").write_text(config_json_text)
     for seed, pair in outcomes.items():
-        for number, found in zip(NUMBERS, pair, strict=True):
-            write_episodes(run, presets.task_config(f"libero_spatial_{number}"), found, seed)
+        for number, actual in zip(NUMBERS, pair, strict=True):
+            write_episodes(run, presets.task_config(f"libero_spatial_{number}"), actual, seed)
     return run
 
 

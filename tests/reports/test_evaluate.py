@@ -71,7 +71,7 @@ def test_checkpoints_and_seeds_are_added_and_nothing_is_run_twice(run: Path, mon
     assert list(summary["checkpoints"]) == ["last", "best", *map(str, KEPT[1:])]
     assert summary["mean_of_last_10"]["checkpoints"] == list(map(str, KEPT[1:]))
     # What was measured before counts, also where less is asked for now.
-    assert {seed: found["n_episodes"] for seed, found in summary["seeds"].items()} == {"0": 2, "3": 1}
+    assert {seed: actual["n_episodes"] for seed, actual in summary["seeds"].items()} == {"0": 2, "3": 1}
     assert first.read_text() == before
     assert len(episode_sets(run)) == 2 * 12
     assert json.loads((run / "results" / "summary.json").read_text()) == summary

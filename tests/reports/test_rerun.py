@@ -36,17 +36,17 @@ def test_a_recording_holds_cameras_keypoints_actions_and_chunks(tmp_path: Path, 
     record(path, tiny_config.task, policy, states, "evaluate", 0, 0)
     assert [p.name for p in path.parent.iterdir()] == ["episode_000.rrd"]
 
-    found = read(path, "/**")
+    actual = read(path, "/**")
     steps = tiny_config.task.max_steps
-    assert list(found["step"]) == list(range(steps + 1))
+    assert list(actual["step"]) == list(range(steps + 1))
     observations = observe_all(tiny_config.task, states)
     for camera in tiny_config.task.cameras:
-        buffers = found[f"/cameras/{camera}:ImageBuffer"]
+        buffers = actual[f"/cameras/{camera}:ImageBuffer"]
         for step in (0, steps):
             image = np.asarray(buffers[step][0], np.uint8).reshape(84, 84, 3)
             np.testing.assert_array_equal(image, observations[step]["images"][camera])
         for stage in tiny_config.policy.encoder.stages_read:
-            points = np.stack(found[f"/cameras/{camera}/keypoints/stage_{stage}:Position2D"][0])
+            points = np.stack(actual[f"/cameras/{camera}/keypoints/stage_{stage}:Position2D"][0])
             assert points.shape[1] == 2
             assert ((points >= 0) & (points <= 84)).all()
     # The chunk of the first step is the one that was executed.
@@ -55,9 +55,9 @@ def test_a_recording_holds_cameras_keypoints_actions_and_chunks(tmp_path: Path, 
         "proprio": np.stack([observations[0]["proprio"]] * 2),
     }
     chunk = sample_chunks(policy, [first], [episode_noise("evaluate", 0, 0)], [0], 1)[0]
-    logged = [float(found["/action/x:Scalar"][step][0]) for step in range(8)]
+    logged = [float(actual["/action/x:Scalar"][step][0]) for step in range(8)]
     np.testing.assert_allclose(logged, chunk[1:9, 0], rtol=1e-6)
-    predictions = [step for step, found in enumerate(found["/chunk:TensorData"]) if found is not None]
+    predictions = [step for step, actual in enumerate(actual["/chunk:TensorData"]) if actual is not None]
     assert predictions == list(range(0, steps, 8))
 
 
@@ -70,11 +70,11 @@ def test_a_recording_repeats_what_the_policy_did(tmp_path: Path, tiny_config: Ru
     evaluate(tmp_path, tiny_config, policy, replace(tiny_config.evaluate, n_episodes=1))
     path = tmp_path / "episode.rrd"
     record(path, tiny_config.task, policy, states_path(tmp_path, 0), "evaluate", 0, 0)
-    found = read(path, "/action/**")
+    actual = read(path, "/action/**")
     names = ("x", "y", "z", "rx", "ry", "rz", "gripper")
     env = RobosuiteEnv(tiny_config.task, render_images=False)
     env.reset(seed=0, options={"split": "evaluate", "episode": 0})
     for step in range(tiny_config.task.max_steps):
-        env.advance(np.array([found[f"/action/{name}:Scalar"][step][0] for name in names]))
+        env.advance(np.array([actual[f"/action/{name}:Scalar"][step][0] for name in names]))
     np.testing.assert_allclose(np.stack(env.states), np.load(states_path(tmp_path, 0)), atol=1e-6)
     env.close()

@@ -164,12 +164,12 @@ def test_layercam_is_the_map_computed_by_hand() -> None:
     policy = SimpleNamespace(encoder=encoder, sample=sample, executed=slice(0, 1))
     image = torch.zeros(1, 1, 7, 7, 3, dtype=torch.uint8)
     image[0, 0, 1:6:4, 1:6:4, 0] = torch.tensor([[10, 20], [30, 40]])
-    found = layer_cam(Objective(policy, {"images": {"front": image}}, torch.zeros(1, 1, 1, 1), target="0"))["front"]
+    actual = layer_cam(Objective(policy, {"images": {"front": image}}, torch.zeros(1, 1, 1, 1), target="0"))["front"]
     # relu(slope) * feature: channel 1 has features 2 * (10, 20, 30, 40), channel 2 has 3 * (10, 20, 30, 40)
     by_hand = [1.0 * 20 + 0.5 * 30, 0.0 + 1.0 * 60, 0.5 * 60 + 0.0, 0.0]
-    assert found[0, 0, 1:6:4, 1:6:4].flatten().tolist() == pytest.approx(by_hand)
-    assert found[0, 0, 1, 3] == pytest.approx((by_hand[0] + by_hand[1]) / 2)  # half-way between two cells
-    assert found[0, 0, 0].sum() == found[0, 0, :, 6].sum() == 0  # outside the crop
+    assert actual[0, 0, 1:6:4, 1:6:4].flatten().tolist() == pytest.approx(by_hand)
+    assert actual[0, 0, 1, 3] == pytest.approx((by_hand[0] + by_hand[1]) / 2)  # half-way between two cells
+    assert actual[0, 0, 0].sum() == actual[0, 0, :, 6].sum() == 0  # outside the crop
 
 
 @pytest.mark.parametrize(("stage", "cell"), [(1, (9, 5)), (2, (5, 3))])

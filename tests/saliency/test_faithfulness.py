@@ -42,26 +42,26 @@ def map_of(inside: float, outside: float) -> dict[str, np.ndarray]:
 
 
 def test_deleting_what_is_watched_moves_the_action_first() -> None:
-    found = curves(objective(), map_of(1.0, 0.0))
+    actual = curves(objective(), map_of(1.0, 0.0))
     after = [s >= 0.2 for s in SHARES]  # the region and the blur around it are gone
-    assert found.deletion[:, after] == pytest.approx(np.ones((3, sum(after))), abs=0.15)
-    assert found.insertion[:, after] == pytest.approx(np.zeros((3, sum(after))), abs=0.15)
-    assert found.deletion_gain.min() > 0.2
-    assert found.insertion_gain.min() > 0.2
+    assert actual.deletion[:, after] == pytest.approx(np.ones((3, sum(after))), abs=0.15)
+    assert actual.insertion[:, after] == pytest.approx(np.zeros((3, sum(after))), abs=0.15)
+    assert actual.deletion_gain.min() > 0.2
+    assert actual.insertion_gain.min() > 0.2
 
 
 def test_a_map_of_elsewhere_is_worse_than_chance() -> None:
-    found = curves(objective(), map_of(0.0, 1.0))
-    assert found.deletion_gain.max() < 0
-    assert found.insertion_gain.max() < 0
+    actual = curves(objective(), map_of(0.0, 1.0))
+    assert actual.deletion_gain.max() < 0
+    assert actual.insertion_gain.max() < 0
 
 
 def test_curves_begin_and_end_where_they_must() -> None:
-    found = curves(objective(), map_of(1.0, 0.0))
-    for deletion in (found.deletion, found.deletion_chance):
+    actual = curves(objective(), map_of(1.0, 0.0))
+    for deletion in (actual.deletion, actual.deletion_chance):
         assert deletion[:, 0].tolist() == [0] * 3
         assert deletion[:, -1].tolist() == [1] * 3
-    for insertion in (found.insertion, found.insertion_chance):
+    for insertion in (actual.insertion, actual.insertion_chance):
         assert insertion[:, 0].tolist() == [1] * 3
         assert insertion[:, -1].tolist() == [0] * 3
 

@@ -77,16 +77,16 @@ def test_interval_over_episodes_is_students() -> None:
     values = np.array([1.0, 2.0, 4.0, np.nan, 3.5])
     known = values[np.isfinite(values)]
     low, high = stats.t.interval(0.95, 3, known.mean(), stats.sem(known))
-    found = over_episodes(values)
-    assert (found.mean, found.low, found.high, found.n) == pytest.approx((known.mean(), low, high, 4))
+    actual = over_episodes(values)
+    assert (actual.mean, actual.low, actual.high, actual.n) == pytest.approx((known.mean(), low, high, 4))
     assert over_episodes(np.array([2.0])) == Estimate(2.0, None, None, 1)
 
 
 def test_interval_over_seeds_is_the_two_sample_t_tests() -> None:
     a, b = [1.0, 1.2, 1.1], [0.7, 0.9]
     reference = stats.ttest_ind(a, b).confidence_interval(0.95)
-    found = over_seeds(a, b)
-    assert (found.low, found.high) == pytest.approx((reference.low, reference.high))
+    actual = over_seeds(a, b)
+    assert (actual.low, actual.high) == pytest.approx((reference.low, reference.high))
     assert over_seeds(a, [1.0]).low is None
 
 

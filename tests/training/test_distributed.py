@@ -141,8 +141,8 @@ def test_shares_are_equal_disjoint_and_all_of_the_batch(batch_size: int, world: 
 
 
 def failed(exitcode: int, message: str = "") -> SimpleNamespace:
-    told = {"message": message, "extraInfo": {}} if message else f"Signal {-exitcode} received"
-    return SimpleNamespace(exitcode=exitcode, message=told)
+    reported = {"message": message, "extraInfo": {}} if message else f"Signal {-exitcode} received"
+    return SimpleNamespace(exitcode=exitcode, message=reported)
 
 
 def test_the_cause_is_told_from_what_followed() -> None:

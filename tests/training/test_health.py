@@ -221,10 +221,10 @@ def test_half_of_the_batch_that_is_advised_surely_fits_into_the_same_memory(tmp_
     refused = within(1000, 1024)
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
-    told = re.search(r"out of memory at a batch of 1024 windows; (\d+) fit", refused.stderr)
-    assert told, refused.stderr
+    printed = re.search(r"out of memory at a batch of 1024 windows; (\d+) fit", refused.stderr)
+    assert printed, refused.stderr
     # Training keeps what it frees, up to 256 MiB more than the trial had to: what fits there may just not fit here.
-    trained = within(1000, int(told[1]) // 2)
+    trained = within(1000, int(printed[1]) // 2)
     assert trained.returncode == 0, trained.stderr
     assert "2 updates" in trained.stdout
 
@@ -233,6 +233,6 @@ def test_a_wish_for_a_gpu_that_is_not_there_is_one_sentence(tmp_path: Path) -> N
     if torch.cuda.is_available():
         pytest.skip("there is one")
     write_demos(tmp_path / "demos.hdf5")
-    told = prism_train(tmp_path, "--out", tmp_path / "run", "--device", "cuda", code=2)
-    assert "expected a GPU that PyTorch can use, found none" in told
+    printed = prism_train(tmp_path, "--out", tmp_path / "run", "--device", "cuda", code=2)
+    assert "expected a GPU that PyTorch can use, found none" in printed
     assert not (tmp_path / "run").exists()

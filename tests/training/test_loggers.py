@@ -34,10 +34,10 @@ def test_tensorboards_files_hold_the_figures_of_metrics_jsonl(tmp_path: Path) ->
     names = {name for line in lines for name in line} - {"step"}
     assert set(read.Tags()["scalars"]) == names >= {"loss", "lr", "valid_loss", "success_rate"}
     for name in names:
-        found = [(event.step, event.value) for event in read.Scalars(name)]
+        actual = [(event.step, event.value) for event in read.Scalars(name)]
         expected = [(line["step"], line[name]) for line in lines if name in line]
-        assert [step for step, _ in found] == [step for step, _ in expected]
-        assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-6)  # float32
+        assert [step for step, _ in actual] == [step for step, _ in expected]
+        assert [value for _, value in actual] == pytest.approx([value for _, value in expected], rel=1e-6)  # float32
 
 
 def test_no_tracker_writes_nothing(tmp_path: Path) -> None:

@@ -79,9 +79,9 @@ def test_rows_are_what_plain_indexing_gives(shape: tuple[int, ...]) -> None:
     for name, layout in layouts.items():
         assert torch.equal(layout, values), name
         for indices in (torch.randint(0, 9, (5, 2), generator=generator), torch.zeros(0, 2, dtype=torch.long)):
-            found = rows(layout, indices)
-            assert found.dtype == values.dtype
-            assert torch.equal(found, values[indices]), name
+            actual = rows(layout, indices)
+            assert actual.dtype == values.dtype
+            assert torch.equal(actual, values[indices]), name
 
 
 def test_gathered_rows_are_a_copy() -> None:

@@ -96,8 +96,8 @@ def test_a_run_is_trained_by_one_process_at_a_time(data: Path, whole: tuple[Path
         assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(signal.SIGSTOP)
-    told = prism_train(data, "--out", folder, settings=UPDATES, code=2)
-    assert f"another process is training {folder}; wait for it" in told
+    output = prism_train(data, "--out", folder, settings=UPDATES, code=2)
+    assert f"another process is training {folder}; wait for it" in output
     process.send_signal(signal.SIGCONT)
     assert process.wait(60) == 0
     assert_same_end(folder, whole[0])
@@ -153,8 +153,8 @@ def test_bad_input_is_one_sentence_and_changes_nothing(
 
 def test_actions_of_another_dimension_are_told_before_a_run_folder_is_made(tmp_path: Path) -> None:
     write_demos(tmp_path / "demos.hdf5", actions=8)
-    told = prism_train(tmp_path, "--out", tmp_path / "run", code=2)
-    assert "demos.hdf5, demo_0: expected actions of shape (T, 7), got (20, 8)" in told
+    output = prism_train(tmp_path, "--out", tmp_path / "run", code=2)
+    assert "demos.hdf5, demo_0: expected actions of shape (T, 7), got (20, 8)" in output
     assert not (tmp_path / "run").exists()
 
 
@@ -183,8 +183,8 @@ def test_a_disk_without_space_is_one_sentence_and_the_run_goes_on_when_there_is_
     data: Path, whole: tuple[Path, str], small_disk: Path
 ) -> None:
     folder = small_disk / "run"
-    told = prism_train(data, "--out", folder, settings=UPDATES, code=2)
-    assert "no space left on the disk of" in told
+    output = prism_train(data, "--out", folder, settings=UPDATES, code=2)
+    assert "no space left on the disk of" in output
     assert not list(small_disk.rglob("*.tmp"))
     assert json.loads((folder / "config.json").read_text())["train"]["steps"] == 60
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)

@@ -302,8 +302,8 @@ def test_a_training_is_adamw_under_a_warmed_up_cosine_with_an_average_of_the_wei
         torch.testing.assert_close(trained.get_parameter(name).detach(), mean.float(), **tolerance)
     for name, parameter in pp.load_policy(tmp_path / "run", "5").named_parameters():
         torch.testing.assert_close(parameter.detach(), kept[name], **tolerance)
-    found = [line["loss"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")]
-    assert found == pytest.approx(losses, rel=1e-5)
+    actual = [line["loss"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")]
+    assert actual == pytest.approx(losses, rel=1e-5)
 
 
 def test_a_gradients_norm_is_clipped_where_it_is_asked_for(tmp_path: Path) -> None:
@@ -406,12 +406,12 @@ def test_rollouts_stand_in_the_figures_of_their_update_whenever_it_was_killed(
 def test_told_to_stop_during_rollouts_it_stops_and_measures_them_later(tmp_path: Path) -> None:
     config = small_config("--train.rollout-every 6")
     windows = small_windows(tmp_path)
-    told = []
+    printed = []
 
     def rollout(policy: Policy, done: int, raise_if_stopped: Callable[[], None]) -> dict[str, float]:
         raise_if_stopped()
-        if not told:
-            told.append(done)
+        if not printed:
+            printed.append(done)
             os.kill(os.getpid(), signal.SIGINT)
             raise_if_stopped()
         return {"success_rate": 1.0}

@@ -19,9 +19,9 @@ def test_a_video_holds_the_frames_that_went_in(tmp_path: Path) -> None:
     x, y = np.meshgrid(np.arange(64), np.arange(48))
     frames = np.stack([np.stack([2 * x + t, 3 * y, np.full_like(x, 90)], -1) for t in range(12)]).astype(np.uint8)
     write_video(tmp_path / "video.mp4", frames, fps=20)
-    found = read(tmp_path / "video.mp4")
-    assert found.shape == frames.shape
-    assert np.abs(found.astype(int) - frames).mean() < 4
+    actual = read(tmp_path / "video.mp4")
+    assert actual.shape == frames.shape
+    assert np.abs(actual.astype(int) - frames).mean() < 4
     assert [p.name for p in tmp_path.iterdir()] == ["video.mp4"]
 
 
@@ -63,5 +63,5 @@ def test_a_tile_waits_on_its_last_frame_until_all_are_over(tmp_path: Path) -> No
 
 def test_a_video_is_read_back_frame_by_frame(tmp_path: Path) -> None:
     write_video(tmp_path / "video.mp4", (np.full((32, 32, 3), 20 * t, np.uint8) for t in range(10)), fps=20)
-    found = [int(frame.mean().round()) for frame in read_video(tmp_path / "video.mp4")]
-    assert found == pytest.approx([20 * t for t in range(10)], abs=3)
+    actual = [int(frame.mean().round()) for frame in read_video(tmp_path / "video.mp4")]
+    assert actual == pytest.approx([20 * t for t in range(10)], abs=3)
