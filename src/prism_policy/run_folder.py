@@ -26,21 +26,13 @@ from prism_policy.utils.files import atomic, disk_errors, write_text
 
 
 def open_run(folder: Path, config: RunConfig) -> None:
-    """Make the run folder of this configuration, or accept the one that holds it; bad input writes nothing.
-
-    Raises:
-        PrismError: the configuration cannot work; the folder belongs to another one, or holds foreign files.
-    """
+    """Make the run folder of this configuration, or accept the one that holds it; bad input writes nothing."""
     check(config)
     open_folder(folder, config)
 
 
 def open_folder(folder: Path, config: RunConfig | ProbeConfig) -> None:
-    """Make `folder` with this configuration as its config.json, or accept the one that already holds it.
-
-    Raises:
-        PrismError: the folder belongs to another configuration, or holds foreign files.
-    """
+    """Make `folder` with this configuration as its config.json, or accept the one that already holds it."""
     path = folder / "config.json"
     if path.exists():
         present = config_json.load(type(config), path)
@@ -87,11 +79,7 @@ def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
 
 
 def weights_path(folder: Path, checkpoint: str) -> Path:
-    """The file of a checkpoint's averaged weights: `last` (training's end), `best` (by rollouts), or of an update.
-
-    Raises:
-        PrismError: there is no such checkpoint.
-    """
+    """The file of a checkpoint's averaged weights: `last` (training's end), `best` (by rollouts), or of an update."""
     kept, best = kept_checkpoints(folder), folder / "checkpoints" / "best.safetensors"
     if checkpoint == "last":
         return folder / "weights.safetensors"
@@ -169,11 +157,7 @@ def _load_weights(policy: Policy, weights: dict[str, Tensor], path: Path, config
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        PrismError: missing or damaged.
-    """
+    """Read a safetensors file."""
     try:
         return load_file(path)
     except FileNotFoundError as error:

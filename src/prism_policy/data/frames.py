@@ -207,11 +207,7 @@ def _map(folder: Path, name: str, about: dict[str, Any]) -> np.ndarray:
 
 
 def _unpack(
-    paths: Mapping[str, Path],
-    episodes: Iterable[Episode],
-    folder: Path,
-    key: dict[str, Any],
-    progress: Progress | None,
+    paths: Mapping[str, Path], episodes: Iterable[Episode], folder: Path, key: dict[str, Any], progress: Progress | None
 ) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -48,9 +48,6 @@ def describe_libero(path: Path, suite: str | None = None) -> LiberoFile:
     Args:
         path: LIBERO's HDF5.
         suite: the suite that its task must belong to; none takes any.
-
-    Raises:
-        PrismError: unreadable, not LIBERO's layout, a task of another suite, or an instruction that is not the task's.
     """
     with open_demos(path) as file:
         data = file["data"]
@@ -90,9 +87,6 @@ def libero_episodes(path: Path, cameras: Sequence[str] | None = None) -> Iterato
     Args:
         path: LIBERO's HDF5.
         cameras: by the simulator's names; none takes all that the file has.
-
-    Raises:
-        PrismError: what `describe_libero` raises; an unknown camera; a demo that is cut short or not finite.
     """
     described = describe_libero(path)
     wanted = described.cameras if cameras is None else tuple(cameras)

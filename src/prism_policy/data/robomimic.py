@@ -116,9 +116,6 @@ def write_masks(path: Path, valid_share: float = 0.1, seed: int = 0) -> None:
     Args:
         valid_share: share of the demos in `valid`, in (0, 1); both masks get at least one if there are two.
         seed: of the draw; the same demos are drawn on every machine.
-
-    Raises:
-        PrismError: a share out of range, or what `open_demos` raises.
     """
     if not 0 < valid_share < 1:
         raise PrismError(f"valid_share: expected a number between 0 and 1, got {valid_share}")
@@ -145,11 +142,7 @@ def _write_masks(file: h5py.File, masks: Mapping[str, Iterable[str]]) -> None:
 
 
 def open_demos(path: Path) -> h5py.File:
-    """Open a file in robomimic's layout for reading.
-
-    Raises:
-        PrismError: it is missing, truncated, no HDF5, or of another layout.
-    """
+    """Open a file in robomimic's layout for reading."""
     if not path.is_file():
         raise PrismError(f"{path} not found; expected demonstrations in robomimic's HDF5 layout there")
     try:
@@ -164,11 +157,7 @@ def open_demos(path: Path) -> h5py.File:
 
 
 def demo_names(file: h5py.File, mask: str | None = None) -> list[str]:
-    """Names of the demos in numeric order, all or those of a `mask` (such as "train").
-
-    Raises:
-        PrismError: there is no such mask, or it names demos that are not there.
-    """
+    """Names of the demos in numeric order, all or those of a `mask` (such as "train")."""
     names = {name for name in file["data"] if name.startswith("demo_") and name[5:].isdigit()}
     if mask is not None:
         masks = read_masks(file)
@@ -243,10 +232,6 @@ def read_demos(
         cameras: which images; None is all that the first demo holds.
         mask: only the demos of this list.
         skip_bad: leave out demos that cannot be used and say which and why, instead of raising.
-
-    Raises:
-        PrismError: a truncated or foreign file, a mask or camera it does not hold, actions that are not finite or not
-            (T, 7), arrays of unequal length, images of unequal shape; with `skip_bad`, if no good demo is left.
     """
     return list(iter_demos(path, cameras, mask, skip_bad))
 

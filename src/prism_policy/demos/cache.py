@@ -42,12 +42,7 @@ Build = Callable[[Path, WorkerPool], tuple[list[Path], str, dict[str, Any]]]
 
 
 def cached(
-    name: str,
-    key: dict[str, Any],
-    cache_dir: Path | None,
-    workers: int | None,
-    build: Build,
-    **layout: Any,
+    name: str, key: dict[str, Any], cache_dir: Path | None, workers: int | None, build: Build, **layout: Any
 ) -> Path:
     """The file of demonstrations that `key` decides, built where it is not there yet.
 

@@ -21,12 +21,7 @@ from prism_policy.utils.progress import Bar, Stage, untimed
 
 
 def fit_to_dataset(config: RunConfig) -> RunConfig:
-    """The run with what its file decides: the frame of delta actions.
-
-    Raises:
-        PrismError: the file is of another task, lacks a camera, or holds images of another size or other actions; a
-            folder lacks a task's file.
-    """
+    """The run with what its file decides: the frame of delta actions."""
     path = Path(config.dataset)
     tasks = single_tasks(config.task)
     if tasks[0].spec.suite:
@@ -40,11 +35,7 @@ def fit_to_dataset(config: RunConfig) -> RunConfig:
 
 
 def libero_files(path: Path, tasks: Sequence[TaskConfig]) -> dict[str, Path]:
-    """The file of each task, by the task's name: those in a folder, or `path` itself where there is one task.
-
-    Raises:
-        PrismError: there is none, or there are two.
-    """
+    """The file of each task, by the task's name: those in a folder, or `path` itself where there is one task."""
     files = sorted(path.glob("*.hdf5")) if path.is_dir() else [path]
     by_task: dict[str, list[Path]] = {}
     for candidate in files:
@@ -96,9 +87,6 @@ def training_windows(config: RunConfig, stage: Stage = untimed) -> tuple[Windows
 
     Scripted demonstrations are made and drawn first where they are not in the cache yet, in the stages "demos" and
     "render".
-
-    Raises:
-        PrismError: no demonstration in the mask `train`; what making or reading demonstrations raises.
     """
     tasks = single_tasks(config.task)
     suite = tasks[0].spec.suite

@@ -69,11 +69,7 @@ class DemoFacts:
 
 
 def demo_facts(path: Path) -> DemoFacts:
-    """Count what a file holds; images are not read.
-
-    Raises:
-        PrismError: not a readable file in robomimic's layout, or no usable demonstration in it.
-    """
+    """Count what a file holds; images are not read."""
     with open_demos(path) as file:
         attributes, names = attributes_of(file), demo_names(file)
         data = file["data"]

@@ -20,9 +20,6 @@ def episode_rng(split: str, seed: int, episode: int, rng_stream: int = 0) -> np.
         seed: of the run, >= 0.
         episode: number of the episode, >= 0.
         rng_stream: independent generators of one episode (0 start state, 1 policy noise, 2 expert, 3 still scene).
-
-    Raises:
-        PrismError: unknown split or a negative number.
     """
     if split not in get_args(Split):
         raise PrismError(f"unknown split {split!r}; there are {', '.join(get_args(Split))}")

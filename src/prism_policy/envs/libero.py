@@ -50,9 +50,6 @@ class LiberoEnv(RobosuiteEnv):
     env = LiberoEnv(TaskConfig("libero_spatial_3", max_steps=280))
     observation, info = env.reset(seed=0, options={"split": "evaluate", "episode": 7})  # initial state 7
     ```
-
-    Raises:
-        PrismError: LIBERO is not installed or incomplete, an unknown camera, or no OpenGL.
     """
 
     simulator = LIBERO

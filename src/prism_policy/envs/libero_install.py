@@ -26,9 +26,6 @@ def prepare_libero() -> Path:
 
     Returns:
         The folder with its tasks and initial states.
-
-    Raises:
-        PrismError: it is not installed, not complete, or there are two of it.
     """
     _check_packages()
     spec = importlib.util.find_spec("libero")  # finds the package without running it

@@ -29,9 +29,6 @@ class Renderer:
         settings: size and quality of the frames.
         cull: leave out geoms whose bounding box lies outside the camera's view. Does not change a pixel and halves the
             cost, as most of the vertices belong to parts of the robot that the cameras do not see.
-
-    Raises:
-        PrismError: no OpenGL.
     """
 
     def __init__(self, model: mujoco.MjModel, settings: RenderConfig, cull: bool = True) -> None:
@@ -82,10 +79,6 @@ class Renderer:
 
         Returns:
             int32 (H, W), row 0 at the top: index of the geom, -1 where there is none.
-
-        Raises:
-            PrismError: unknown camera.
-            ValueError: frames are anti-aliased, so that a pixel on an edge shows several.
         """
         if self.settings.msaa:
             raise ValueError("expected a renderer without anti-aliasing, whose pixels show one geom each")

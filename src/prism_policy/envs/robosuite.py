@@ -47,9 +47,6 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     env = RobosuiteEnv(TaskConfig("lift"))
     observation, info = env.reset(seed=0, options={"split": "evaluate", "episode": 3})
     ```
-
-    Raises:
-        PrismError: unknown task or camera, or no OpenGL.
     """
 
     simulator: ClassVar[Simulator] = ROBOSUITE
@@ -150,9 +147,6 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
             states: as a file holds them.
             model_file: XML of the recording's model, for environments that need it.
             source: file and demonstration, for errors.
-
-        Raises:
-            PrismError: another size, or not finite.
         """
         expected = 1 + self.model.nq + self.model.nv
         if states.ndim != 2 or states.shape[1] != expected:
@@ -165,11 +159,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         return states
 
     def set_state(self, state: np.ndarray) -> None:
-        """Put the simulation into `state` (S,), with the solver's memory wiped so that nothing else matters.
-
-        Raises:
-            PrismError: a state of another size, or one that is not finite.
-        """
+        """Put the simulation into `state` (S,), with the solver's memory wiped so that nothing else matters."""
         expected = 1 + self.model.nq + self.model.nv
         if state.shape != (expected,) or not np.isfinite(state).all():
             raise PrismError(
@@ -225,11 +215,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         return [self.observe(state) for state in self.states[1:][-min(n_obs, done) :] if done], success, done
 
     def advance(self, action: np.ndarray) -> bool:
-        """One control step without an observation; returns success.
-
-        Raises:
-            PrismError: an action of another shape, or one that is not finite.
-        """
+        """One control step without an observation; returns success."""
         action = np.asarray(action, np.float64)
         if action.shape != (7,) or not np.isfinite(action).all():
             raise PrismError(f"expected a finite action of shape (7,), got {action}")
@@ -264,11 +250,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     def render(
         self, camera: str | None = None, resolution: int | None = None, state: np.ndarray | None = None
     ) -> np.ndarray:
-        """A frame uint8 (H, W, 3) of any camera at any resolution, of `state` (S,) or of now.
-
-        Raises:
-            PrismError: unknown camera, or no OpenGL.
-        """
+        """A frame uint8 (H, W, 3) of any camera at any resolution, of `state` (S,) or of now."""
         camera_id(self.model, camera or self.task.cameras[0])
         self._renderer = self._renderer or Renderer(self.model, self.task.render)
         self._pose(state)

@@ -47,11 +47,7 @@ _PROBE = "import mujoco; mujoco.GLContext(16, 16).make_current()"
 
 @cache
 def prepare_robosuite() -> None:
-    """Choose OpenGL and import the simulator, without the warnings that it prints then.
-
-    Raises:
-        PrismError: it is not installed, or OpenGL does not work.
-    """
+    """Choose OpenGL and import the simulator, without the warnings that it prints then."""
     prepare_opengl()
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # robosuite warns about optional packages on import

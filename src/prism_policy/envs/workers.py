@@ -78,9 +78,6 @@ class WorkerPool:
     Args:
         workers: processes; None is one for each core.
         patience: how long a worker may stay silent in a rollout [s].
-
-    Raises:
-        PrismError: less than one worker; a script without `if __name__ == "__main__":`, which its workers run again.
     """
 
     def __init__(self, workers: int | None = None, patience: float = PATIENCE) -> None:
@@ -145,9 +142,6 @@ class WorkerPool:
             n_obs_steps: frames that the policy sees.
             batch_size: most episodes in one call of `act`.
             threads: most calls of `act` at a time.
-
-        Raises:
-            PrismError: the simulator cannot start, or an episode loses its worker three times.
         """
         tries, pending = Counter[int](), {}
         batches = _Batches(act, batch_size, threads)

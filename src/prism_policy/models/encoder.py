@@ -123,11 +123,7 @@ def shuffle_pairs(keypoints: Tensor, order: Tensor) -> Tensor:
 
 
 def check_encoder(config: EncoderConfig) -> None:
-    """Refuse parts of a configuration that exclude one another.
-
-    Raises:
-        PrismError: names the field, what was expected and what was given.
-    """
+    """Refuse parts of a configuration that exclude one another."""
     keypoints = config.pooling == "spatial_softmax"
     stages = config.stages
     if not stages or list(stages) != sorted(set(stages)) or stages[0] < 1 or stages[-1] > 4:

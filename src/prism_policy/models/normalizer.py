@@ -34,11 +34,7 @@ class LinearNormalizer(nn.Module):
 
     @classmethod
     def min_max(cls, data: np.ndarray, keep: Sequence[int] = ()) -> LinearNormalizer:
-        """Fit [min, max] of (N, D) to [-1, 1]. A constant dimension is only centred.
-
-        Raises:
-            PrismError: no rows, or a value that is not finite.
-        """
+        """Fit [min, max] of (N, D) to [-1, 1]. A constant dimension is only centred."""
         if data.ndim != 2 or len(data) == 0 or not np.isfinite(data).all():
             raise PrismError(f"statistics need finite values of shape (N, D) with N > 0; got shape {data.shape}")
         low, high = data.min(axis=0).astype(np.float64), data.max(axis=0).astype(np.float64)
@@ -57,11 +53,7 @@ class LinearNormalizer(nn.Module):
         return len(self.scale)
 
     def load_statistics(self, scale: Tensor, offset: Tensor, name: str) -> None:
-        """Load saved statistics, (D,) each.
-
-        Raises:
-            PrismError: another shape, values that are not finite, or a scale that cannot be inverted.
-        """
+        """Load saved statistics, (D,) each."""
         for kind, values in (("scale", scale), ("offset", offset)):
             if values.shape != (self.dim,):
                 raise PrismError(f"{name}.{kind}: expected statistics of {self.dim} numbers, got {tuple(values.shape)}")
@@ -73,11 +65,7 @@ class LinearNormalizer(nn.Module):
         self.offset.copy_(offset)
 
     def check(self, x: Tensor, name: str) -> None:
-        """Refuse values (..., D) that are not finite, or far beyond the training data.
-
-        Raises:
-            PrismError: names the dimension.
-        """
+        """Refuse values (..., D) that are not finite, or far beyond the training data."""
         if not torch.isfinite(x).all():
             raise PrismError(f"{name} holds NaN or infinity; check the robot's state before calling the policy")
         centre, span = -self.offset / self.scale, (2 / self.scale).clamp_min(1)

@@ -22,9 +22,6 @@ class SpatialSoftmax(nn.Module):
     Usage::
 
         keypoints = SpatialSoftmax(512, num_keypoints=32)(features)  # (B, 512, H, W) -> (B, 32, 2)
-
-    Raises:
-        PrismError: a temperature or a number of keypoints that is not positive.
     """
 
     def __init__(

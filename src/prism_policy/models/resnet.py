@@ -17,11 +17,7 @@ BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
 def make_norm(norm: Norm, channels: int) -> nn.Module:
-    """GroupNorm with C/16 groups (at least one), as in diffusion policies, or BatchNorm.
-
-    Raises:
-        PrismError: the channels do not divide into the groups.
-    """
+    """GroupNorm with C/16 groups (at least one), as in diffusion policies, or BatchNorm."""
     if norm == "batch":
         return nn.BatchNorm2d(channels)
     groups = max(channels // 16, 1)
@@ -103,9 +99,6 @@ class ResNet(nn.Module):
 
         Returns:
             Names of this trunk's tensors that start fresh: none with BatchNorm, the norms' with GroupNorm.
-
-        Raises:
-            PrismError: a tensor is missing or has another shape (another depth or width).
         """
         own = self.state_dict()
         norms = {name for name, module in self.named_modules() if isinstance(module, nn.GroupNorm)}

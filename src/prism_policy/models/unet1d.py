@@ -28,11 +28,7 @@ def sinusoidal_embedding(step: Tensor, dim: int) -> Tensor:
 
 
 def check_horizon(horizon: int, levels: int) -> None:
-    """Refuse a horizon that a U-Net of so many levels cannot halve and double back.
-
-    Raises:
-        PrismError: it is no multiple of what is needed.
-    """
+    """Refuse a horizon that a U-Net of so many levels cannot halve and double back."""
     factor = 2 ** (levels - 1)
     if horizon < 1 or horizon % factor:
         raise PrismError(

@@ -68,11 +68,7 @@ def impose(x: Tensor, known: Known | None, level: Callable[[Tensor], Tensor]) ->
 
 
 def check_policy(config: PolicyConfig) -> None:
-    """Refuse settings that cannot work, before any weight is made.
-
-    Raises:
-        PrismError: names the field, what was expected and what was given.
-    """
+    """Refuse settings that cannot work, before any weight is made."""
     sampler = getattr(config, config.kind)
     for name, value in {
         "n_obs_steps": config.n_obs_steps,
@@ -166,9 +162,6 @@ class Policy(nn.Module):
         Args:
             batch: of `Windows.batch`. With `draws`, rows of what `draw` returned, the loss is a function of the batch
                 alone; else they are drawn here. `mask_share` as in `LossInputs`.
-
-        Raises:
-            PrismError: actions of another horizon or number.
         """
         expected = (self.config.horizon, self.action_dim)
         if batch["actions"].shape[1:] != expected:

@@ -39,9 +39,6 @@ class Instructions:
     def vector(self, instruction: str) -> Tensor:
         """float32 (E,): one-hot, of which the policy's first layer makes a learned embedding; or a frozen language
         model's sentence embedding, less the mean over the known ones, for those are nearly parallel.
-
-        Raises:
-            PrismError: an instruction that a policy without language has not learned; no language model installed.
         """
         if self.kind == "learned":
             if instruction not in self.known:

@@ -47,9 +47,6 @@ TOOL_HANG = TaskSpec(
     max_steps=700,
     mask_bodies=("stand_root", "frame_root", "tool_root"),
     # The tool's two rings differ by 5 mm in diameter, half a pixel at 84 px: half a turn is not to be seen.
-    tracked=(
-        Tracked("frame", "frame_root", heading=2, folds=1),
-        Tracked("tool", "tool_root", heading=0, folds=2),
-    ),
+    tracked=(Tracked("frame", "frame_root", heading=2, folds=1), Tracked("tool", "tool_root", heading=0, folds=2)),
     spread=0.04,
 )

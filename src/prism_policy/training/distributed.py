@@ -45,11 +45,7 @@ class ProcessGroup:
         return self.rank == 0
 
     def local_rows(self, batch_size: int) -> slice:
-        """This process's rows of every batch.
-
-        Raises:
-            PrismError: the batch does not divide among the processes.
-        """
+        """This process's rows of every batch."""
         if batch_size % self.world_size:
             raise PrismError(
                 f"batch_size {batch_size} does not divide among {self.world_size} processes; choose a multiple"
@@ -58,11 +54,7 @@ class ProcessGroup:
         return slice(self.rank * rows, (self.rank + 1) * rows)
 
     def check(self, config: RunConfig) -> None:
-        """Refuse what several processes cannot do.
-
-        Raises:
-            PrismError: the batch does not divide among them, or BatchNorm's statistics would differ between them.
-        """
+        """Refuse what several processes cannot do."""
         self.local_rows(config.train.batch_size)
         if self.world_size > 1 and config.policy.encoder.norm == "batch":
             raise PrismError(
@@ -75,9 +67,7 @@ class ProcessGroup:
         if self.world_size == 1:
             return policy
         return nn.parallel.DistributedDataParallel(
-            policy,
-            [device] if device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
+            policy, [device] if device.type == "cuda" else None, gradient_as_bucket_view=True
         )
 
     def any(self, *flags: bool) -> list[bool]:
@@ -115,11 +105,7 @@ SINGLE_PROCESS = ProcessGroup()
 
 @contextmanager
 def join(device: Device = "auto") -> Iterator[ProcessGroup]:
-    """Join the processes that `launch` or torchrun started; without them, be a single one.
-
-    Raises:
-        PrismError: no GPU is left for this process, or none there where one is wanted.
-    """
+    """Join the processes that `launch` or torchrun started; without them, be a single one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield SINGLE_PROCESS
         return

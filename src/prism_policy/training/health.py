@@ -46,9 +46,6 @@ def check_losses(
         losses: of each update since the last line of `metrics`.
         weights: after the last of them.
         metrics: lines so far.
-
-    Raises:
-        PrismError: the losses or weights are not finite, or the loss exploded.
     """
     first = metrics[0]["loss"] if metrics else math.inf
     bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
@@ -72,11 +69,7 @@ def check_losses(
 
 
 def check_compiler() -> None:
-    """Require the compiler that torch.compile needs.
-
-    Raises:
-        PrismError: there is none.
-    """
+    """Require the compiler that torch.compile needs."""
     if not shutil.which(os.environ.get("CXX", "g++")):
         raise PrismError("train.compile needs a C++ compiler, found no g++; install one, or choose --train.no-compile")
 
@@ -103,9 +96,6 @@ def advise_batch_size(
         update: with a batch; the weights are lost.
         batch: of this process.
         batch_size: of all processes.
-
-    Raises:
-        PrismError: always.
     """
     rows = len(batch["mask"])
     while rows > 1:

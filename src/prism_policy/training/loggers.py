@@ -16,11 +16,7 @@ from prism_policy.training.trainer import OnUpdate
 
 
 def check_trackers(names: Sequence[Tracker]) -> None:
-    """Require the packages of the trackers.
-
-    Raises:
-        PrismError: one is not installed.
-    """
+    """Require the packages of the trackers."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise PrismError(f"--track {name} needs the package {name}: pip install prism-policy[track]")

@@ -60,11 +60,7 @@ def update_seed(seed: int, step: int) -> int:
 
 
 def fit_normalizers(policy: Policy, windows: Windows) -> None:
-    """Min-max for positions and finger widths; rotations and the gripper command pass unchanged.
-
-    Raises:
-        PrismError: values that are not finite, or actions that do not lie in [-1, 1] afterwards.
-    """
+    """Min-max for positions and finger widths; rotations and the gripper command pass unchanged."""
     actions = windows.frames.actions.cpu()
     policy.normalizer["proprio"] = LinearNormalizer.min_max(windows.frames.proprio.cpu().numpy(), keep=range(3, 7))
     policy.normalizer["action"] = normalizer = LinearNormalizer.min_max(
@@ -111,9 +107,6 @@ class Trainer:
         rollout: measures the EMA weights every `rollout_every` updates; the best are kept.
         group: this process among those that train.
         device: where to compute.
-
-    Raises:
-        PrismError: demonstrations that no policy can be fitted to, or settings that several processes cannot share.
     """
 
     def __init__(

@@ -11,14 +11,7 @@ import numpy as np
 
 from prism_policy.envs.experts.base import CLOSE, OPEN, Expert, Pose
 from prism_policy.envs.experts.libero_fixtures import CloseDoor, CloseDrawer, Push, Turn
-from prism_policy.envs.experts.libero_skills import (
-    Grip,
-    PickAndPlace,
-    Skill,
-    across_grip,
-    rim_grips,
-    turned_grips,
-)
+from prism_policy.envs.experts.libero_skills import Grip, PickAndPlace, Skill, across_grip, rim_grips, turned_grips
 from prism_policy.envs.libero import LiberoEnv
 from prism_policy.errors import PrismError
 
