@@ -230,5 +230,6 @@ def test_the_list_of_cameras_is_the_simulators() -> None:
     from prism_policy.envs.robosuite import RobosuiteEnv
 
     env = RobosuiteEnv(TaskConfig(), render_images=False)
-    assert sorted(env.cameras) == sorted(CAMERAS)
+    names = [env.model.camera(i).name for i in range(env.model.ncam)]
+    assert sorted(names) == sorted(CAMERAS)
     env.close()

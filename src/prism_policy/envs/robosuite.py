@@ -1,8 +1,4 @@
-"""robosuite's tasks behind the library's environment contract.
-
-Robot: Panda; operational-space pose control at 20 Hz (robosuite's BASIC controller), delta actions in the task's
-reference frame or absolute ones in the world's.
-"""
+"""robosuite's tasks behind the library's environment contract: a Panda, operational-space pose control at 20 Hz."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from prism_policy.config.settings import TaskConfig
 from prism_policy.envs.episode import episode_rng
-from prism_policy.envs.rendering import Renderer, camera_id, camera_names
+from prism_policy.envs.rendering import Renderer, camera_id
 from prism_policy.envs.simulators import mujoco, prepare_robosuite, robosuite
 from prism_policy.errors import PrismError
 from prism_policy.tasks import SPECS, task_names
@@ -64,8 +60,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         self.task = task
         self.render_images = render_images
         self.sim_env, self.env_kwargs = self._make()
-        # Observations come from the state (see `observe`); robosuite's own would be recomputed at each 2 ms substep.
-        self.sim_env._observables.clear()
+        self.sim_env._observables.clear()  # not those of `observe`, and recomputed at each 2 ms substep
         self._xml: str = self.sim_env.sim.model.get_xml()  # later, MuJoCo would give that of the last model it compiled
         self._prepare()
         for camera in task.cameras:
@@ -92,11 +87,11 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
 
     def _make(self) -> tuple[Any, dict[str, Any]]:
         """The simulator's own environment, and what it was made with."""
-        settings = {
-            "robots": "Panda",
-            "controller_configs": _controller(self.task),
-            "use_object_obs": False,
-        } | ENV_KWARGS
+        controller: dict[str, Any] = robosuite.load_composite_controller_config(controller="BASIC", robot="Panda")
+        mode, frame = self.task.action_mode, self.task.reference_frame
+        frame = "world" if mode == "absolute" else frame
+        controller["body_parts"]["right"] |= {"input_type": mode, "input_ref_frame": frame}
+        settings = {"robots": "Panda", "controller_configs": controller, "use_object_obs": False} | ENV_KWARGS
         # The seed decides what is drawn once at construction, such as the size of Lift's cube: the same for everybody.
         sim_env = robosuite.make(self.task.spec.env_name, seed=0, **settings)
         sim_env.reset()
@@ -109,6 +104,11 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     def model_xml(self) -> str:
         """The model of this episode."""
         return self._xml
+
+    @property
+    def _state_size(self) -> int:
+        """Numbers of (time, qpos, qvel)."""
+        return 1 + int(self.model.nq) + int(self.model.nv)
 
     @property
     def model(self) -> mujoco.MjModel:
@@ -124,11 +124,6 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     def mask_bodies(self) -> Sequence[str]:
         """Bodies that the task is about: what is moved, and what it has to fit on or into."""
         return self.task.spec.mask_bodies
-
-    @property
-    def cameras(self) -> list[str]:
-        """Names of all cameras of the scene."""
-        return camera_names(self.model)
 
     @property
     def success(self) -> bool:
@@ -148,10 +143,9 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
             model_file: XML of the recording's model, for environments that need it.
             source: file and demonstration, for errors.
         """
-        expected = 1 + self.model.nq + self.model.nv
-        if states.ndim != 2 or states.shape[1] != expected:
+        if states.ndim != 2 or states.shape[1] != self._state_size:
             raise PrismError(
-                f"{source}: expected states of {expected} numbers (time, joint positions and velocities of "
+                f"{source}: expected states of {self._state_size} numbers (time, joint positions and velocities of "
                 f"{self.task.spec.env_name} in robosuite {robosuite.__version__}), got shape {states.shape}"
             )
         if not np.isfinite(states).all():
@@ -160,11 +154,9 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
 
     def set_state(self, state: np.ndarray) -> None:
         """Put the simulation into `state` (S,), with the solver's memory wiped so that nothing else matters."""
-        expected = 1 + self.model.nq + self.model.nv
-        if state.shape != (expected,) or not np.isfinite(state).all():
-            raise PrismError(
-                f"expected a finite state of {expected} numbers for task {self.task.name!r}, got shape {state.shape}"
-            )
+        if state.shape != (self._state_size,) or not np.isfinite(state).all():
+            size = f"{self._state_size} numbers for task {self.task.name!r}"
+            raise PrismError(f"expected a finite state of {size}, got shape {state.shape}")
         sim = self.sim_env.sim
         sim.set_state_from_flattened(state)
         sim.data._data.qacc_warmstart[:] = 0
@@ -202,7 +194,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         return self.observe(), float(success), success, truncated, {"success": success}
 
     def step_chunk(self, actions: np.ndarray, n_obs: int) -> tuple[list[Observation], bool, int]:
-        """Execute actions (Ta, 7) until success or `task.max_steps`; only the last frames are drawn.
+        """Execute actions (Ta, 7) until success or `task.max_steps`, and draw only the last frames.
 
         Returns:
             The last min(n_obs, steps done) observations, success, and the number of steps done.
@@ -224,11 +216,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         return self.success
 
     def absolute(self, action: np.ndarray) -> np.ndarray:
-        """The absolute action (7,) that asks the controller for what a delta action (7,) asks for now.
-
-        It is the controller's own goal, so that an environment of absolute actions moves as this one does (Chi et al.,
-        2025, Section 3.1).
-        """
+        """The absolute action (7,) whose goal is the controller's own for a delta action (7,) (Chi et al., 2025)."""
         controller = self.sim_env.robots[0].part_controllers["right"]
         controller.update(force=True)  # it would keep what it knew of another state
         controller.set_goal(np.clip(np.asarray(action, np.float64)[:6], -1.0, 1.0))
@@ -262,21 +250,14 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         Drawn without anti-aliasing, so that a pixel shows one geom: the one in its middle.
         """
         camera_id(self.model, camera)
-        plain = replace(self.task.render, msaa=0)
-        self._segmenter = self._segmenter or Renderer(self.model, plain)
+        self._segmenter = self._segmenter or Renderer(self.model, replace(self.task.render, msaa=0))
         self._pose_in(self._segmenter, self.state if state is None else state)
         return self._segmenter.segment(camera)
 
     def metadata_json(self) -> str:
         """What makes this environment, as JSON: robomimic's `env_args`."""
-        return json.dumps(
-            {
-                "env_name": self.task.spec.env_name,
-                "env_version": robosuite.__version__,
-                "type": 1,
-                "env_kwargs": self.env_kwargs,
-            }
-        )
+        made = {"env_name": self.task.spec.env_name, "env_version": robosuite.__version__, "type": 1}
+        return json.dumps(made | {"env_kwargs": self.env_kwargs})
 
     def close(self) -> None:
         """Free OpenGL and the simulation."""
@@ -303,11 +284,3 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     def _draw(self, camera: str, resolution: int | None = None) -> np.ndarray:
         assert self._renderer is not None
         return self._renderer.draw(camera, resolution)
-
-
-def _controller(task: TaskConfig) -> dict[str, Any]:
-    """Robosuite's controller settings for the Panda."""
-    settings: dict[str, Any] = robosuite.load_composite_controller_config(controller="BASIC", robot="Panda")
-    frame = "world" if task.action_mode == "absolute" else task.reference_frame
-    settings["body_parts"]["right"] |= {"input_type": task.action_mode, "input_ref_frame": frame}
-    return settings

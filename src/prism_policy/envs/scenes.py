@@ -30,20 +30,14 @@ def tracked(task: str) -> tuple[Tracked, ...]:
 def scene(env: RobosuiteEnv, split: Split, seed: int, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """A still scene: objects scattered over the table at any angle, the hand anywhere above them and pointing down.
 
-    Args:
-        env: the task.
-        split: which family of scenes; those of "collect" and "evaluate" are unrelated.
-        seed: of the scenes, >= 0.
-        index: number of the scene, >= 0; with split and seed it decides everything.
+    Split, seed and index, the scene's number, decide everything; scenes of two splits are unrelated.
 
     Returns:
-        The simulator's state, float64 (S,), and for each tracked thing (x, y, z, angle), float64 (4,) [m, rad] in the
-        world's frame.
+        The state, float64 (S,), and of each tracked thing (x, y, z, angle) in the world, float64 (4,) [m, rad].
     """
     rng = episode_rng(split, seed, index, rng_stream=3)
     env.reset(seed=seed, options={"split": split, "episode": index})
-    start, model = env.state, env.model
-    spec = env.task.spec
+    start, model, spec = env.state, env.model, env.task.spec
     bodies = [model.body(thing.body).id for thing in spec.tracked]
     middle = env.sim_env.sim.data._data.xpos[bodies].mean(axis=0)
     for _ in range(1000):
@@ -54,8 +48,7 @@ def scene(env: RobosuiteEnv, split: Split, seed: int, index: int) -> tuple[np.nd
             turn = Rotation.from_euler("z", rng.uniform(-np.pi, np.pi))
             before = Rotation.from_quat(state[at + 3 : at + 7], scalar_first=True)
             state[at + 3 : at + 7] = (turn * before).as_quat(scalar_first=True)
-        aside = rng.uniform(-HAND_ASIDE, HAND_ASIDE, 2)
-        position = middle + np.append(aside, rng.uniform(*HAND_ABOVE))
+        position = middle + np.append(rng.uniform(-HAND_ASIDE, HAND_ASIDE, 2), rng.uniform(*HAND_ABOVE))
         yaw = np.pi / 2 + rng.uniform(-HAND_TURN, HAND_TURN)
         opening = rng.uniform(0.0, 0.04)
         state[1 + env.fingers] = opening, -opening

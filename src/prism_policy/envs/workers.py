@@ -69,24 +69,19 @@ Act = Callable[[Sequence[Request]], Sequence[np.ndarray]]
 class WorkerPool:
     """Processes that start with the first jobs, are kept for the next ones, and end with the block, whatever ends it.
 
-    A worker whose parent dies ends, too. Usage::
+    There are `workers`, by default one for each core; one that is silent in a rollout for `patience` [s] is replaced.
+
+    Usage::
 
         with WorkerPool(workers=2) as pool:
             futures = [pool.submit(draw, task, episode) for episode in range(10)]  # `draw` calls `kept_env`
             pool.rollouts(task, range(50), act, on_outcome, split="evaluate", seed=0, n_obs_steps=2)
-
-    Args:
-        workers: processes; None is one for each core.
-        patience: how long a worker may stay silent in a rollout [s].
     """
 
     def __init__(self, workers: int | None = None, patience: float = PATIENCE) -> None:
         # A script without the usual guard starts again in each worker, which would wait for its own parent for ever.
         if getattr(multiprocessing.current_process(), "_inheriting", False):
-            raise PrismError(
-                "a worker process ran the script that started it: put what the script does under "
-                "`if __name__ == '__main__':`"
-            )
+            raise PrismError("a worker ran the script that started it: put its body under `if __name__ == '__main__':`")
         self.workers, self.patience = os.cpu_count() or 1 if workers is None else workers, patience
         if self.workers < 1:
             raise PrismError(f"expected at least one worker, got {workers}")
@@ -97,10 +92,7 @@ class WorkerPool:
         self._threads: ThreadPoolExecutor | None = None
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Have a worker call `function`, which must be importable by name.
-
-        The future raises what the function raises, or PrismError where its worker died.
-        """
+        """Have a worker call `function`, importable by name; the future raises PrismError where the worker died."""
         self._start(len(self._workers) + 1)
 
         def job() -> Any:
@@ -128,20 +120,14 @@ class WorkerPool:
         batch_size: int = 1,
         threads: int = 1,
     ) -> None:
-        """Run `episodes`, each from its own (split, seed, episode), in parallel; `on_outcome` is called as each ends.
+        """Run `episodes`, each from its own (split, seed, episode), in parallel.
 
         A worker that dies or hangs is replaced, and its episode begun again.
 
         Args:
-            task: what is simulated.
-            episodes: their numbers.
-            act: called in a thread of this process with at most `batch_size` of the episodes that wait.
+            act: called in up to `threads` threads of this process with at most `batch_size` of the episodes that wait.
             on_outcome: called in this thread, in the order in which episodes end.
-            split: family of the episodes.
-            seed: of the episodes.
             n_obs_steps: frames that the policy sees.
-            batch_size: most episodes in one call of `act`.
-            threads: most calls of `act` at a time.
         """
         tries, pending = Counter[int](), {}
         batches = _Batches(act, batch_size, threads)

@@ -70,13 +70,7 @@ class Expert:
         return bool(env._check_grasp(gripper=env.robots[0].gripper, object_geoms=thing))
 
     def servo(self, goal: Pose, grip: float, held: Pose | None = None) -> np.ndarray:
-        """Action (7,) in proportion to the error, at most at this expert's speed.
-
-        Args:
-            goal: where to.
-            grip: `OPEN` or `CLOSE`.
-            held: what is to get there, if not the hand itself: it moves with the hand.
-        """
+        """Action (7,) in proportion to the error of the hand, or of what it holds, at most at this expert's speed."""
         hand = self.hand()
         position, rotation = held or hand
         turn = limit(rotation_vector(goal[1] @ rotation.T) / ROTATION_SCALE, self.speed)
@@ -95,7 +89,6 @@ class Expert:
             grasp: pose of the hand.
             hover: how far back along the approach the hand stays while off to the side [m].
             wide: opening at which the fingers no longer touch what is to be grasped from above [m].
-            stages: names of what it does: far back, coming closer, closing.
         """
         goal, rotation = grasp
         hand, hand_rotation = self.hand()

@@ -33,9 +33,7 @@ class Disturbance:
     def __call__(self, action: np.ndarray, tolerance: float = 1.0) -> tuple[np.ndarray, bool]:
         """The action to execute (7,), in [-1, 1], and whether it is a push.
 
-        Args:
-            action: what the expert wants.
-            tolerance: share of the push that the expert's stage takes; below 1 the grip stays as the expert wants it.
+        `tolerance` is the share of the push that the expert's stage takes; below 1 the grip stays as it wants it.
         """
         rng = self.rng
         if self.left == 0 and self.strength > 0 and rng.random() < self.rate:
@@ -76,13 +74,7 @@ def expert_type(spec: TaskSpec) -> type[Expert]:
 
 
 def demonstrate(env: RobosuiteEnv, demos: DemoConfig, episode: int) -> Demonstration:
-    """One episode of the task's expert, which goes on for a few steps when it is done: a policy should see that.
-
-    Args:
-        env: the task, without images.
-        demos: strength of the disturbances and the seed.
-        episode: number of the episode, >= 0; it and the seed decide everything.
-    """
+    """One episode of the task's expert, which goes on for a few steps when it is done: a policy should see that."""
     rng = episode_rng("collect", demos.seed, episode, rng_stream=2)
     expert = expert_type(env.task.spec)(env, rng)
     disturbance = Disturbance(demos.noise, rng)

@@ -55,17 +55,13 @@ class Skill:
 
     def thing(self, name: str) -> Pose:
         """Pose of an object of the task."""
-        env = self.expert.env.sim_env
-        return self.expert.body(env.get_object(name).root_body)
+        return self.expert.body(self.expert.env.sim_env.get_object(name).root_body)
 
 
 class PickAndPlace(Skill):
     """Take a thing, carry it over everything to its place, let go low above it and withdraw.
 
     Args:
-        expert: whose hand.
-        thing: name of the object.
-        goal: what is to hold in the end.
         grips: where it can be taken; one that slips is followed by the next.
         place: where the thing's origin belongs, (3,) [m].
         near: it is let go within this of its place, along the table [m].
@@ -158,9 +154,8 @@ class PickAndPlace(Skill):
             expert.stage = "lower" if aside < 0.08 else "carry"
             goal = place + (self.drop - 0.01 + arc) * UP
             yaw = self.hold if self.yaw is None else nearest(self.yaw, heading(rotation[:, 0]))
-            turned = down(yaw)
             self.watch(float(np.linalg.norm(goal - position)))
-            return self.carry((position, rotation), (goal, turned))
+            return self.carry((position, rotation), (goal, down(yaw)))
         self.lay, self.hold = position[2], heading(rotation[:, 0])
         if not self.ranked and np.linalg.norm(hand - position) < 0.2:
             self.ranked = True  # no sooner: in some scenes things are still in the air when an episode begins
@@ -195,11 +190,7 @@ class PickAndPlace(Skill):
 def best_first(expert: Expert, thing: str, grips: Sequence[Grip], place: np.ndarray) -> list[Grip]:
     """Grips in the order of the room that the open hand has there now, and of how the arm must stretch or fold.
 
-    Args:
-        expert: whose hand.
-        thing: name of the object, which does not count as being in the way.
-        grips: to be sorted.
-        place: where the thing is to go, (3,) [m]; far from the base the arm no longer gets there with the hand down.
+    `place` is where the thing goes, (3,) [m]: far from the base the arm no longer gets there with the hand down.
     """
     env = expert.env.sim_env
     position, _ = expert.body(env.get_object(thing).root_body)
@@ -238,13 +229,9 @@ def room(expert: Expert, thing: str, grip: Pose) -> float:
 def rim_grips(
     pose: Callable[[], Pose], radius: float, above: float, angles: Sequence[float] | None = None
 ) -> list[Grip]:
-    """Grips on the rim of a round thing, one finger inside.
+    """Grips on the rim of a round thing, one finger inside, `above` its origin [m].
 
-    Args:
-        pose: of the thing.
-        radius: of the rim [m].
-        above: height of the grip site over the thing's origin [m].
-        angles: from the thing's x axis [rad]; by default the four sides of the table.
+    They are at `angles` from the thing's x axis [rad]; by default at the four sides of the table.
     """
 
     def grip(angle: float, turning: bool) -> Grip:

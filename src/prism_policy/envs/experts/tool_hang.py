@@ -59,10 +59,8 @@ ROUND_HOOK = [
 class Pace(NamedTuple):
     """How a route is followed; the speeds are those of a person of middle speed."""
 
-    speed: float
-    """[m/s]."""
-    turn: float
-    """[rad/s]."""
+    speed: float  # [m/s]
+    turn: float  # [rad/s]
     gate: float
     """How far the lead may be ahead [m]."""
     close: float
@@ -197,9 +195,7 @@ class ToolHang(Expert):
         Feed-forward makes up for the arm's lag, the integral of the error for the weight of what is held.
 
         Args:
-            point: what is led; None is the open hand.
-            poses: where to.
-            pace: how fast and how closely.
+            point: None is the open hand.
             base: body whose frame the poses are in, wherever it is at the time; None is the world's.
         """
         share = self.speed / 0.75  # of the pace: people differ
@@ -267,9 +263,8 @@ class ToolHang(Expert):
         along = along / np.linalg.norm(along)
         across = -np.cross(UP, along)
         approach = np.sin(self.tilt) * along - np.cos(self.tilt) * UP
-        return position + self.tool_offset * rotation[:, 0], np.stack(
-            [across, np.cross(approach, across), approach], axis=1
-        )
+        grasp = np.stack([across, np.cross(approach, across), approach], axis=1)
+        return position + self.tool_offset * rotation[:, 0], grasp
 
 
 def turned(axis: str, angle: float) -> np.ndarray:
