@@ -45,9 +45,7 @@ def decode_absolute(actions: np.ndarray) -> np.ndarray:
 def _unit(vectors: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     if not (np.isfinite(length) & (length > 1e-6)).all():
-        raise PrismError(
-            "expected two finite rows that are neither zero nor parallel to make a rotation of, got others"
-        )
+        raise PrismError("expected two finite rows that are neither zero nor parallel, to make a rotation; got others")
     return vectors / length
 
 

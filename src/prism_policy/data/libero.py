@@ -43,12 +43,7 @@ class LiberoFile:
 
 
 def describe_libero(path: Path, suite: str | None = None) -> LiberoFile:
-    """What a file holds; its images are not read.
-
-    Args:
-        path: LIBERO's HDF5.
-        suite: the suite that its task must belong to; none takes any.
-    """
+    """What a file of LIBERO's HDF5 holds, of a task of `suite` if given; its images are not read."""
     with open_demos(path) as file:
         data = file["data"]
         names = demo_names(file)
@@ -60,10 +55,9 @@ def describe_libero(path: Path, suite: str | None = None) -> LiberoFile:
                 f"{', '.join([*data.attrs, *observations]) or 'nothing'}; robomimic's needs no import"
             )
         try:
-            spoken = str(json.loads(data.attrs["problem_info"])["language_instruction"])
+            spoken = str(json.loads(data.attrs["problem_info"])["language_instruction"]).strip('"')
         except (ValueError, KeyError, TypeError) as error:
             raise PrismError(f"{path}: expected `problem_info` to be JSON with an instruction ({error})") from error
-        spoken = spoken.strip('"')
         title = Path(str(data.attrs.get("bddl_file_name", ""))).stem or path.stem.removesuffix("_demo")
         env_args = str(data.attrs.get("env_args", "{}"))
     try:
@@ -71,22 +65,16 @@ def describe_libero(path: Path, suite: str | None = None) -> LiberoFile:
     except PrismError as error:
         raise PrismError(f"{path}: {error}") from error
     if spoken not in task.wordings:
-        raise PrismError(
-            f"{path}: expected the instruction {task.wordings[-1]!r} of the task it names, got {spoken!r}; one of "
-            "the two is wrong"
-        )
+        expected = f"the instruction {task.wordings[-1]!r} of the task it names"
+        raise PrismError(f"{path}: expected {expected}, got {spoken!r}; one of the two is wrong")
     return LiberoFile(task, spoken, tuple(names), cameras, env_args)
 
 
 def libero_episodes(path: Path, cameras: Sequence[str] | None = None) -> Iterator[Episode]:
-    """Demonstrations with each action beside what was seen before it, images upright.
+    """Demonstrations with each action beside what was seen before it, images upright; by default of all cameras.
 
     A demonstration of T recorded steps gives T - 1: nothing was seen before the first action, unless the file has
     `first_obs`.
-
-    Args:
-        path: LIBERO's HDF5.
-        cameras: by the simulator's names; none takes all that the file has.
     """
     described = describe_libero(path)
     wanted = described.cameras if cameras is None else tuple(cameras)
@@ -106,12 +94,6 @@ def import_libero(
     source: Path, target: Path, suite: str | None = None, progress: Callable[[int, int], None] | None = None
 ) -> Path:
     """Write a file of LIBERO's as this library has demonstrations: robomimic's layout, upright, action beside cause.
-
-    Args:
-        source: LIBERO's HDF5.
-        target: where to; replaced as a whole.
-        suite: as in `describe_libero`.
-        progress: called with (done, total).
 
     Returns:
         `target`, with the masks `train` and `valid`; its `data` group bears `libero_task` and `instruction`.
@@ -133,17 +115,15 @@ def import_libero(
                     "obs/robot0_gripper_qpos": episode.proprio[:, 7:],
                     **{f"obs/{camera}_image": frames for camera, frames in episode.images.items()},
                 }
-                model = demo.attrs.get("model_file", "")
-                write_demo(data.create_group(episode.name), arrays, {"model_file": model})
+                write_demo(data.create_group(episode.name), arrays, {"model_file": demo.attrs.get("model_file", "")})
                 total += len(episode)
                 if progress:
                     progress(i + 1, len(described.demos))
-            data.attrs["total"] = total
-            # What tells the task from others of its kind.
-            bddl = f"{described.task.suite}/{described.task.env_name}.bddl"
-            data.attrs["env_args"] = json.dumps(json.loads(described.env_args) | {"bddl_file": bddl})
-            data.attrs["libero_task"] = described.task.env_name
-            data.attrs["instruction"] = described.task.instruction
+            task = described.task
+            bddl = f"{task.suite}/{task.env_name}.bddl"  # tells the task from others of its kind
+            env_args = json.dumps(json.loads(described.env_args) | {"bddl_file": bddl})
+            data.attrs.update({"total": total, "env_args": env_args})
+            data.attrs.update({"libero_task": task.env_name, "instruction": task.instruction})
         write_masks(temporary)
     return target
 
@@ -163,9 +143,7 @@ def _read(demo: h5py.Group, name: str, cameras: Sequence[str]) -> Episode:
         recorded = demo[path][:]
         if len(recorded) != steps:
             raise PrismError(f"expected {steps} steps everywhere, got {path} of shape {recorded.shape}")
-        if first is None:
-            return np.asarray(recorded[:-1])
-        return np.concatenate([first[key][:][None], recorded[:-1]])
+        return np.asarray(recorded[:-1] if first is None else np.concatenate([first[key][:][None], recorded[:-1]]))
 
     images = {}
     for camera in cameras:

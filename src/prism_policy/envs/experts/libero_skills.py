@@ -6,19 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from prism_policy.envs.experts.base import (
-    CLOSE,
-    OPEN,
-    POSITION_SCALE,
-    RESET_YAW,
-    UP,
-    Expert,
-    Pose,
-    down,
-    heading,
-    limit,
-    wrap,
-)
+from prism_policy.envs.experts.base import OPEN, RESET_YAW, UP, Expert, Pose, down, heading, wrap
 
 PALM, FINGER = 0.10, 0.045
 """Height of the palm above the grip site, and how far open fingers stand off it, along the closing axis [m]."""
@@ -155,7 +143,8 @@ class PickAndPlace(Skill):
             goal = place + (self.drop - 0.01 + arc) * UP
             yaw = self.hold if self.yaw is None else nearest(self.yaw, heading(rotation[:, 0]))
             self.watch(float(np.linalg.norm(goal - position)))
-            return self.carry((position, rotation), (goal, down(yaw)))
+            risen = 1.0 - (goal[2] - position[2]) / 0.03 > 0.0  # only then it turns, and sweeps nothing away
+            return expert.carry((position, rotation), (goal, down(yaw) if risen else rotation))
         self.lay, self.hold = position[2], heading(rotation[:, 0])
         if not self.ranked and np.linalg.norm(hand - position) < 0.2:
             self.ranked = True  # no sooner: in some scenes things are still in the air when an episode begins
@@ -178,14 +167,6 @@ class PickAndPlace(Skill):
         elif not self.keep:
             self.stalled += 1
 
-    def carry(self, held: Pose, goal: Pose) -> np.ndarray:
-        """As `Expert.carry`, but turning only once up: what stands around is not to be swept away."""
-        error = goal[0] - held[0]
-        free = np.clip(1.0 - error[2] / 0.03, 0.0, 1.0)
-        across = limit(error * (1 - UP), POSITION_SCALE) * free
-        turned = goal[1] if free > 0 else held[1]
-        return self.expert.servo((held[0] + across + error * UP, turned), CLOSE, held)
-
 
 def best_first(expert: Expert, thing: str, grips: Sequence[Grip], place: np.ndarray) -> list[Grip]:
     """Grips in the order of the room that the open hand has there now, and of how the arm must stretch or fold.
@@ -197,9 +178,8 @@ def best_first(expert: Expert, thing: str, grips: Sequence[Grip], place: np.ndar
 
     def worth(grip: Grip) -> float:
         hand = grip()
-        here, there = (
-            float(np.linalg.norm((hand[0] - position + to - env.robots[0].base_pos)[:2])) for to in (position, place)
-        )
+        from_base = hand[0] - position - env.robots[0].base_pos
+        here, there = (float(np.linalg.norm((from_base + to)[:2])) for to in (position, place))
         return min(room(expert, thing, hand), ENOUGH) - STRETCH * max(here, there) - max(FOLDED - here, 0.0)
 
     return sorted(grips, key=worth, reverse=True)

@@ -8,17 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from prism_policy.envs.experts.base import (
-    CLOSE,
-    OPEN,
-    POSITION_SCALE,
-    ROTATION_SCALE,
-    UP,
-    Expert,
-    Pose,
-    limit,
-    rotation_vector,
-)
+from prism_policy.envs.experts.base import CLOSE, OPEN, POSITION_SCALE, ROTATION_SCALE, UP, Expert, Pose, limit
 from prism_policy.envs.experts.route import Route, absolute, relative
 from prism_policy.envs.robosuite import RobosuiteEnv
 from prism_policy.tasks.tool_hang import FRAME_GRIP, FRAME_TIP, HOLE, Point
@@ -204,7 +194,7 @@ class ToolHang(Expert):
         while not self.lost(point):
             position, rotation = self.pose(point)
             goal, goal_rotation, velocity, spin = route.at(time, self.pose_of(base))
-            error, twist = goal - position, rotation_vector(goal_rotation @ rotation.T)
+            error, twist = goal - position, Rotation.from_matrix(goal_rotation @ rotation.T).as_rotvec()
             distance, angle = float(np.linalg.norm(error)), float(np.linalg.norm(twist))
             there = time >= route.duration
             if there and distance < pace.close and angle < pace.square:
