@@ -42,10 +42,8 @@ def libero_files(path: Path, tasks: Sequence[TaskConfig]) -> dict[str, Path]:
         with open_demos(candidate) as file:
             name = recorded_env(read_env_args(file)).task
         if name is None or not SPECS[name].suite:
-            raise PrismError(
-                f"{candidate}: expected demonstrations of a LIBERO task, got others; LIBERO's own files need "
-                "`prism import` first"
-            )
+            others = "got others; LIBERO's own files need `prism import` first"
+            raise PrismError(f"{candidate}: expected demonstrations of a LIBERO task, {others}")
         by_task.setdefault(name, []).append(candidate)
     for task in tasks:
         files = by_task.get(task.name, [])
@@ -106,10 +104,8 @@ def training_windows(config: RunConfig, stage: Stage = untimed) -> tuple[Windows
             for part, demos in zip(parts, [demo_names(file), []] if None in split else split, strict=True):
                 part += [before + demo for demo in demos or ()]
     if not parts[0]:
-        raise PrismError(
-            f"{', '.join(map(str, files.values()))}: expected demonstrations in the mask 'train', got none; see "
-            "`write_masks`"
-        )
+        paths = ", ".join(map(str, files.values()))
+        raise PrismError(f"{paths}: expected demonstrations in the mask 'train', got none; see `write_masks`")
     shape, vectors = config.policy, task_vectors(config)
     train, valid = (
         Windows(frames, shape.horizon, shape.n_obs_steps, shape.n_action_steps, frames.indices(part), vectors)
@@ -123,16 +119,16 @@ def training_windows(config: RunConfig, stage: Stage = untimed) -> tuple[Windows
 
 def scripted_demos(tasks: Sequence[TaskConfig], demos: DemoConfig, stage: Stage = untimed) -> dict[str, Path]:
     """The scripted expert's demonstrations with images, by the task's name; made where they are missing."""
-    files, total = {}, len(tasks) * demos.num_demos
+    total = len(tasks) * demos.num_demos
+
+    def counted(bar: Bar, number: int) -> Progress:
+        return lambda done, _: bar.count(number * demos.num_demos + done, total)
+
     with stage("demos"), Bar("Demonstrations", total) as bar:
-        states = [
-            collect(task, demos, progress=_counted(bar, i * demos.num_demos, total)) for i, task in enumerate(tasks)
-        ]
+        states = [collect(task, demos, progress=counted(bar, i)) for i, task in enumerate(tasks)]
     with stage("render"), Bar("Rendering", total) as bar:
-        for i, (task, path) in enumerate(zip(tasks, states, strict=True)):
-            files[task.name] = render_demos(path, task, progress=_counted(bar, i * demos.num_demos, total))
-    return files
-
-
-def _counted(bar: Bar, before: int, total: int) -> Progress:
-    return lambda done, _: bar.count(before + done, total)
+        images = [
+            render_demos(path, task, progress=counted(bar, i))
+            for i, (task, path) in enumerate(zip(tasks, states, strict=True))
+        ]
+    return {task.name: path for task, path in zip(tasks, images, strict=True)}

@@ -178,8 +178,8 @@ def best_first(expert: Expert, thing: str, grips: Sequence[Grip], place: np.ndar
 
     def worth(grip: Grip) -> float:
         hand = grip()
-        from_base = hand[0] - position - env.robots[0].base_pos
-        here, there = (float(np.linalg.norm((from_base + to)[:2])) for to in (position, place))
+        offset, base = hand[0] - position, env.robots[0].base_pos
+        here, there = (float(np.linalg.norm((offset + to - base)[:2])) for to in (position, place))
         return min(room(expert, thing, hand), ENOUGH) - STRETCH * max(here, there) - max(FOLDED - here, 0.0)
 
     return sorted(grips, key=worth, reverse=True)
