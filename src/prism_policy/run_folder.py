@@ -38,10 +38,9 @@ def open_folder(folder: Path, config: RunConfig | ProbeConfig) -> None:
         present = config_json.load(type(config), path)
         if present != config:
             field, old, new = next(_differences(dataclasses.asdict(present), dataclasses.asdict(config)))
-            raise PrismError(
-                f"{folder} holds another run: {field} is {old!r} there and {new!r} now; choose another --out or repeat "
-                "the command that made it"
-            )
+            other = f"{field} is {old!r} there and {new!r} now"
+            hint = "choose another --out or repeat the command that made it"
+            raise PrismError(f"{folder} holds another run: {other}; {hint}")
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PrismError(f"{folder} exists and is no run folder (no config.json in it); choose another --out")
@@ -80,16 +79,12 @@ def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
 
 def weights_path(folder: Path, checkpoint: str) -> Path:
     """The file of a checkpoint's averaged weights: `last` (training's end), `best` (by rollouts), or of an update."""
-    kept, best = kept_checkpoints(folder), folder / "checkpoints" / "best.safetensors"
-    if checkpoint == "last":
-        return folder / "weights.safetensors"
-    if checkpoint == "best" and best.exists():
-        return best
-    if checkpoint in kept:
-        return kept[checkpoint]
-    raise PrismError(
-        f"{folder} has no checkpoint '{checkpoint}'; it has {', '.join(['last', *['best'] * best.exists(), *kept])}"
-    )
+    paths, best = {"last": folder / "weights.safetensors"}, folder / "checkpoints" / "best.safetensors"
+    paths |= {"best": best} if best.exists() else {}
+    paths |= kept_checkpoints(folder)
+    if checkpoint not in paths:
+        raise PrismError(f"{folder} has no checkpoint '{checkpoint}'; it has {', '.join(paths)}")
+    return paths[checkpoint]
 
 
 def kept_checkpoints(folder: Path) -> dict[str, Path]:
@@ -99,11 +94,7 @@ def kept_checkpoints(folder: Path) -> dict[str, Path]:
 
 
 def load_policy(run_dir: Path | str, checkpoint: str = "last") -> Policy:
-    """The trained policy of a run folder: EMA weights, evaluation mode.
-
-    Args:
-        run_dir: the run folder.
-        checkpoint: see `weights_path`.
+    """The trained policy of a run folder: EMA weights, evaluation mode; for `checkpoint` see `weights_path`.
 
     Raises:
         PrismError: a file is missing or damaged, or the weights belong to another configuration.
@@ -128,9 +119,8 @@ def _read_statistics(folder: Path, task: TaskConfig) -> dict[str, Tensor]:
         metadata = file.metadata() or {}
     expected = [f"{name}.{kind}" for name in ("proprio", "action") for kind in ("scale", "offset")]
     if missing := [name for name in expected if name not in statistics]:
-        raise PrismError(
-            f"{path} lacks '{missing[0]}'; it has {', '.join(statistics) or 'nothing'}; restore the file of this run"
-        )
+        held = ", ".join(statistics) or "nothing"
+        raise PrismError(f"{path} lacks '{missing[0]}'; it has {held}; restore the file of this run")
     if "task" not in metadata:
         raise PrismError(f"{path} does not say which task it belongs to; restore the file of this run")
     trained = config_json.from_dict(TaskConfig, json.loads(metadata["task"]))
@@ -148,9 +138,8 @@ def _load_weights(policy: Policy, weights: dict[str, Tensor], path: Path, config
         want = tuple(expected[name].shape) if name in expected else "no such weight"
         got = tuple(weights[name].shape) if name in weights else "no such weight"
         if want != got:
-            raise PrismError(
-                f"{path} does not fit {config}: '{name}' expected {want}, found {got}; restore the two files of one run"
-            )
+            flaw = f"'{name}' expected {want}, found {got}"
+            raise PrismError(f"{path} does not fit {config}: {flaw}; restore the two files of one run")
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(weights[name])

@@ -74,17 +74,14 @@ class TopDownCrossAttention(nn.Module):
         residual_query: bool = False,
     ) -> None:
         super().__init__()
-        self.tokens = tokens
-        self.residual_query = residual_query
+        self.tokens, self.residual_query = tokens, residual_query
         by_stage = tokens == "stage"
         counts = [1 if by_stage else k for k in num_keypoints]  # tokens of each stage
         numbers = 2 * num_keypoints[0] if by_stage else 2  # in a token
         self.identity = None if embedding == "shared" else nn.ParameterList([torch.randn(n, dim) for n in counts])
         maps = [(n, numbers, dim) for n in counts] if embedding == "own" else [(1, numbers, dim)]
         self.embed = nn.ParameterList([nn.init.uniform_(torch.empty(m), -1, 1) / numbers**0.5 for m in maps])
-        self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(dim, dim)
-        self.value = nn.Linear(dim, dim)
+        self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
         self.project = nn.Linear(counts[-1] * dim, out_dim)
         if not by_stage:
             for projection in (self.query, self.key):

@@ -47,16 +47,12 @@ class LinearNormalizer(nn.Module):
         normalizer.offset.copy_(torch.from_numpy(offset))
         return normalizer
 
-    @property
-    def dim(self) -> int:
-        """Numbers that are normalised."""
-        return len(self.scale)
-
     def load_statistics(self, scale: Tensor, offset: Tensor, name: str) -> None:
         """Load saved statistics, (D,) each."""
         for kind, values in (("scale", scale), ("offset", offset)):
-            if values.shape != (self.dim,):
-                raise PrismError(f"{name}.{kind}: expected statistics of {self.dim} numbers, got {tuple(values.shape)}")
+            if values.shape != self.scale.shape:
+                expected = f"expected statistics of {len(self.scale)} numbers, got {tuple(values.shape)}"
+                raise PrismError(f"{name}.{kind}: {expected}")
             if not torch.isfinite(values).all():
                 raise PrismError(f"{name}.{kind}: statistics hold NaN or infinity; restore the file or train again")
         if not (scale > 0).all():
@@ -73,10 +69,9 @@ class LinearNormalizer(nn.Module):
         if far.any():
             d = int(far.nonzero()[0])
             worst = x[..., d].flatten()[(x[..., d] - centre[d]).abs().argmax()]
-            raise PrismError(
-                f"{name}, number {d}: got {float(worst):.6g}, where training saw values around {float(centre[d]):.6g}; "
-                "expected metres and radians as in the demonstrations"
-            )
+            seen = f"where training saw values around {float(centre[d]):.6g}"
+            units = "expected metres and radians as in the demonstrations"
+            raise PrismError(f"{name}, number {d}: got {float(worst):.6g}, {seen}; {units}")
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) in the data's units to (..., D) in [-1, 1]."""

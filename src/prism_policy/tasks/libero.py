@@ -32,15 +32,11 @@ def wordings(title: str) -> tuple[str, ...]:
     Some names begin with the scene, which is not part of the sentence.
     """
     sentence = re.sub(r"^[A-Z_]+SCENE\d+_", "", title).replace("_", " ")
-    theirs = sentence
-    if title in SUITES["libero_spatial"]:
-        for ours, other in (
-            ("the black", "the akita black"),
-            ("cookie box", "cookies box"),
-            ("top drawer", "top layer"),
-        ):
-            theirs = theirs.replace(ours, other)
-    return (sentence,) if theirs == sentence else (sentence, theirs)
+    if title not in SUITES["libero_spatial"]:
+        return (sentence,)
+    theirs = sentence.replace("the black", "the akita black")
+    theirs = theirs.replace("cookie box", "cookies box").replace("top drawer", "top layer")
+    return tuple(dict.fromkeys((sentence, theirs)))
 
 
 def _specs(suite: str, titles: Sequence[str]) -> list[TaskSpec]:

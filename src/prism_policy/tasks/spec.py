@@ -29,12 +29,9 @@ class Simulator:
     """All cameras of its scenes."""
 
 
-ROBOSUITE = Simulator(
-    "robosuite", "prism_policy.envs.robosuite:RobosuiteEnv", "robosuite", "sim", ("robosuite", "mujoco")
-)
-LIBERO = Simulator(
-    "LIBERO", "prism_policy.envs.libero:LiberoEnv", "libero", "libero", ("robosuite", "mujoco", "rpent-libero")
-)
+_PACKAGES = ("robosuite", "mujoco")
+ROBOSUITE = Simulator("robosuite", "prism_policy.envs.robosuite:RobosuiteEnv", "robosuite", "sim", _PACKAGES)
+LIBERO = Simulator("LIBERO", "prism_policy.envs.libero:LiberoEnv", "libero", "libero", (*_PACKAGES, "rpent-libero"))
 
 
 @dataclass(frozen=True)

@@ -46,11 +46,10 @@ class ProcessGroup:
 
     def local_rows(self, batch_size: int) -> slice:
         """This process's rows of every batch."""
-        if batch_size % self.world_size:
-            raise PrismError(
-                f"batch_size {batch_size} does not divide among {self.world_size} processes; choose a multiple"
-            )
-        rows = batch_size // self.world_size
+        rows, rest = divmod(batch_size, self.world_size)
+        if rest:
+            among = f"among {self.world_size} processes; choose a multiple"
+            raise PrismError(f"batch_size {batch_size} does not divide {among}")
         return slice(self.rank * rows, (self.rank + 1) * rows)
 
     def check(self, config: RunConfig) -> None:
@@ -66,9 +65,8 @@ class ProcessGroup:
         """The policy whose backward averages the gradients of all processes."""
         if self.world_size == 1:
             return policy
-        return nn.parallel.DistributedDataParallel(
-            policy, [device] if device.type == "cuda" else None, gradient_as_bucket_view=True
-        )
+        devices = [device] if device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(policy, devices, gradient_as_bucket_view=True)
 
     def any(self, *flags: bool) -> list[bool]:
         """Whether each flag is set in some process."""
@@ -154,9 +152,8 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
 
     logging.disable(logging.CRITICAL)  # the launcher's messages become one sentence below
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
-    config = LaunchConfig(
-        1, 1, processes, run_id="prism", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
-    )
+    rendezvous: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    config = LaunchConfig(1, 1, processes, run_id="prism", max_restarts=0, **rendezvous)
     try:
         elastic_launch(config, sys.executable)("-m", "prism_policy", *arguments)
     except SignalException as error:

@@ -47,14 +47,10 @@ def trackers(names: Sequence[Tracker], folder: Path, config: RunConfig) -> Itera
         if "wandb" in names:
             import wandb
 
-            run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "prism-policy"),
-                id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
-                name=folder.name,
-                config=dataclasses.asdict(config),
-                dir=str(folder),
-                resume="allow",
-            )
+            project = os.environ.get("WANDB_PROJECT", "prism-policy")
+            run_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+            identity = {"project": project, "id": run_id, "name": folder.name}
+            run = wandb.init(**identity, config=dataclasses.asdict(config), dir=str(folder), resume="allow")
             stack.callback(run.finish)
             calls.append(lambda done, line: run.log(line, step=done))
         yield calls
