@@ -126,9 +126,8 @@ def _read_statistics(folder: Path, task: TaskConfig) -> dict[str, Tensor]:
     trained = config_json.from_dict(TaskConfig, json.loads(metadata["task"]))
     trained = dataclasses.replace(trained, max_steps=task.max_steps)  # an episode's limit is no part of the policy
     for field, old, new in _differences(dataclasses.asdict(trained), dataclasses.asdict(task), "task."):
-        raise PrismError(
-            f"the policy in {folder} was trained with {field} {old!r} and config.json says {new!r}; restore config.json"
-        )
+        trained_with = f"was trained with {field} {old!r} and config.json says {new!r}"
+        raise PrismError(f"the policy in {folder} {trained_with}; restore config.json")
     return statistics
 
 

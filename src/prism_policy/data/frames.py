@@ -29,8 +29,7 @@ from prism_policy.data.robomimic import Episode, demo_names, iter_demos, open_de
 from prism_policy.errors import PrismError
 from prism_policy.utils.files import disk_errors, write_text
 
-Progress = Callable[[int, int], None]
-"""Called with (demonstrations done, of how many)."""
+Progress = Callable[[int, int], None]  # called with (demonstrations done, of how many)
 
 _FORMAT = 1  # of the arrays; a change makes every cache anew
 _MANIFEST = "manifest.json"
@@ -50,22 +49,14 @@ if sys.platform == "linux":
 class Frames:
     """All frames of all demonstrations, one after the other."""
 
-    images: dict[str, Tensor]
-    """camera -> uint8 (N, H, W, 3)."""
-    proprio: Tensor
-    """float32 (N, P)."""
-    actions: Tensor
-    """float32 (N, A)."""
-    disturbed: Tensor
-    """bool (N,): the action was forced on the demonstrator."""
-    ends: tuple[int, ...]
-    """One past the last frame of each demonstration."""
-    names: tuple[str, ...]
-    """Names of the demonstrations; of several files, with the file's before it."""
-    tasks: tuple[str, ...] = ()
-    """The task of each demonstration, where there are several."""
-    mapped: bool = False
-    """Whether the arrays are mapped from the disk."""
+    images: dict[str, Tensor]  # camera -> uint8 (N, H, W, 3)
+    proprio: Tensor  # float32 (N, P)
+    actions: Tensor  # float32 (N, A)
+    disturbed: Tensor  # bool (N,): the action was forced on the demonstrator
+    ends: tuple[int, ...]  # one past the last frame of each demonstration
+    names: tuple[str, ...]  # names of the demonstrations; of several files, with the file's before it
+    tasks: tuple[str, ...] = ()  # the task of each demonstration, where there are several
+    mapped: bool = False  # whether the arrays are mapped from the disk
 
     def __len__(self) -> int:
         return len(self.actions)

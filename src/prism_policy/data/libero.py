@@ -25,8 +25,7 @@ from prism_policy.utils.files import atomic
 
 IMAGE_KEYS = {"agentview": "agentview_rgb", "robot0_eye_in_hand": "eye_in_hand_rgb"}
 """The simulator's name of a camera -> LIBERO's name of its images."""
-FIRST = "first_obs"
-"""An optional group with the observation before the first action, which LIBERO leaves out."""
+FIRST = "first_obs"  # an optional group with the observation before the first action, which LIBERO leaves out
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,10 @@ class LiberoFile:
     """What a file of demonstrations holds."""
 
     task: TaskSpec
-    instruction: str
-    """As the file has it; for libero_spatial that differs a little from the task's name."""
+    instruction: str  # as the file has it; for libero_spatial that differs a little from the task's name
     demos: tuple[str, ...]
     cameras: tuple[str, ...]
-    env_args: str
-    """JSON."""
+    env_args: str  # JSON
 
 
 def describe_libero(path: Path, suite: str | None = None) -> LiberoFile:
@@ -93,10 +90,9 @@ def libero_episodes(path: Path, cameras: Sequence[str] | None = None) -> Iterato
 def import_libero(
     source: Path, target: Path, suite: str | None = None, progress: Callable[[int, int], None] | None = None
 ) -> Path:
-    """Write a file of LIBERO's as this library has demonstrations: robomimic's layout, upright, action beside cause.
+    """Write `target`, in robomimic's layout with masks, upright, actions beside their cause, from a file of LIBERO's.
 
-    Returns:
-        `target`, with the masks `train` and `valid`; its `data` group bears `libero_task` and `instruction`.
+    Its `data` group bears `libero_task` and `instruction`.
     """
     described = describe_libero(source, suite)
     with atomic(target) as temporary:

@@ -41,28 +41,18 @@ _CONTROLLER = {
 class RecordedEnv:
     """The environment of a recording."""
 
-    env_name: str
-    """robosuite's name, "" where not recorded."""
-    task: str | None
-    """Our name of it; none where this library does not have it."""
-    robots: tuple[str, ...]
-    """Such as ("Panda",)."""
-    robosuite: str
-    """Version that recorded it, "" where not recorded."""
+    env_name: str  # robosuite's name, "" where not recorded
+    task: str | None  # our name of it; none where this library does not have it
+    robots: tuple[str, ...]  # such as ("Panda",)
+    robosuite: str  # version that recorded it, "" where not recorded
     layout: str
     """Which robomimic wrote files like this: "v0.1", "v1.4", "v1.5", or "" where there is no controller to tell by."""
-    controller: str
-    """Type of the arm's controller, such as "OSC_POSE"."""
-    action_mode: ActionMode
-    """Actions are changes of the hand's pose, or poses [m, rad]."""
-    reference_frame: ReferenceFrame
-    """Frame of the actions."""
-    cameras: tuple[str, ...]
-    """Cameras the environment was made with; the file's images may be of others."""
-    scene_trouble: str
-    """Why recorded states cannot be drawn or restored here; "" where they can."""
-    control_trouble: str
-    """Why recorded actions cannot be executed here; "" where they can."""
+    controller: str  # type of the arm's controller, such as "OSC_POSE"
+    action_mode: ActionMode  # actions are changes of the hand's pose, or poses [m, rad]
+    reference_frame: ReferenceFrame  # frame of the actions
+    cameras: tuple[str, ...]  # cameras the environment was made with; the file's images may be of others
+    scene_trouble: str  # why recorded states cannot be drawn or restored here; "" where they can
+    control_trouble: str  # why recorded actions cannot be executed here; "" where they can
 
     def task_config(self, source: str, actions: bool = True) -> TaskConfig:
         """The task as recorded, with its default cameras, for `make_env`, if its `actions` or else states work here."""
@@ -127,7 +117,7 @@ def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEn
         action_mode="absolute" if absolute or mode == "absolute" else "delta",
         reference_frame=frame,
         cameras=_names(kwargs.get("camera_names")),
-        scene_trouble=_scene_trouble(env_args, kwargs, env_name, task, robots, version),
+        scene_trouble=_scene_trouble(env_args, task, robots, version),
         control_trouble=_control_trouble(kwargs, config, arm, mode == "absolute" and frame == "base"),
     )
 
@@ -156,16 +146,10 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
-def _scene_trouble(
-    env_args: dict[str, Any],
-    kwargs: dict[str, Any],
-    env_name: str,
-    task: str | None,
-    robots: tuple[str, ...],
-    version: str,
-) -> str:
+def _scene_trouble(env_args: dict[str, Any], task: str | None, robots: tuple[str, ...], version: str) -> str:
     if not env_args:
         return "the file does not say which environment recorded it (no `env_args`), so its states cannot be replayed"
+    env_name = str(env_args.get("env_name") or "")
     if env_args.get("type", _ROBOSUITE_TYPE) != _ROBOSUITE_TYPE:
         return f"expected a robosuite environment (type {_ROBOSUITE_TYPE}), got {env_name!r} of type {env_args['type']}"
     if _numbers(version) > NEWEST_ROBOSUITE:
@@ -176,7 +160,7 @@ def _scene_trouble(
         return f"expected one of robosuite's {names}, got {env_name!r}, which this library lacks"
     if robots and robots != ("Panda",):
         return f"expected one robot, Panda, got {', '.join(map(str, robots))}"
-    gripper = kwargs.get("gripper_types", "default")
+    gripper = (env_args.get("env_kwargs") or {}).get("gripper_types", "default")
     if gripper not in ("default", "PandaGripper", ["default"], ["PandaGripper"]):
         return f"expected the Panda's own gripper, got {gripper}"
     return ""

@@ -35,8 +35,7 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("PRISM_CACHE") or "~/.cache/prism-policy").expanduser()
 
 
-Progress = Callable[[int, int], None]
-"""Called with (done, total) when work begins and after each episode."""
+Progress = Callable[[int, int], None]  # called with (done, total) when work begins and after each episode
 Build = Callable[[Path, WorkerPool], tuple[list[Path], str, dict[str, Any]]]
 """(folder, pool) -> parts in order, env_args, attributes of the merged file."""
 

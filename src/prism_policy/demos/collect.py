@@ -29,8 +29,7 @@ from prism_policy.envs.make import kept_env
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 
-SCENES_VERSION = 1
-"""Of what `collect_scenes` makes, as `TaskSpec.expert_version` of what `collect` makes."""
+SCENES_VERSION = 1  # of what `collect_scenes` makes, as `TaskSpec.expert_version` of what `collect` makes
 
 
 def collect(

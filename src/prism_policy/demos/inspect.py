@@ -20,10 +20,8 @@ from prism_policy.demos.replay import Replay, recorded_frames, replay_demos, wri
 from prism_policy.errors import PrismError
 from prism_policy.utils.progress import Bar, console
 
-REPLAYS = 3
-"""Demonstrations that are replayed by default."""
-MOST_BAD = 10
-"""Bad demonstrations that are printed."""
+REPLAYS = 3  # demonstrations that are replayed by default
+MOST_BAD = 10  # bad demonstrations that are printed
 
 
 @dataclass(frozen=True)
@@ -43,30 +41,20 @@ class DemoFacts:
     """What a file holds."""
 
     demos: int
-    steps: int
-    """Of all demonstrations."""
+    steps: int  # of all demonstrations
     steps_median: float
     steps_min: int
     steps_max: int
-    images: dict[str, tuple[int, int]]
-    """camera -> height and width [px] of the first usable demonstration's images."""
-    low_dim: dict[str, int]
-    """Key of an observation -> its numbers."""
-    next_obs: bool
-    """Whether what followed each observation is stored, too."""
-    states: int
-    """Numbers of a simulator state; 0 where none are stored."""
-    successes: int | None
-    """Demonstrations whose reward reaches 1; none where there are no rewards."""
+    images: dict[str, tuple[int, int]]  # camera -> height and width [px] of the first usable demonstration's images
+    low_dim: dict[str, int]  # key of an observation -> its numbers
+    next_obs: bool  # whether what followed each observation is stored, too
+    states: int  # numbers of a simulator state; 0 where none are stored
+    successes: int | None  # demonstrations whose reward reaches 1; none where there are no rewards
     actions: list[ActionStatistics]
-    masks: dict[str, int]
-    """Mask -> demonstrations that it names."""
-    env: RecordedEnv
-    """What recorded it."""
-    render: dict[str, Any] | None
-    """Render settings of the images, where recorded."""
-    bad: dict[str, str]
-    """Demonstrations that cannot be used -> why."""
+    masks: dict[str, int]  # mask -> demonstrations that it names
+    env: RecordedEnv  # what recorded it
+    render: dict[str, Any] | None  # render settings of the images, where recorded
+    bad: dict[str, str]  # demonstrations that cannot be used -> why
 
 
 def demo_facts(path: Path) -> DemoFacts:

@@ -31,8 +31,7 @@ class Replay:
     """Whether its actions, executed from its first state without looking, reach success by robosuite's rule."""
     states_succeed: bool
     """Whether one of its states, or the last action from the last state, is a success by that rule."""
-    deviation_mm: float
-    """Largest distance of the hand between that execution and the recorded states [mm]."""
+    deviation_mm: float  # largest distance of the hand between that execution and the recorded states [mm]
     frames: np.ndarray = field(repr=False)
     """uint8 (C, K, H, W, 3): K moments in time seen by C cameras, drawn from the recorded states."""
 

@@ -29,10 +29,8 @@ from prism_policy.errors import PrismError
 from prism_policy.tasks.spec import LIBERO
 from prism_policy.utils.observations import Observation
 
-SETTLE_STEPS = 10
-"""Steps of doing nothing before an episode begins: LIBERO lets objects fall from a small height."""
-IDLE = np.array([0.0, 0, 0, 0, 0, 0, -1])
-"""The action that lets objects settle: stay, fingers open."""
+SETTLE_STEPS = 10  # steps of doing nothing before an episode begins: LIBERO lets objects fall from a small height
+IDLE = np.array([0.0, 0, 0, 0, 0, 0, -1])  # the action that lets objects settle: stay, fingers open
 ARM_NOISE = 0.02
 """Standard deviation of the arm's joints in the published initial states [rad]; own placements have the same."""
 SHIFT = 0.08

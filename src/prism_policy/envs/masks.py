@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-REST, GRIPPER, OBJECT = 0, 1, 2
-"""Labels of a mask's pixels."""
+REST, GRIPPER, OBJECT = 0, 1, 2  # labels of a mask's pixels
 GRIPPER_BODY = "gripper0_right_right_gripper"
 
 

@@ -17,8 +17,7 @@ from prism_policy.config.settings import RenderConfig
 from prism_policy.envs.simulators import mujoco, opengl_context
 from prism_policy.errors import PrismError
 
-HIDDEN_GROUP = 5
-"""Geom group that is never drawn; geoms out of view are moved there."""
+HIDDEN_GROUP = 5  # geom group that is never drawn; geoms out of view are moved there
 
 
 class Renderer:

@@ -21,14 +21,9 @@ from prism_policy.tasks.spec import ROBOSUITE, Simulator
 from prism_policy.utils.observations import PROPRIO, Observation
 
 ENV_KWARGS = {
-    "control_freq": 20,
-    "has_renderer": False,
-    "has_offscreen_renderer": False,
-    "use_camera_obs": False,
-    "ignore_done": True,
-    "hard_reset": False,
-    "renderer": "mujoco",
-}
+    "control_freq": 20, "has_renderer": False, "has_offscreen_renderer": False, "use_camera_obs": False,
+    "ignore_done": True, "hard_reset": False, "renderer": "mujoco",
+}  # fmt: skip
 """How all simulators of robosuite's kind are made: nothing drawn, no end of their own."""
 
 
@@ -46,8 +41,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     """
 
     simulator: ClassVar[Simulator] = ROBOSUITE
-    fixtures: Sequence[str] = ()
-    """Bodies whose poses a state ends with, 7 numbers each."""
+    fixtures: Sequence[str] = ()  # bodies whose poses a state ends with, 7 numbers each
     _renderer: Renderer | None = None
     _segmenter: Renderer | None = None
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (declared so by gymnasium)
@@ -70,8 +64,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         self.eef_site = hand.eef_site_id["right"]
         self._eef_body = self.sim_env.sim.model.body_name2id(hand.robot_model.eef_name["right"])
         self.fingers = np.array(hand._ref_gripper_joint_pos_indexes["right"])
-        self.states: list[np.ndarray] = [self.state]
-        """States since the reset, the start included; each float64 (S,)."""
+        self.states: list[np.ndarray] = [self.state]  # states since the reset, the start included; each float64 (S,)
 
         size = task.render.resolution
         image = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
@@ -138,10 +131,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     def whole_states(self, states: np.ndarray, model_file: str, source: str) -> np.ndarray:
         """Recorded states (T, S), completed by what this environment's hold beyond them, which is nothing.
 
-        Args:
-            states: as a file holds them.
-            model_file: XML of the recording's model, for environments that need it.
-            source: file and demonstration, for errors.
+        `model_file` is the XML of the recording's model, `source` the file and demonstration, for errors.
         """
         if states.ndim != 2 or states.shape[1] != self._state_size:
             raise PrismError(

@@ -14,12 +14,10 @@ from prism_policy.tasks.spec import Tracked
 
 HAND_ASIDE, HAND_ABOVE, HAND_TURN = 0.12, (0.03, 0.20), 0.6
 """How far the hand is from the middle of the objects along x and y, how high above [m], and how far turned [rad]."""
-OVERLAP = 0.002
-"""Scenes where two things overlap by more than this are drawn again [m]."""
+OVERLAP = 0.002  # scenes where two things overlap by more than this are drawn again [m]
 
 
-HAND = Tracked("hand", "", 0, 1)
-"""The grip site between the fingers; its x is the axis along which they close."""
+HAND = Tracked("hand", "", 0, 1)  # the grip site between the fingers; its x is the axis along which they close
 
 
 def tracked(task: str) -> tuple[Tracked, ...]:
@@ -30,10 +28,8 @@ def tracked(task: str) -> tuple[Tracked, ...]:
 def scene(env: RobosuiteEnv, split: Split, seed: int, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """A still scene: objects scattered over the table at any angle, the hand anywhere above them and pointing down.
 
-    Split, seed and index, the scene's number, decide everything; scenes of two splits are unrelated.
-
-    Returns:
-        The state, float64 (S,), and of each tracked thing (x, y, z, angle) in the world, float64 (4,) [m, rad].
+    Split, seed and index decide everything. Returned are the state, float64 (S,), and of each tracked thing (x, y, z,
+    angle) in the world, float64 (4,) [m, rad].
     """
     rng = episode_rng(split, seed, index, rng_stream=3)
     env.reset(seed=seed, options={"split": split, "episode": index})

@@ -15,7 +15,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -28,12 +27,10 @@ from prism_policy.envs.stages import furthest_stage
 from prism_policy.errors import PrismError
 from prism_policy.utils.observations import Observation, stack_history
 
-PATIENCE = 120.0
-"""A worker that owes an answer for longer hangs [s]; a chunk takes it about 0.1 s."""
+PATIENCE = 120.0  # a worker that owes an answer for longer hangs [s]; a chunk takes it about 0.1 s
 STARTING = 4
 """Times as long for its first answer: it imports and compiles for about 5 s before, on a busy machine far longer."""
-TRIES = 3
-"""How often an episode is begun before its workers' deaths are taken to be its own doing."""
+TRIES = 3  # how often an episode is begun before its workers' deaths are taken to be its own doing
 _TICK = 1.0  # [s]
 
 
@@ -42,10 +39,8 @@ class Request:
     """An episode that waits for its next actions."""
 
     episode: int
-    observation: Observation
-    """With a leading axis of n_obs_steps."""
-    first: bool
-    """Whether the episode starts, perhaps anew."""
+    observation: Observation  # with a leading axis of n_obs_steps
+    first: bool  # whether the episode starts, perhaps anew
 
 
 @dataclass(frozen=True)
@@ -54,16 +49,12 @@ class Outcome:
 
     episode: int
     success: bool
-    steps: int
-    """Control steps until success or the limit."""
-    stage: str
-    """The furthest of the task's stages that was reached; empty where none was."""
-    states: np.ndarray
-    """Simulator states, float64 (steps + 1, S): enough to draw every frame again."""
+    steps: int  # control steps until success or the limit
+    stage: str  # the furthest of the task's stages that was reached; empty where none was
+    states: np.ndarray  # simulator states, float64 (steps + 1, S): enough to draw every frame again
 
 
-Act = Callable[[Sequence[Request]], Sequence[np.ndarray]]
-"""Episodes that wait -> actions (Ta, A) of each."""
+Act = Callable[[Sequence[Request]], Sequence[np.ndarray]]  # episodes that wait -> actions (Ta, A) of each
 
 
 class WorkerPool:
@@ -85,8 +76,7 @@ class WorkerPool:
         self.workers, self.patience = os.cpu_count() or 1 if workers is None else workers, patience
         if self.workers < 1:
             raise PrismError(f"expected at least one worker, got {workers}")
-        self.peak_rss_mib = 0.0
-        """The most memory that one worker has had resident."""
+        self.peak_rss_mib = 0.0  # the most memory that one worker has had resident
         self._workers: list[Worker] = []
         self._idle: queue.SimpleQueue[Worker | None] = queue.SimpleQueue()
         self._threads: ThreadPoolExecutor | None = None
@@ -180,9 +170,7 @@ class WorkerPool:
     def __enter__(self) -> WorkerPool:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         if error is None and self._threads is not None:
             self._threads.shutdown()  # once the jobs are done
         self.close()

@@ -68,8 +68,7 @@ class CameraEncoder(nn.Module):
             pool = nn.AdaptiveAvgPool2d if config.pooling == "avg" else nn.AdaptiveMaxPool2d
             self.pool = nn.ModuleList(pool(1) for _ in channels)
             self.out_dim = sum(channels)
-        self.num_keypoints = self.out_dim // 2
-        """Of all stages; spatial softmax only."""
+        self.num_keypoints = self.out_dim // 2  # of all stages; spatial softmax only
         self.fuse: TopDownCrossAttention | None = None
         if config.fusion == "tdca":
             self.fuse = TopDownCrossAttention(
@@ -165,9 +164,8 @@ class VisualEncoder(nn.Module):
         self.config, self.cameras = config, dict(cameras)
         self.crops = {c: (crop_size(h, config.crop), crop_size(w, config.crop)) for c, (h, w) in cameras.items()}
         if min(min(size) for size in self.crops.values()) < 1:
-            raise PrismError(
-                f"expected images of which a crop of {config.crop} leaves a pixel at least, got sizes {self.cameras}"
-            )
+            share = f"a crop of {config.crop}"
+            raise PrismError(f"expected images of which {share} leaves a pixel at least, got sizes {self.cameras}")
         # A shared encoder is made for the smallest height and width, which leave the least room for keypoints.
         least = [min(sizes) for sizes in zip(*self.crops.values(), strict=True)]
         shared = CameraEncoder(config, *least) if config.share_cameras else None

@@ -37,11 +37,6 @@ def packed(module: M) -> M:
     It is kept, and made again when the module's weights, buffers or mode have changed since: the first call registers a
     hook with torch's optimisers. Off the CPU, or where this build of PyTorch has no oneDNN, it is the module itself. It
     costs the memory of the weights once more.
-
-    Usage::
-
-        with torch.no_grad():
-            y = packed(net)(x)
     """
     tensors = list(itertools.chain(module.parameters(), module.buffers()))
     if not torch.backends.mkldnn.is_available() or any(p.device.type != "cpu" for p in tensors):  # type: ignore[no-untyped-call]
@@ -50,8 +45,7 @@ def packed(module: M) -> M:
     state = (module.training, [(p.data_ptr(), p._version, p.dtype) for p in tensors])
     packed_state, stand_in = _PACKED.get(module, (None, None))
     if stand_in is None or packed_state != state:
-        shared = {id(t): t for t in tensors}
-        stand_in = _pack_layers(copy.deepcopy(module, shared))
+        stand_in = _pack_layers(copy.deepcopy(module, {id(t): t for t in tensors}))
         _PACKED[module] = (state, stand_in)
     return stand_in  # type: ignore[return-value]
 

@@ -84,11 +84,8 @@ class ResNet(nn.Module):
     def load_imagenet(self, state: Mapping[str, Tensor]) -> list[str]:
         """Load the weights of an ImageNet classifier of torchvision's names, such as timm's `resnet18.tv_in1k`.
 
-        With BatchNorm every weight and statistic loads. GroupNorm has no counterpart there: the convolutions load and
-        the norms start fresh. The classifier and stages beyond this trunk's are left out.
-
-        Returns:
-            Names of this trunk's tensors that start fresh: none with BatchNorm, the norms' with GroupNorm.
+        With BatchNorm every weight and statistic loads. GroupNorm has no counterpart there: the convolutions load, and
+        the norms, whose names are returned, start fresh. The classifier and stages beyond this trunk's are left out.
         """
         own = self.state_dict()
         norms = {name for name, module in self.named_modules() if isinstance(module, nn.GroupNorm)}

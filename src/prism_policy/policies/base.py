@@ -30,18 +30,13 @@ Known = tuple[Tensor, Tensor]
 class LossInputs:
     """What the loss of a batch of chunks is computed from."""
 
-    actions: Tensor
-    """Normalised, (B, T, A)."""
-    cond: Tensor
-    """Encoded observations, (B, D)."""
-    noise: Tensor
-    """(B, T, A), see `Policy.draw_chunk`."""
-    times: Tensor
-    """(B,) or (B, 2), see `Policy.draw_chunk`."""
+    actions: Tensor  # normalised, (B, T, A)
+    cond: Tensor  # encoded observations, (B, D)
+    noise: Tensor  # (B, T, A), see `Policy.draw_chunk`
+    times: Tensor  # (B,) or (B, 2), see `Policy.draw_chunk`
     mask: Tensor | None = None
     """The M of Eq. 5 and 7, bool (B, T) or (B, T, A): entries outside (padded, disturbed, or given) are not learned."""
-    mask_share: Tensor | None = None
-    """The mask's mean over the whole batch, where this is one process's part of it."""
+    mask_share: Tensor | None = None  # the mask's mean over the whole batch, where this is one process's part of it
 
     @property
     def mask_entries(self) -> Tensor:
@@ -146,9 +141,8 @@ class Policy(nn.Module):
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """The training loss of a batch of windows: all of it here, so that DDP and compile see one module.
 
-        Args:
-            batch: of `Windows.batch`. With `draws`, rows of what `draw` returned, the loss is a function of the batch
-                alone; else they are drawn here. `mask_share` as in `LossInputs`.
+        A batch is of `Windows.batch`. With `draws`, rows of what `draw` returned, the loss is a function of the batch
+        alone; else they are drawn here. `mask_share` is that of `LossInputs`.
         """
         steps, dim = self.config.horizon, self.action_dim
         if batch["actions"].shape[1:] != (steps, dim):
@@ -201,7 +195,6 @@ class Policy(nn.Module):
         """The actions to execute now, (B, n_action_steps, A), in the environment's units.
 
         Args:
-            observation: the last n_obs_steps frames.
             generator: of the noise; an episode's own makes its outcome independent of what runs beside it.
             known: actions (B, T, A) in the environment's units that are given, such as the rest of the chunk before,
                 and where they are, bool (B, T, A): the others are sampled to go with them (inpainting).
@@ -250,8 +243,8 @@ class Policy(nn.Module):
         checked: dict[str, Any] = {"images": images, "proprio": proprio}
         if self.task_dim:
             if "task" not in observation:
-                expected = f"this policy expects an instruction or its vector (B, {self.task_dim})"
-                raise PrismError(f"task is missing; {expected}")
+                hint = f"this policy expects an instruction or its vector (B, {self.task_dim})"
+                raise PrismError(f"task is missing; {hint}")
             vectors = self._task_vectors(observation["task"], len(proprio))
             checked["task"] = task = torch.as_tensor(vectors, dtype=torch.float32, device=self.device)
             if task.shape != (len(proprio), self.task_dim):
@@ -296,9 +289,7 @@ class Policy(nn.Module):
     def denoise(self, level: float, actions: Tensor, noise: Tensor, cond: Tensor) -> Tensor:
         """The clean chunk that one call of the network sees behind a mixture of actions and noise, (B, T, A) each.
 
-        Args:
-            level: how far the mixture is from the actions (0, excluded) to the noise (1).
-            cond: (B, D).
+        `level` says how far the mixture is from the actions (0, excluded) to the noise (1).
         """
         raise NotImplementedError
 

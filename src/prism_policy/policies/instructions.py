@@ -14,8 +14,7 @@ from torch import Tensor
 from prism_policy.config.settings import RunConfig, TaskInput, single_tasks
 from prism_policy.errors import PrismError
 
-LANGUAGE_DIM = 384
-"""Numbers of an all-MiniLM-L6-v2 sentence embedding."""
+LANGUAGE_DIM = 384  # numbers of an all-MiniLM-L6-v2 sentence embedding
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,8 @@ class Instructions:
         """
         if self.kind == "learned":
             if instruction not in self.known:
-                hint = "one with policy.task_input=language would have an answer"
-                raise PrismError(
-                    f"unknown instruction {instruction!r}; this policy learned {'; '.join(self.known)} ({hint})"
-                )
+                known = f"{'; '.join(self.known)} (one with policy.task_input=language would have an answer)"
+                raise PrismError(f"unknown instruction {instruction!r}; this policy learned {known}")
             return torch.eye(len(self.known))[self.known.index(instruction)]
         mean, scale = self._statistics
         return (embed_sentence(instruction) - mean) / scale

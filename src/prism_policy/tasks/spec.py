@@ -39,10 +39,8 @@ class Tracked:
     """Something in a scene whose pose the spatial probe asks for."""
 
     name: str
-    body: str
-    """MuJoCo's name."""
-    heading: int
-    """Axis of the body that lies flat and gives its angle: 0 is x, 1 y, 2 z."""
+    body: str  # MuJoCo's name
+    heading: int  # axis of the body that lies flat and gives its angle: 0 is x, 1 y, 2 z
     folds: int
     """Number of turns about the vertical after which it looks the same; 0 is any turn, so that it has no angle."""
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import safetensors
 import torch
@@ -33,8 +32,7 @@ class TrainState:
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), config.lr, config.betas, config.eps, config.weight_decay, fused=True
         )
-        self.done = 0
-        """Number of updates."""
+        self.done = 0  # number of updates
 
     def update(self, lr: float, ema_decay: float) -> None:
         """One step of the optimiser and of the moving average."""
@@ -150,9 +148,7 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
             if error is None:
                 self.wait()

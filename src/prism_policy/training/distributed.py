@@ -21,8 +21,7 @@ from prism_policy.errors import PrismError
 from prism_policy.utils.device import pick_device
 from prism_policy.utils.progress import console
 
-TIMEOUT = timedelta(hours=6)
-"""How long a process waits for the others: the main process measures rollouts meanwhile."""
+TIMEOUT = timedelta(hours=6)  # how long a process waits for the others: the main process measures rollouts meanwhile
 
 _SENTENCE, _STOPPED = "PrismError: ", "KeyboardInterrupt: "
 """How `record_failure` begins the errors that a user can act on."""
@@ -32,12 +31,9 @@ _SENTENCE, _STOPPED = "PrismError: ", "KeyboardInterrupt: "
 class ProcessGroup:
     """This process among those that train one policy. For a single process, all of it costs nothing."""
 
-    rank: int = 0
-    """Its number."""
-    world_size: int = 1
-    """How many processes there are."""
-    local_rank: int = 0
-    """Its number on this machine, and that of its GPU."""
+    rank: int = 0  # its number
+    world_size: int = 1  # how many processes there are
+    local_rank: int = 0  # its number on this machine, and that of its GPU
 
     @property
     def is_main_process(self) -> bool:

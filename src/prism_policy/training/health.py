@@ -23,8 +23,7 @@ from prism_policy.training.prefetch import mapped
 from prism_policy.utils.files import write_text
 from prism_policy.utils.memory import release_freed_memory
 
-EXPLODED = 10.0
-"""Times the loss at the start from which no training recovers."""
+EXPLODED = 10.0  # times the loss at the start from which no training recovers
 
 
 def check_losses(

@@ -12,8 +12,7 @@ import torch
 from prism_policy.config.settings import TrainConfig
 from prism_policy.data.windows import Windows
 
-ON_DEVICE = 0.5
-"""Share of a GPU's free memory that all frames may take; more of them stay mapped from the disk."""
+ON_DEVICE = 0.5  # share of a GPU's free memory that all frames may take; more of them stay mapped from the disk
 
 
 def resident(windows: Windows, device: torch.device) -> Windows:

@@ -26,8 +26,7 @@ from prism_policy.training.runtime import arithmetic, resident, stop_signal
 from prism_policy.utils.files import read_lines, write_lines
 from prism_policy.utils.memory import keep_freed_memory
 
-VALID_WINDOWS = 256
-"""Held-out windows of a validation, at most."""
+VALID_WINDOWS = 256  # held-out windows of a validation, at most
 CPU = torch.device("cpu")
 
 OnUpdate = Callable[[int, dict[str, float]], None]
@@ -125,13 +124,10 @@ class Trainer:
         self.windows = resident(windows, device)
         self.window_groups = self.windows.groups(self.settings.balance)
         self.checkpoints = Checkpoints(folder)
-        self.metrics: list[dict[str, Any]] = []
-        """Lines of metrics.jsonl."""
-        self.losses: list[Tensor] = []
-        """Of the updates since the last line."""
+        self.metrics: list[dict[str, Any]] = []  # lines of metrics.jsonl
+        self.losses: list[Tensor] = []  # of the updates since the last line
         self.started = self.saved = self.logged = time.perf_counter()
-        self.trained_s = 0.0
-        """What earlier calls took, before they were stopped."""
+        self.trained_s = 0.0  # what earlier calls took, before they were stopped
         self.stopped: Callable[[], bool] = lambda: False
 
     def train(self) -> Policy:
@@ -318,9 +314,8 @@ class Trainer:
         self.group.barrier()  # a process that ends has the others stopped
         if due.stop:
             raise KeyboardInterrupt
-        raise PrismError(
-            f"stopped at update {self.state.done} of {self.settings.steps}, as its time is over; run it again to go on"
-        )
+        at = f"update {self.state.done} of {self.settings.steps}"
+        raise PrismError(f"stopped at {at}, as its time is over; run it again to go on")
 
     @torch.no_grad()
     def finish(self) -> Policy:

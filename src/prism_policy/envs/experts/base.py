@@ -15,19 +15,16 @@ POSITION_SCALE, ROTATION_SCALE = 0.05, 0.5  # [m], [rad] of a full-scale action
 UP = np.array([0.0, 0.0, 1.0])
 RESET_YAW = np.pi / 2  # [rad] of the closing axis when an episode starts
 
-Pose = tuple[np.ndarray, np.ndarray]
-"""Position (3,) [m] and rotation (3, 3) in the world's frame."""
+Pose = tuple[np.ndarray, np.ndarray]  # position (3,) [m] and rotation (3, 3) in the world's frame
 
 
 class Expert:
     """A script for one task, in the hand of one person: speed, hover height and grasp differ between episodes."""
 
-    stages: ClassVar[tuple[str, ...]] = ()
-    """Names of the stages, in order; `stage` is one of them."""
+    stages: ClassVar[tuple[str, ...]] = ()  # names of the stages, in order; `stage` is one of them
     tolerance: ClassVar[dict[str, float]] = {}
     """Share of a disturbance that a delicate stage takes; below 1 the grip is left alone. Others take all of it."""
-    max_steps: ClassVar[int] = 400
-    """A demonstration that takes longer is a failure [steps]."""
+    max_steps: ClassVar[int] = 400  # a demonstration that takes longer is a failure [steps]
     REACHED, LOST = 0.008, 0.02
     """Distance to the grasp at which the fingers start to close, and at which a closing hand gives up [m]."""
 
@@ -86,7 +83,6 @@ class Expert:
         The farther the hand is off to the side, the farther back it stays: pushed off, it comes again from there.
 
         Args:
-            grasp: pose of the hand.
             hover: how far back along the approach the hand stays while off to the side [m].
             wide: opening at which the fingers no longer touch what is to be grasped from above [m].
         """

@@ -21,8 +21,7 @@ class Disturbance:
     learn to push: an action noise on every step would leave no action chunk that shows what the expert meant.
     """
 
-    RATE = 0.07
-    """Chance that a push begins at an undisturbed step; it is five times as likely at the first one."""
+    RATE = 0.07  # chance that a push begins at an undisturbed step; it is five times as likely at the first one
 
     def __init__(self, strength: float, rng: np.random.Generator) -> None:
         self.strength = strength
@@ -53,18 +52,12 @@ class Disturbance:
 class Demonstration:
     """One episode of an expert; T steps, everything at the start of its step."""
 
-    states: np.ndarray
-    """Simulator states, float64 (T, S)."""
-    actions: np.ndarray
-    """What was executed, float64 (T, 7): replaying it gives the same states."""
-    disturbed: np.ndarray
-    """Where that was a push and not the expert's choice, bool (T,)."""
-    rewards: np.ndarray
-    """1 where the step ended in success, float64 (T,)."""
-    stages: np.ndarray
-    """Index into the expert's `stages`, uint8 (T,)."""
-    success: bool
-    """The task was done, and stayed done to the last step."""
+    states: np.ndarray  # simulator states, float64 (T, S)
+    actions: np.ndarray  # what was executed, float64 (T, 7): replaying it gives the same states
+    disturbed: np.ndarray  # where that was a push and not the expert's choice, bool (T,)
+    rewards: np.ndarray  # 1 where the step ended in success, float64 (T,)
+    stages: np.ndarray  # index into the expert's `stages`, uint8 (T,)
+    success: bool  # the task was done, and stayed done to the last step
 
 
 def expert_type(spec: TaskSpec) -> type[Expert]:

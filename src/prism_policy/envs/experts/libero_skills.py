@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
@@ -12,13 +13,11 @@ PALM, FINGER = 0.10, 0.045
 """Height of the palm above the grip site, and how far open fingers stand off it, along the closing axis [m]."""
 ENOUGH, STRETCH = 0.025, 0.4
 """Room beyond which more is no better [m], and what a metre of stretching the arm is worth in metres of it."""
-FOLDED = 0.38
-"""Distance from the base within which the elbow soon is as bent as it goes when the hand rises [m]."""
+FOLDED = 0.38  # distance from the base within which the elbow soon is as bent as it goes when the hand rises [m]
 USUAL_YAW = RESET_YAW - 0.3
 """Yaw that closing axes are turned towards [rad]. Things stand square to the table, and at a right angle both ways
 would be as near: a hand that cannot decide does not arrive."""
-Grip = Callable[[], Pose]
-"""Where the hand takes hold now: it follows the thing."""
+Grip = Callable[[], Pose]  # where the hand takes hold now: it follows the thing
 
 
 class Skill:
@@ -46,59 +45,38 @@ class Skill:
         return self.expert.body(self.expert.env.sim_env.get_object(name).root_body)
 
 
+@dataclass(eq=False)
 class PickAndPlace(Skill):
-    """Take a thing, carry it over everything to its place, let go low above it and withdraw.
+    """Take a thing, carry it over everything to its place, let go low above it and withdraw."""
 
-    Args:
-        grips: where it can be taken; one that slips is followed by the next.
-        place: where the thing's origin belongs, (3,) [m].
-        near: it is let go within this of its place, along the table [m].
-        drop: height above `place` at which it is let go [m].
-        over: height above `place`, and above where it lay, at which it is carried [m].
-        yaw: of the closing axis while it is carried [rad]; none keeps the grip's.
-        hover: height of the hand above the grip while it is off to the side [m].
-        slope: distance from the place, beyond `fine`, over which it is lowered [m].
-        fine: distance from the place within which it is all the way down [m].
-        early: let go as soon as the goal holds, too.
-        keep: never let go, for a goal that no longer holds when the thing lies.
-    """
+    expert: Expert
+    name: str
+    goal: tuple[str, ...]
+    grips: list[Grip]  # where it can be taken; one that slips is followed by the next
+    place: Callable[[], np.ndarray]  # where the thing's origin belongs, (3,) [m]
+    _: KW_ONLY
+    near: float = 0.012  # it is let go within this of its place, along the table [m]
+    drop: float = 0.02  # height above `place` at which it is let go [m]
+    over: float = 0.10  # height above `place`, and above where it lay, at which it is carried [m]
+    yaw: float | None = None  # of the closing axis while it is carried [rad]; none keeps the grip's
+    hover: float = 0.08  # height of the hand above the grip while it is off to the side [m]
+    slope: float = 0.06  # distance from the place, beyond `fine`, over which it is lowered [m]
+    fine: float = 0.02  # distance from the place within which it is all the way down [m]
+    early: bool = True  # let go as soon as the goal holds, too
+    keep: bool = False  # never let go, for a goal that no longer holds when the thing lies
 
     stages = ("approach", "descend", "grasp", "carry", "lower", "release")
     PATIENCE, CLOSING = 45, 20
     """Steps at a grip without a hold after which the next one is tried, and how many more the fingers are given."""
-    STALLED = 60
-    """Steps without getting nearer after which it is let go: with this grip the arm does not get there."""
+    STALLED = 60  # steps without getting nearer after which it is let go: with this grip the arm does not get there
 
-    def __init__(
-        self,
-        expert: Expert,
-        thing: str,
-        goal: tuple[str, ...],
-        grips: Sequence[Grip],
-        place: Callable[[], np.ndarray],
-        *,
-        near: float = 0.012,
-        drop: float = 0.02,
-        over: float = 0.10,
-        yaw: float | None = None,
-        hover: float = 0.08,
-        slope: float = 0.06,
-        fine: float = 0.02,
-        early: bool = True,
-        keep: bool = False,
-    ) -> None:
-        super().__init__(expert)
-        self.name, self.goal, self.grips, self.place = thing, goal, list(grips), place
-        self.near, self.drop, self.over, self.yaw, self.hover = near, drop, over, yaw, hover
-        self.slope, self.fine, self.early, self.keep = slope, fine, early, keep
-        self.object = expert.env.sim_env.get_object(thing)
+    def __post_init__(self) -> None:
+        self.object = self.expert.env.sim_env.get_object(self.name)
         self.finished = self.releasing = False
         self.tried, self.ranked, self.hold, self.floor = 0, False, 0.0, np.inf
         self.nearest, self.stalled = np.inf, 0
-        self.let_go = 0.0
-        """Height at which the hand last held it [m]."""
-        self.lay = self.thing(thing)[0][2]
-        """Height at which it last lay [m]."""
+        self.let_go = 0.0  # height at which the hand last held it [m]
+        self.lay = self.thing(self.name)[0][2]  # height at which it last lay [m]
 
     def done(self) -> bool:
         """It is where it belongs, and the hand has left it."""

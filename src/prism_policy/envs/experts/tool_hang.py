@@ -16,8 +16,7 @@ from prism_policy.tasks.tool_hang import FRAME_GRIP, FRAME_TIP, HOLE, Point
 STEP = 0.05  # [s] of a control step
 LAG = 24.5 / 150  # [s] by which the arm trails a moving goal: damping over stiffness of robosuite's controller
 
-TOOL_GRIP = Point("tool_root", (0.0, 0.0, 0.0))
-"""Middle of the tool's handle, which is along the tool's x."""
+TOOL_GRIP = Point("tool_root", (0.0, 0.0, 0.0))  # middle of the tool's handle, which is along the tool's x
 TOOL_RING = Point("tool_root", (-0.0943, 0.0, 0.0))
 """The ring that is hung: 0.8 mm outwards from its middle, where the route around the hook has most room."""
 UPRIGHT = np.diag([-1.0, -1.0, 1.0])
@@ -51,14 +50,10 @@ class Pace(NamedTuple):
 
     speed: float  # [m/s]
     turn: float  # [rad/s]
-    gate: float
-    """How far the lead may be ahead [m]."""
-    close: float
-    """Distance from the end that counts as there [m]."""
-    square: float
-    """Angle from the end's that counts as there [rad]."""
-    creep: float = 0.0
-    """Share of its speed that the lead keeps when it waits."""
+    gate: float  # how far the lead may be ahead [m]
+    close: float  # distance from the end that counts as there [m]
+    square: float  # angle from the end's that counts as there [rad]
+    creep: float = 0.0  # share of its speed that the lead keeps when it waits
 
 
 FREE = Pace(0.29, 1.65, gate=0.04, close=0.04, square=0.3)
