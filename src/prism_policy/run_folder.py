@@ -26,30 +26,21 @@ from prism_policy.utils.files import atomic, disk_errors, write_text
 
 
 def open_run(folder: Path, config: RunConfig) -> None:
-    """Make the run folder of this configuration, or accept the one that holds it; bad input writes nothing.
-
-    Raises:
-        PrismError: the configuration cannot work; the folder belongs to another one, or holds foreign files.
-    """
+    """Make the run folder of this configuration, or accept the one that holds it; bad input writes nothing."""
     check(config)
     open_folder(folder, config)
 
 
 def open_folder(folder: Path, config: RunConfig | ProbeConfig) -> None:
-    """Make `folder` with this configuration as its config.json, or accept the one that already holds it.
-
-    Raises:
-        PrismError: the folder belongs to another configuration, or holds foreign files.
-    """
+    """Make `folder` with this configuration as its config.json, or accept the one that already holds it."""
     path = folder / "config.json"
     if path.exists():
         present = config_json.load(type(config), path)
         if present != config:
             field, old, new = next(_differences(dataclasses.asdict(present), dataclasses.asdict(config)))
-            raise PrismError(
-                f"{folder} holds another run: {field} is {old!r} there and {new!r} now; choose another --out or repeat "
-                "the command that made it"
-            )
+            other = f"{field} is {old!r} there and {new!r} now"
+            hint = "choose another --out or repeat the command that made it"
+            raise PrismError(f"{folder} holds another run: {other}; {hint}")
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PrismError(f"{folder} exists and is no run folder (no config.json in it); choose another --out")
@@ -87,21 +78,13 @@ def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
 
 
 def weights_path(folder: Path, checkpoint: str) -> Path:
-    """The file of a checkpoint's averaged weights: `last` (training's end), `best` (by rollouts), or of an update.
-
-    Raises:
-        PrismError: there is no such checkpoint.
-    """
-    kept, best = kept_checkpoints(folder), folder / "checkpoints" / "best.safetensors"
-    if checkpoint == "last":
-        return folder / "weights.safetensors"
-    if checkpoint == "best" and best.exists():
-        return best
-    if checkpoint in kept:
-        return kept[checkpoint]
-    raise PrismError(
-        f"{folder} has no checkpoint '{checkpoint}'; it has {', '.join(['last', *['best'] * best.exists(), *kept])}"
-    )
+    """The file of a checkpoint's averaged weights: `last` (training's end), `best` (by rollouts), or of an update."""
+    paths, best = {"last": folder / "weights.safetensors"}, folder / "checkpoints" / "best.safetensors"
+    paths |= {"best": best} if best.exists() else {}
+    paths |= kept_checkpoints(folder)
+    if checkpoint not in paths:
+        raise PrismError(f"{folder} has no checkpoint '{checkpoint}'; it has {', '.join(paths)}")
+    return paths[checkpoint]
 
 
 def kept_checkpoints(folder: Path) -> dict[str, Path]:
@@ -111,11 +94,7 @@ def kept_checkpoints(folder: Path) -> dict[str, Path]:
 
 
 def load_policy(run_dir: Path | str, checkpoint: str = "last") -> Policy:
-    """The trained policy of a run folder: EMA weights, evaluation mode.
-
-    Args:
-        run_dir: the run folder.
-        checkpoint: see `weights_path`.
+    """The trained policy of a run folder: EMA weights, evaluation mode; for `checkpoint` see `weights_path`.
 
     Raises:
         PrismError: a file is missing or damaged, or the weights belong to another configuration.
@@ -140,17 +119,15 @@ def _read_statistics(folder: Path, task: TaskConfig) -> dict[str, Tensor]:
         metadata = file.metadata() or {}
     expected = [f"{name}.{kind}" for name in ("proprio", "action") for kind in ("scale", "offset")]
     if missing := [name for name in expected if name not in statistics]:
-        raise PrismError(
-            f"{path} lacks '{missing[0]}'; it has {', '.join(statistics) or 'nothing'}; restore the file of this run"
-        )
+        held = ", ".join(statistics) or "nothing"
+        raise PrismError(f"{path} lacks '{missing[0]}'; it has {held}; restore the file of this run")
     if "task" not in metadata:
         raise PrismError(f"{path} does not say which task it belongs to; restore the file of this run")
     trained = config_json.from_dict(TaskConfig, json.loads(metadata["task"]))
     trained = dataclasses.replace(trained, max_steps=task.max_steps)  # an episode's limit is no part of the policy
     for field, old, new in _differences(dataclasses.asdict(trained), dataclasses.asdict(task), "task."):
-        raise PrismError(
-            f"the policy in {folder} was trained with {field} {old!r} and config.json says {new!r}; restore config.json"
-        )
+        trained_with = f"was trained with {field} {old!r} and config.json says {new!r}"
+        raise PrismError(f"the policy in {folder} {trained_with}; restore config.json")
     return statistics
 
 
@@ -160,20 +137,15 @@ def _load_weights(policy: Policy, weights: dict[str, Tensor], path: Path, config
         want = tuple(expected[name].shape) if name in expected else "no such weight"
         got = tuple(weights[name].shape) if name in weights else "no such weight"
         if want != got:
-            raise PrismError(
-                f"{path} does not fit {config}: '{name}' expected {want}, found {got}; restore the two files of one run"
-            )
+            flaw = f"'{name}' expected {want}, found {got}"
+            raise PrismError(f"{path} does not fit {config}: {flaw}; restore the two files of one run")
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(weights[name])
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        PrismError: missing or damaged.
-    """
+    """Read a safetensors file."""
     try:
         return load_file(path)
     except FileNotFoundError as error:

@@ -19,11 +19,7 @@ def to_rotation_6d(matrices: np.ndarray) -> np.ndarray:
 
 
 def from_rotation_6d(rows: np.ndarray) -> np.ndarray:
-    """Two rows (..., 6), as a network predicts them, to the rotation matrices (..., 3, 3) by Gram-Schmidt.
-
-    Raises:
-        PrismError: rows that are not finite, zero, or parallel, of which no rotation can be made.
-    """
+    """Two rows (..., 6), as a network predicts them, to the rotation matrices (..., 3, 3) by Gram-Schmidt."""
     first, second = rows[..., :3], rows[..., 3:]
     x = _unit(first)
     y = _unit(second - (x * second).sum(-1, keepdims=True) * x)
@@ -49,9 +45,7 @@ def decode_absolute(actions: np.ndarray) -> np.ndarray:
 def _unit(vectors: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     if not (np.isfinite(length) & (length > 1e-6)).all():
-        raise PrismError(
-            "expected two finite rows that are neither zero nor parallel to make a rotation of, got others"
-        )
+        raise PrismError("expected two finite rows that are neither zero nor parallel, to make a rotation; got others")
     return vectors / length
 
 

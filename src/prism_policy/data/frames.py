@@ -6,6 +6,7 @@ one from the disk, with no setting between the two; several processes share one 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -28,8 +29,7 @@ from prism_policy.data.robomimic import Episode, demo_names, iter_demos, open_de
 from prism_policy.errors import PrismError
 from prism_policy.utils.files import disk_errors, write_text
 
-Progress = Callable[[int, int], None]
-"""Called with (demonstrations done, of how many)."""
+Progress = Callable[[int, int], None]  # called with (demonstrations done, of how many)
 
 _FORMAT = 1  # of the arrays; a change makes every cache anew
 _MANIFEST = "manifest.json"
@@ -37,39 +37,26 @@ _SAMPLES, _SAMPLE_BYTES = 64, 65536
 _WILL_NEED = 3  # Linux' MADV_WILLNEED
 
 
-def _load_madvise() -> Any:
-    """Linux' madvise by addresses, which tensors have, where the standard library's needs the mapping; else None."""
-    try:
-        function = ctypes.CDLL(None).madvise
-    except (OSError, AttributeError):
-        return None
-    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return function
-
-
-_madvise = _load_madvise() if sys.platform == "linux" else None
+_madvise: Any = None
+"""Linux' madvise by addresses, which tensors have, where the standard library's needs the mapping; else None."""
+if sys.platform == "linux":
+    with contextlib.suppress(OSError, AttributeError):
+        _madvise = ctypes.CDLL(None).madvise
+        _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 @dataclass(frozen=True)
 class Frames:
     """All frames of all demonstrations, one after the other."""
 
-    images: dict[str, Tensor]
-    """camera -> uint8 (N, H, W, 3)."""
-    proprio: Tensor
-    """float32 (N, P)."""
-    actions: Tensor
-    """float32 (N, A)."""
-    disturbed: Tensor
-    """bool (N,): the action was forced on the demonstrator."""
-    ends: tuple[int, ...]
-    """One past the last frame of each demonstration."""
-    names: tuple[str, ...]
-    """Names of the demonstrations; of several files, with the file's before it."""
-    tasks: tuple[str, ...] = ()
-    """The task of each demonstration, where there are several."""
-    mapped: bool = False
-    """Whether the arrays are mapped from the disk."""
+    images: dict[str, Tensor]  # camera -> uint8 (N, H, W, 3)
+    proprio: Tensor  # float32 (N, P)
+    actions: Tensor  # float32 (N, A)
+    disturbed: Tensor  # bool (N,): the action was forced on the demonstrator
+    ends: tuple[int, ...]  # one past the last frame of each demonstration
+    names: tuple[str, ...]  # names of the demonstrations; of several files, with the file's before it
+    tasks: tuple[str, ...] = ()  # the task of each demonstration, where there are several
+    mapped: bool = False  # whether the arrays are mapped from the disk
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -97,8 +84,8 @@ class Frames:
         arrays = [_arrays(episode) for episode in episodes]
         joined = {key: torch.from_numpy(np.concatenate([a[key] for a in arrays])) for key in arrays[0]}
         ends = np.cumsum([len(episode) for episode in episodes])
-        names, tasks = [episode.name for episode in episodes], [episode.task for episode in episodes]
-        return cls._from(joined, ends.tolist(), names, tasks if any(tasks) else ())
+        tasks = [episode.task for episode in episodes]
+        return cls._from(joined, ends.tolist(), [e.name for e in episodes], tasks if any(tasks) else ())
 
     @classmethod
     def _from(
@@ -137,19 +124,12 @@ def open_frames(
 
     Args:
         path: the file, or one for each of several tasks, by the task's name.
-        cameras: whose images.
         cache_dir: where unpacked arrays are kept; the raw bytes of all frames are needed there.
         action_mode: which of the actions; absolute ones are (N, 10).
-        progress: called while the file is unpacked.
     """
     files = {"": path} if isinstance(path, Path) else path
-    prints = {task: fingerprint(file) for task, file in files.items()}
-    key = {
-        "format": _FORMAT,
-        "cameras": list(cameras),
-        "actions": action_mode,
-        "file": prints[""] if isinstance(path, Path) else prints,
-    }
+    prints: dict[str, Any] = {task: fingerprint(file) for task, file in files.items()}
+    key = {"format": _FORMAT, "cameras": list(cameras), "actions": action_mode, "file": prints.get("", prints)}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir.expanduser() / f"frames-{digest}"
     if not _whole(folder):
@@ -189,13 +169,10 @@ def _whole(folder: Path) -> bool:
     """Whether all arrays of a cache are there at full length."""
     try:
         arrays = json.loads((folder / _MANIFEST).read_text())["arrays"]
-        return all((folder / f"{name}.raw").stat().st_size == _nbytes(about) for name, about in arrays.items())
+        sizes = {name: math.prod(x["shape"]) * np.dtype(x["dtype"]).itemsize for name, x in arrays.items()}
+        return all((folder / f"{name}.raw").stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _nbytes(about: dict[str, Any]) -> int:
-    return math.prod(about["shape"]) * np.dtype(about["dtype"]).itemsize
 
 
 def _map(folder: Path, name: str, about: dict[str, Any]) -> np.ndarray:
@@ -207,11 +184,7 @@ def _map(folder: Path, name: str, about: dict[str, Any]) -> np.ndarray:
 
 
 def _unpack(
-    paths: Mapping[str, Path],
-    episodes: Iterable[Episode],
-    folder: Path,
-    key: dict[str, Any],
-    progress: Progress | None,
+    paths: Mapping[str, Path], episodes: Iterable[Episode], folder: Path, key: dict[str, Any], progress: Progress | None
 ) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -223,18 +196,14 @@ def _unpack(
                 total += len(demo_names(file))
         shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
         files: dict[str, Any] = {}
-        names: list[str] = []
-        tasks: list[str] = []
-        ends: list[int] = []
+        names, tasks, ends = list[str](), list[str](), list[int]()
         try:
             for episode in episodes:
                 for name, values in _arrays(episode).items():
                     about = (str(values.dtype), values.shape[1:])
-                    if shapes.setdefault(name, about) != about:
-                        raise PrismError(
-                            f"{paths[episode.task]}, {episode.name}: expected {name} of {shapes[name]} as in "
-                            f"{names[0]}, got {about}"
-                        )
+                    if (usual := shapes.setdefault(name, about)) != about:
+                        source = f"{paths[episode.task]}, {episode.name}"
+                        raise PrismError(f"{source}: expected {name} of {usual} as in {names[0]}, got {about}")
                     if name not in files:
                         files[name] = (temporary / f"{name}.raw").open("wb")
                     files[name].write(np.ascontiguousarray(values).data)

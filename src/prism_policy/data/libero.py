@@ -25,8 +25,7 @@ from prism_policy.utils.files import atomic
 
 IMAGE_KEYS = {"agentview": "agentview_rgb", "robot0_eye_in_hand": "eye_in_hand_rgb"}
 """The simulator's name of a camera -> LIBERO's name of its images."""
-FIRST = "first_obs"
-"""An optional group with the observation before the first action, which LIBERO leaves out."""
+FIRST = "first_obs"  # an optional group with the observation before the first action, which LIBERO leaves out
 
 
 @dataclass(frozen=True)
@@ -34,24 +33,14 @@ class LiberoFile:
     """What a file of demonstrations holds."""
 
     task: TaskSpec
-    instruction: str
-    """As the file has it; for libero_spatial that differs a little from the task's name."""
+    instruction: str  # as the file has it; for libero_spatial that differs a little from the task's name
     demos: tuple[str, ...]
     cameras: tuple[str, ...]
-    env_args: str
-    """JSON."""
+    env_args: str  # JSON
 
 
 def describe_libero(path: Path, suite: str | None = None) -> LiberoFile:
-    """What a file holds; its images are not read.
-
-    Args:
-        path: LIBERO's HDF5.
-        suite: the suite that its task must belong to; none takes any.
-
-    Raises:
-        PrismError: unreadable, not LIBERO's layout, a task of another suite, or an instruction that is not the task's.
-    """
+    """What a file of LIBERO's HDF5 holds, of a task of `suite` if given; its images are not read."""
     with open_demos(path) as file:
         data = file["data"]
         names = demo_names(file)
@@ -63,10 +52,9 @@ def describe_libero(path: Path, suite: str | None = None) -> LiberoFile:
                 f"{', '.join([*data.attrs, *observations]) or 'nothing'}; robomimic's needs no import"
             )
         try:
-            spoken = str(json.loads(data.attrs["problem_info"])["language_instruction"])
+            spoken = str(json.loads(data.attrs["problem_info"])["language_instruction"]).strip('"')
         except (ValueError, KeyError, TypeError) as error:
             raise PrismError(f"{path}: expected `problem_info` to be JSON with an instruction ({error})") from error
-        spoken = spoken.strip('"')
         title = Path(str(data.attrs.get("bddl_file_name", ""))).stem or path.stem.removesuffix("_demo")
         env_args = str(data.attrs.get("env_args", "{}"))
     try:
@@ -74,25 +62,16 @@ def describe_libero(path: Path, suite: str | None = None) -> LiberoFile:
     except PrismError as error:
         raise PrismError(f"{path}: {error}") from error
     if spoken not in task.wordings:
-        raise PrismError(
-            f"{path}: expected the instruction {task.wordings[-1]!r} of the task it names, got {spoken!r}; one of "
-            "the two is wrong"
-        )
+        expected = f"the instruction {task.wordings[-1]!r} of the task it names"
+        raise PrismError(f"{path}: expected {expected}, got {spoken!r}; one of the two is wrong")
     return LiberoFile(task, spoken, tuple(names), cameras, env_args)
 
 
 def libero_episodes(path: Path, cameras: Sequence[str] | None = None) -> Iterator[Episode]:
-    """Demonstrations with each action beside what was seen before it, images upright.
+    """Demonstrations with each action beside what was seen before it, images upright; by default of all cameras.
 
     A demonstration of T recorded steps gives T - 1: nothing was seen before the first action, unless the file has
     `first_obs`.
-
-    Args:
-        path: LIBERO's HDF5.
-        cameras: by the simulator's names; none takes all that the file has.
-
-    Raises:
-        PrismError: what `describe_libero` raises; an unknown camera; a demo that is cut short or not finite.
     """
     described = describe_libero(path)
     wanted = described.cameras if cameras is None else tuple(cameras)
@@ -111,16 +90,9 @@ def libero_episodes(path: Path, cameras: Sequence[str] | None = None) -> Iterato
 def import_libero(
     source: Path, target: Path, suite: str | None = None, progress: Callable[[int, int], None] | None = None
 ) -> Path:
-    """Write a file of LIBERO's as this library has demonstrations: robomimic's layout, upright, action beside cause.
+    """Write `target`, in robomimic's layout with masks, upright, actions beside their cause, from a file of LIBERO's.
 
-    Args:
-        source: LIBERO's HDF5.
-        target: where to; replaced as a whole.
-        suite: as in `describe_libero`.
-        progress: called with (done, total).
-
-    Returns:
-        `target`, with the masks `train` and `valid`; its `data` group bears `libero_task` and `instruction`.
+    Its `data` group bears `libero_task` and `instruction`.
     """
     described = describe_libero(source, suite)
     with atomic(target) as temporary:
@@ -139,17 +111,15 @@ def import_libero(
                     "obs/robot0_gripper_qpos": episode.proprio[:, 7:],
                     **{f"obs/{camera}_image": frames for camera, frames in episode.images.items()},
                 }
-                model = demo.attrs.get("model_file", "")
-                write_demo(data.create_group(episode.name), arrays, {"model_file": model})
+                write_demo(data.create_group(episode.name), arrays, {"model_file": demo.attrs.get("model_file", "")})
                 total += len(episode)
                 if progress:
                     progress(i + 1, len(described.demos))
-            data.attrs["total"] = total
-            # What tells the task from others of its kind.
-            bddl = f"{described.task.suite}/{described.task.env_name}.bddl"
-            data.attrs["env_args"] = json.dumps(json.loads(described.env_args) | {"bddl_file": bddl})
-            data.attrs["libero_task"] = described.task.env_name
-            data.attrs["instruction"] = described.task.instruction
+            task = described.task
+            bddl = f"{task.suite}/{task.env_name}.bddl"  # tells the task from others of its kind
+            env_args = json.dumps(json.loads(described.env_args) | {"bddl_file": bddl})
+            data.attrs.update({"total": total, "env_args": env_args})
+            data.attrs.update({"libero_task": task.env_name, "instruction": task.instruction})
         write_masks(temporary)
     return target
 
@@ -169,9 +139,7 @@ def _read(demo: h5py.Group, name: str, cameras: Sequence[str]) -> Episode:
         recorded = demo[path][:]
         if len(recorded) != steps:
             raise PrismError(f"expected {steps} steps everywhere, got {path} of shape {recorded.shape}")
-        if first is None:
-            return np.asarray(recorded[:-1])
-        return np.concatenate([first[key][:][None], recorded[:-1]])
+        return np.asarray(recorded[:-1] if first is None else np.concatenate([first[key][:][None], recorded[:-1]]))
 
     images = {}
     for camera in cameras:

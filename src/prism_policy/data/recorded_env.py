@@ -7,6 +7,8 @@ for each part of the body with a reference frame of its own.
 from __future__ import annotations
 
 import json
+import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -39,36 +41,21 @@ _CONTROLLER = {
 class RecordedEnv:
     """The environment of a recording."""
 
-    env_name: str
-    """robosuite's name, "" where not recorded."""
-    task: str | None
-    """Our name of it; none where this library does not have it."""
-    robots: tuple[str, ...]
-    """Such as ("Panda",)."""
-    robosuite: str
-    """Version that recorded it, "" where not recorded."""
+    env_name: str  # robosuite's name, "" where not recorded
+    task: str | None  # our name of it; none where this library does not have it
+    robots: tuple[str, ...]  # such as ("Panda",)
+    robosuite: str  # version that recorded it, "" where not recorded
     layout: str
     """Which robomimic wrote files like this: "v0.1", "v1.4", "v1.5", or "" where there is no controller to tell by."""
-    controller: str
-    """Type of the arm's controller, such as "OSC_POSE"."""
-    action_mode: ActionMode
-    """Actions are changes of the hand's pose, or poses [m, rad]."""
-    reference_frame: ReferenceFrame
-    """Frame of the actions."""
-    cameras: tuple[str, ...]
-    """Cameras the environment was made with; the file's images may be of others."""
-    scene_trouble: str
-    """Why recorded states cannot be drawn or restored here; "" where they can."""
-    control_trouble: str
-    """Why recorded actions cannot be executed here; "" where they can."""
+    controller: str  # type of the arm's controller, such as "OSC_POSE"
+    action_mode: ActionMode  # actions are changes of the hand's pose, or poses [m, rad]
+    reference_frame: ReferenceFrame  # frame of the actions
+    cameras: tuple[str, ...]  # cameras the environment was made with; the file's images may be of others
+    scene_trouble: str  # why recorded states cannot be drawn or restored here; "" where they can
+    control_trouble: str  # why recorded actions cannot be executed here; "" where they can
 
     def task_config(self, source: str, actions: bool = True) -> TaskConfig:
-        """The task as recorded, with its default cameras, for `make_env`.
-
-        Args:
-            source: the file, for errors.
-            actions: whether actions are to be executed, or only states restored.
-        """
+        """The task as recorded, with its default cameras, for `make_env`, if its `actions` or else states work here."""
         trouble = self.scene_trouble or (self.control_trouble if actions else "")
         if trouble or self.task is None:
             raise PrismError(f"{source}: {trouble}")
@@ -92,9 +79,7 @@ def read_env_args(file: h5py.File) -> dict[str, Any]:
                 "env_kwargs": dict(json.loads(attributes["env_info"])),
             }
     except (TypeError, ValueError) as error:
-        raise PrismError(
-            f"{file.filename}: expected `env_args` to be a JSON object, got something else ({error})"
-        ) from error
+        raise PrismError(f"{file.filename}: expected `env_args` to be a JSON object, got others ({error})") from error
     return {}
 
 
@@ -107,19 +92,13 @@ def is_absolute(actions: np.ndarray) -> bool:
 
 
 def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEnv:
-    """Translate `env_args`.
-
-    Args:
-        env_args: as `read_env_args` returns them.
-        absolute: that the actions are absolute whatever `env_args` say, from `is_absolute`.
-    """
+    """Translate `env_args`; with `absolute`, from `is_absolute`, the actions are that, whatever `env_args` say."""
     kwargs = env_args.get("env_kwargs") or {}
     env_name = str(env_args.get("env_name") or "")
     task = _libero_task(env_args)
     if task is None:
         task = next((s.name for s in SPECS.values() if s.simulator == ROBOSUITE and s.env_name == env_name), None)
-    robots = kwargs.get("robots") or ()
-    robots = (robots,) if isinstance(robots, str) else tuple(robots)
+    robots = _names(kwargs.get("robots"))
     version = str(env_args.get("env_version") or "")
     config: dict[str, Any] = kwargs.get("controller_configs") or {}
     composite = "body_parts" in config
@@ -128,7 +107,6 @@ def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEn
     # robosuite 1.5 dropped `control_delta` for `input_type`, but robomimic goes on writing the former.
     mode = arm.get("input_type") or ("delta" if arm.get("control_delta", True) else "absolute")
     frame: ReferenceFrame = "base" if composite and arm.get("input_ref_frame", "base") == "base" else "world"
-    cameras = kwargs.get("camera_names") or ()
     return RecordedEnv(
         env_name=env_name,
         task=task,
@@ -138,21 +116,22 @@ def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEn
         controller=str(arm.get("type") or ""),
         action_mode="absolute" if absolute or mode == "absolute" else "delta",
         reference_frame=frame,
-        cameras=(cameras,) if isinstance(cameras, str) else tuple(cameras),
-        scene_trouble=_scene_trouble(env_args, kwargs, env_name, task, robots, version),
+        cameras=_names(kwargs.get("camera_names")),
+        scene_trouble=_scene_trouble(env_args, task, robots, version),
         control_trouble=_control_trouble(kwargs, config, arm, mode == "absolute" and frame == "base"),
     )
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value or ())
 
 
 def _libero_task(env_args: dict[str, Any]) -> str | None:
     """Our name of the LIBERO task of these `env_args`, which name the file that defines it."""
     kwargs = env_args.get("env_kwargs") or {}
     bddl = PurePosixPath(str(env_args.get("bddl_file") or kwargs.get("bddl_file_name") or ""))
-    if bddl.suffix == ".bddl":
-        try:
-            return find_task(bddl.stem, bddl.parent.name).name
-        except PrismError:
-            return None
+    with suppress(PrismError):
+        return find_task(bddl.stem, bddl.parent.name).name
     return None
 
 
@@ -163,38 +142,25 @@ def _arm(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    parts = []
-    for part in version.split(".")[:2]:
-        digits = "".join(c for c in part if c.isdigit())
-        if not digits:
-            break
-        parts.append(int(digits))
-    return tuple(parts)
+    """The first two parts of a version."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
-def _scene_trouble(
-    env_args: dict[str, Any],
-    kwargs: dict[str, Any],
-    env_name: str,
-    task: str | None,
-    robots: tuple[str, ...],
-    version: str,
-) -> str:
+def _scene_trouble(env_args: dict[str, Any], task: str | None, robots: tuple[str, ...], version: str) -> str:
     if not env_args:
         return "the file does not say which environment recorded it (no `env_args`), so its states cannot be replayed"
+    env_name = str(env_args.get("env_name") or "")
     if env_args.get("type", _ROBOSUITE_TYPE) != _ROBOSUITE_TYPE:
         return f"expected a robosuite environment (type {_ROBOSUITE_TYPE}), got {env_name!r} of type {env_args['type']}"
     if _numbers(version) > NEWEST_ROBOSUITE:
         newest = ".".join(map(str, NEWEST_ROBOSUITE))
-        return (
-            f"written by robosuite {version}; this library runs up to {newest}: record it again, or update the library"
-        )
+        return f"written by robosuite {version}; this library runs up to {newest}: record it again, or update it"
     if task is None:
         names = ", ".join(spec.env_name for spec in SPECS.values() if spec.simulator == ROBOSUITE)
         return f"expected one of robosuite's {names}, got {env_name!r}, which this library lacks"
     if robots and robots != ("Panda",):
         return f"expected one robot, Panda, got {', '.join(map(str, robots))}"
-    gripper = kwargs.get("gripper_types", "default")
+    gripper = (env_args.get("env_kwargs") or {}).get("gripper_types", "default")
     if gripper not in ("default", "PandaGripper", ["default"], ["PandaGripper"]):
         return f"expected the Panda's own gripper, got {gripper}"
     return ""

@@ -54,12 +54,10 @@ class Episode:
 def write_demo(
     group: h5py.Group, arrays: dict[str, np.ndarray], attributes: dict[str, Any], next_obs: bool = False
 ) -> None:
-    """Fill `group` with one demonstration.
+    """Fill an empty `group`, such as `data/demo_0`, with one demonstration.
 
     Args:
-        group: an empty group, such as `data/demo_0`.
         arrays: by path in the group (`actions`, `obs/agentview_image`, ...), each (T, ...); `actions` must be there.
-        attributes: e.g. `model_file`, an XML that may exceed HDF5's 64 KB for compact attributes.
         next_obs: also write what followed each observation, as robomimic's offline RL wants it; nothing is recorded
             after the last one, which stands for its own successor.
     """
@@ -75,10 +73,7 @@ def write_demo(
             group.create_dataset(path, data=values, chunks=chunks, compression="gzip", compression_opts=1)
         else:
             group.create_dataset(path, data=values)
-    group.attrs["num_samples"] = steps
-    group.attrs["ep_meta"] = "{}"
-    for name, value in attributes.items():
-        group.attrs[name] = value
+    group.attrs.update({"num_samples": steps, "ep_meta": "{}", **attributes})
 
 
 def merge_demos(
@@ -91,9 +86,7 @@ def merge_demos(
 ) -> None:
     """Write `target` from files that hold one group `demo` each; the data are copied as they are, still compressed.
 
-    Args:
-        names: of the demos; by default demo_0, demo_1, ...
-        masks: lists of names to write; without any, a tenth of the demos becomes `valid`, the others `train`.
+    By default the demos are demo_0, demo_1, ... and a tenth of them is in the mask `valid`, the others in `train`.
     """
     names = names or [f"demo_{i}" for i in range(len(parts))]
     with h5py.File(target, "w", libver="latest") as file:
@@ -103,22 +96,14 @@ def merge_demos(
             with h5py.File(path) as part:
                 part.copy("demo", data, name=name)
             total += int(data[name].attrs["num_samples"])
-        data.attrs["total"] = total
-        data.attrs["env_args"] = env_args
-        for name, value in (attributes or {}).items():
-            data.attrs[name] = value
+        data.attrs.update({"total": total, "env_args": env_args, **(attributes or {})})
         _write_masks(file, masks or _split(names, valid_share=0.1, seed=0))
 
 
 def write_masks(path: Path, valid_share: float = 0.1, seed: int = 0) -> None:
     """Write the masks `train` and `valid` into a file, over those it has: each demo is in one of them.
 
-    Args:
-        valid_share: share of the demos in `valid`, in (0, 1); both masks get at least one if there are two.
-        seed: of the draw; the same demos are drawn on every machine.
-
-    Raises:
-        PrismError: a share out of range, or what `open_demos` raises.
+    `valid_share` is in (0, 1); both masks get at least one if there are two.
     """
     if not 0 < valid_share < 1:
         raise PrismError(f"valid_share: expected a number between 0 and 1, got {valid_share}")
@@ -145,11 +130,7 @@ def _write_masks(file: h5py.File, masks: Mapping[str, Iterable[str]]) -> None:
 
 
 def open_demos(path: Path) -> h5py.File:
-    """Open a file in robomimic's layout for reading.
-
-    Raises:
-        PrismError: it is missing, truncated, no HDF5, or of another layout.
-    """
+    """Open a file in robomimic's layout for reading."""
     if not path.is_file():
         raise PrismError(f"{path} not found; expected demonstrations in robomimic's HDF5 layout there")
     try:
@@ -164,11 +145,7 @@ def open_demos(path: Path) -> h5py.File:
 
 
 def demo_names(file: h5py.File, mask: str | None = None) -> list[str]:
-    """Names of the demos in numeric order, all or those of a `mask` (such as "train").
-
-    Raises:
-        PrismError: there is no such mask, or it names demos that are not there.
-    """
+    """Names of the demos in numeric order, all or those of a `mask` (such as "train")."""
     names = {name for name in file["data"] if name.startswith("demo_") and name[5:].isdigit()}
     if mask is not None:
         masks = read_masks(file)
@@ -204,15 +181,7 @@ def bad_demos(
     states: bool = False,
     action_mode: ActionMode = "delta",
 ) -> dict[str, str]:
-    """Which demos cannot be used, and why; images are judged by their shape, without reading them.
-
-    Args:
-        file: an open file.
-        names: demos to check.
-        cameras: cameras that each must hold.
-        states: whether each must hold simulator states.
-        action_mode: which actions each must hold.
-    """
+    """Which demos lack these cameras, states or actions, or cannot be used, and why; images are not read."""
     bad: dict[str, str] = {}
     for name in names:
         try:
@@ -224,12 +193,9 @@ def bad_demos(
     for camera in cameras:
         shapes = {name: file["data"][name][f"obs/{camera}_image"].shape[1:] for name in names if name not in bad}
         for usual, _ in Counter(shapes.values()).most_common(1):
-            for name, shape in shapes.items():
-                if shape != usual:
-                    bad[name] = (
-                        f"expected images of camera {camera!r} of one shape, {usual} as in most demos, got {shape}; "
-                        "render them again"
-                    )
+            wanted = f"expected images of camera {camera!r} of one shape, {usual} as in most demos"
+            odd = {name: shape for name, shape in shapes.items() if shape != usual}
+            bad |= {name: f"{wanted}, got {shape}; render them again" for name, shape in odd.items()}
     return {name: bad[name] for name in names if name in bad}
 
 
@@ -239,14 +205,9 @@ def read_demos(
     """Read all demonstrations into memory.
 
     Args:
-        path: the file.
         cameras: which images; None is all that the first demo holds.
         mask: only the demos of this list.
         skip_bad: leave out demos that cannot be used and say which and why, instead of raising.
-
-    Raises:
-        PrismError: a truncated or foreign file, a mask or camera it does not hold, actions that are not finite or not
-            (T, 7), arrays of unequal length, images of unequal shape; with `skip_bad`, if no good demo is left.
     """
     return list(iter_demos(path, cameras, mask, skip_bad))
 
@@ -343,10 +304,9 @@ def _read_demo(demo: h5py.Group, name: str, cameras: Sequence[str], action_mode:
     actions = encode_absolute(actions) if action_mode == "absolute" else actions
     steps = len(actions)
     images = {camera: demo[f"obs/{camera}_image"][:] for camera in cameras}
-    observations = demo.get("obs", {})
-    low_dim = [observations[key][:] for key in PROPRIO if key in observations]
-    complete = len(low_dim) == len(PROPRIO)
-    proprio = np.concatenate(low_dim, axis=1).astype(np.float32) if complete else np.zeros((steps, 0), np.float32)
+    complete = all(f"obs/{key}" in demo for key in PROPRIO)
+    low_dim = [demo[f"obs/{key}"][:] for key in PROPRIO] if complete else [np.zeros((steps, 0))]
+    proprio = np.concatenate(low_dim, axis=1).astype(np.float32)
     disturbed = demo["disturbed"][:].astype(bool) if "disturbed" in demo else np.zeros(steps, bool)
     states = demo["states"][:] if "states" in demo else np.zeros((steps, 0))
     extras = {key: demo[key][:] for key in _EXTRAS if key in demo}

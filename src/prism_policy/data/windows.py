@@ -46,8 +46,7 @@ class Windows:
         """See the class; `episodes` are all by default, `task_vectors` (E,) by the names in `frames.tasks`."""
         self.frames = frames
         observed, predicted, masks, tasks = [], [], [], []
-        bounds = list(itertools.pairwise((0, *frames.ends)))
-        pushed = frames.disturbed.cpu().numpy()
+        bounds, pushed = list(itertools.pairwise((0, *frames.ends))), frames.disturbed.cpu().numpy()
         numbers = {task: i for i, task in enumerate(dict.fromkeys(frames.tasks))}
         for episode in range(len(bounds)) if episodes is None else episodes:
             first, end = bounds[episode]
@@ -133,11 +132,7 @@ def batch_indices(step: int, batch_size: int, windows: int | Sequence[np.ndarray
 
     A function of its arguments alone, so that a resumed run draws the same batches with no sampler state to save.
 
-    Args:
-        step: the update.
-        batch_size: B.
-        windows: how many there are; or groups of their indices, which take turns (`Windows.groups`).
-        seed: of the permutations.
+    `windows` is how many there are; or groups of their indices, which take turns (`Windows.groups`).
     """
     groups = [np.arange(windows)] if isinstance(windows, int) else windows
     turns = np.arange(step * batch_size, (step + 1) * batch_size)

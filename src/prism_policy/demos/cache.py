@@ -35,27 +35,18 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("PRISM_CACHE") or "~/.cache/prism-policy").expanduser()
 
 
-Progress = Callable[[int, int], None]
-"""Called with (done, total) when work begins and after each episode."""
+Progress = Callable[[int, int], None]  # called with (done, total) when work begins and after each episode
 Build = Callable[[Path, WorkerPool], tuple[list[Path], str, dict[str, Any]]]
 """(folder, pool) -> parts in order, env_args, attributes of the merged file."""
 
 
 def cached(
-    name: str,
-    key: dict[str, Any],
-    cache_dir: Path | None,
-    workers: int | None,
-    build: Build,
-    **layout: Any,
+    name: str, key: dict[str, Any], cache_dir: Path | None, workers: int | None, build: Build, **layout: Any
 ) -> Path:
-    """The file of demonstrations that `key` decides, built where it is not there yet.
+    """The file of demonstrations whose content `key` decides, built where it is not there yet.
 
     Args:
         name: beginning of the folder's name.
-        key: everything that decides the content, as JSON would have it.
-        cache_dir: where the folder lies; None is `default_cache_dir()`.
-        workers: simulator processes; None is one for each core.
         build: makes the parts; killed and called again, it finds those that were finished.
         layout: names and masks, for `merge_demos`.
     """
@@ -116,10 +107,8 @@ def versions(task: TaskConfig) -> dict[str, str]:
     try:
         return {name: importlib.metadata.version(name) for name in simulator.distributions}
     except importlib.metadata.PackageNotFoundError as error:
-        raise PrismError(
-            f"the simulator is not installed ({error.name} is missing); run `pip install "
-            f"prism-policy[{simulator.extra}]`"
-        ) from error
+        command = f"pip install prism-policy[{simulator.extra}]"
+        raise PrismError(f"the simulator is not installed ({error.name} is missing); run `{command}`") from error
 
 
 def instruction_attribute(task: TaskConfig) -> dict[str, str]:
@@ -147,8 +136,7 @@ def write_part(
     memory = io.BytesIO()
     with h5py.File(memory, "w", libver="latest") as file:
         write_demo(file.create_group("demo"), arrays, attributes)
-        file.attrs["success"] = success
-        file.attrs["env_args"] = env_args
+        file.attrs.update({"success": success, "env_args": env_args})
     with atomic(path) as temporary:
         temporary.write_bytes(memory.getbuffer())
 

@@ -29,8 +29,7 @@ from prism_policy.envs.make import kept_env
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 
-SCENES_VERSION = 1
-"""Of what `collect_scenes` makes, as `TaskSpec.expert_version` of what `collect` makes."""
+SCENES_VERSION = 1  # of what `collect_scenes` makes, as `TaskSpec.expert_version` of what `collect` makes
 
 
 def collect(
@@ -50,7 +49,6 @@ def collect(
         demos: how many, how disturbed, and from which seed.
         cache_dir: where results are kept; None is `default_cache_dir()`.
         workers: processes; None is one for each core.
-        progress: called as the work goes on.
 
     Returns:
         An HDF5 file in robomimic's layout. Its `data` group's attribute `tried` is the number of episodes it took.
@@ -60,13 +58,8 @@ def collect(
     """
     # The expert's actions are its own, whatever the policy's will say.
     task = dataclasses.replace(task, action_mode="delta", reference_frame="base")
-    key = {
-        "kind": "states",
-        "task": task.name,
-        "demos": dataclasses.asdict(demos),
-        "version": task.spec.expert_version,
-        "versions": versions(task),
-    }
+    key: dict[str, Any] = {"kind": "states", "task": task.name, "demos": dataclasses.asdict(demos)}
+    key |= {"version": task.spec.expert_version, "versions": versions(task)}
 
     def build(folder: Path, pool: WorkerPool) -> tuple[list[Path], str, dict[str, Any]]:
         return _collect_parts(folder, pool, task, demos, progress or (lambda done, total: None))
@@ -85,27 +78,13 @@ def collect_scenes(
 ) -> Path:
     """Random still scenes of a task as states, 50 to a "demo", with the poses of what is in them.
 
-    Args:
-        task: the task.
-        num_scenes: how many.
-        split: family of the scenes.
-        seed: of the scenes.
-        cache_dir: as in `collect`.
-        workers: as in `collect`.
-        progress: as in `collect`; counts groups of 50.
-
     Returns:
         An HDF5 file in robomimic's layout, for `render_demos`. `poses/<thing>` is (x, y, z, angle), float64 (T, 4) [m,
         rad]; nothing is done in a still scene, so all actions are zero.
     """
     groups = [range(start, min(start + 50, num_scenes)) for start in range(0, num_scenes, 50)]
-    key = {
-        "kind": "scenes",
-        "task": task.name,
-        "scenes": [num_scenes, split, seed],
-        "version": SCENES_VERSION,
-        "versions": versions(task),
-    }
+    key: dict[str, Any] = {"kind": "scenes", "task": task.name, "scenes": [num_scenes, split, seed]}
+    key |= {"version": SCENES_VERSION, "versions": versions(task)}
 
     def build(folder: Path, pool: WorkerPool) -> tuple[list[Path], str, dict[str, Any]]:
         parts = [folder / f"part_{i:06d}.hdf5" for i in range(len(groups))]
@@ -134,8 +113,7 @@ def _collect_parts(
                     f"expected {demos.num_demos} successes of the expert of task {task.name!r}, got "
                     f"{sum(outcomes.values())} in {episode} episodes with noise {demos.noise}; choose a smaller noise"
                 )
-            kept = part_success(part(episode))
-            if kept is None:
+            if (kept := part_success(part(episode))) is None:
                 pending[pool.submit(_collect_part, task, demos, episode, part(episode))] = episode
             else:
                 outcomes[episode] = kept
@@ -143,8 +121,7 @@ def _collect_parts(
         progress(sum(outcomes.values()), demos.num_demos)
         if not pending:
             break
-        finished, _ = wait(pending, return_when=FIRST_COMPLETED)
-        for future in finished:
+        for future in wait(pending, return_when=FIRST_COMPLETED).done:
             outcomes[pending.pop(future)] = future.result()
     chosen = [part(i) for i in sorted(outcomes) if outcomes[i]]
     with h5py.File(chosen[0]) as first:
@@ -159,14 +136,8 @@ def _collect_part(task: TaskConfig, demos: DemoConfig, episode: int, path: Path)
     demo = demonstrate(env, demos, episode)
     dones = np.zeros(len(demo.actions), np.int64)
     dones[-1] = 1
-    arrays = {
-        "states": demo.states,
-        "actions": demo.actions,
-        "disturbed": demo.disturbed,
-        "rewards": demo.rewards,
-        "dones": dones,
-        "stages": demo.stages,
-    }
+    arrays = {"states": demo.states, "actions": demo.actions, "disturbed": demo.disturbed, "rewards": demo.rewards}
+    arrays |= {"dones": dones, "stages": demo.stages}
     attributes = {"model_file": env.model_xml, "episode": episode, "stage_names": list(expert_type(task.spec).stages)}
     attributes |= {"fixtures": list(env.fixtures)} if env.fixtures else {}
     write_part(path, arrays, attributes, demo.success, env.metadata_json())

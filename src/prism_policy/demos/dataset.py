@@ -21,12 +21,7 @@ from prism_policy.utils.progress import Bar, Stage, untimed
 
 
 def fit_to_dataset(config: RunConfig) -> RunConfig:
-    """The run with what its file decides: the frame of delta actions.
-
-    Raises:
-        PrismError: the file is of another task, lacks a camera, or holds images of another size or other actions; a
-            folder lacks a task's file.
-    """
+    """The run with what its file decides: the frame of delta actions."""
     path = Path(config.dataset)
     tasks = single_tasks(config.task)
     if tasks[0].spec.suite:
@@ -40,21 +35,15 @@ def fit_to_dataset(config: RunConfig) -> RunConfig:
 
 
 def libero_files(path: Path, tasks: Sequence[TaskConfig]) -> dict[str, Path]:
-    """The file of each task, by the task's name: those in a folder, or `path` itself where there is one task.
-
-    Raises:
-        PrismError: there is none, or there are two.
-    """
+    """The file of each task, by the task's name: those in a folder, or `path` itself where there is one task."""
     files = sorted(path.glob("*.hdf5")) if path.is_dir() else [path]
     by_task: dict[str, list[Path]] = {}
     for candidate in files:
         with open_demos(candidate) as file:
             name = recorded_env(read_env_args(file)).task
         if name is None or not SPECS[name].suite:
-            raise PrismError(
-                f"{candidate}: expected demonstrations of a LIBERO task, got others; LIBERO's own files need "
-                "`prism import` first"
-            )
+            others = "got others; LIBERO's own files need `prism import` first"
+            raise PrismError(f"{candidate}: expected demonstrations of a LIBERO task, {others}")
         by_task.setdefault(name, []).append(candidate)
     for task in tasks:
         files = by_task.get(task.name, [])
@@ -96,9 +85,6 @@ def training_windows(config: RunConfig, stage: Stage = untimed) -> tuple[Windows
 
     Scripted demonstrations are made and drawn first where they are not in the cache yet, in the stages "demos" and
     "render".
-
-    Raises:
-        PrismError: no demonstration in the mask `train`; what making or reading demonstrations raises.
     """
     tasks = single_tasks(config.task)
     suite = tasks[0].spec.suite
@@ -118,10 +104,8 @@ def training_windows(config: RunConfig, stage: Stage = untimed) -> tuple[Windows
             for part, demos in zip(parts, [demo_names(file), []] if None in split else split, strict=True):
                 part += [before + demo for demo in demos or ()]
     if not parts[0]:
-        raise PrismError(
-            f"{', '.join(map(str, files.values()))}: expected demonstrations in the mask 'train', got none; see "
-            "`write_masks`"
-        )
+        paths = ", ".join(map(str, files.values()))
+        raise PrismError(f"{paths}: expected demonstrations in the mask 'train', got none; see `write_masks`")
     shape, vectors = config.policy, task_vectors(config)
     train, valid = (
         Windows(frames, shape.horizon, shape.n_obs_steps, shape.n_action_steps, frames.indices(part), vectors)
@@ -135,16 +119,16 @@ def training_windows(config: RunConfig, stage: Stage = untimed) -> tuple[Windows
 
 def scripted_demos(tasks: Sequence[TaskConfig], demos: DemoConfig, stage: Stage = untimed) -> dict[str, Path]:
     """The scripted expert's demonstrations with images, by the task's name; made where they are missing."""
-    files, total = {}, len(tasks) * demos.num_demos
+    total = len(tasks) * demos.num_demos
+
+    def counted(bar: Bar, number: int) -> Progress:
+        return lambda done, _: bar.count(number * demos.num_demos + done, total)
+
     with stage("demos"), Bar("Demonstrations", total) as bar:
-        states = [
-            collect(task, demos, progress=_counted(bar, i * demos.num_demos, total)) for i, task in enumerate(tasks)
-        ]
+        states = [collect(task, demos, progress=counted(bar, i)) for i, task in enumerate(tasks)]
     with stage("render"), Bar("Rendering", total) as bar:
-        for i, (task, path) in enumerate(zip(tasks, states, strict=True)):
-            files[task.name] = render_demos(path, task, progress=_counted(bar, i * demos.num_demos, total))
-    return files
-
-
-def _counted(bar: Bar, before: int, total: int) -> Progress:
-    return lambda done, _: bar.count(before + done, total)
+        images = [
+            render_demos(path, task, progress=counted(bar, i))
+            for i, (task, path) in enumerate(zip(tasks, states, strict=True))
+        ]
+    return {task.name: path for task, path in zip(tasks, images, strict=True)}

@@ -31,7 +31,6 @@ def download(name: str, kind: DownloadKind = "low_dim", folder: Path | None = No
     """Fetch a file of demonstrations, or take the one that lies in its place; an interrupted download goes on.
 
     Args:
-        name: one of `DATASETS`.
         kind: `low_dim` has states and low-dimensional observations, `demo` states alone. Images are not published:
             `image` fetches `low_dim` and draws this library's default cameras at 84 px from its states.
         folder: the file becomes FOLDER/v1.5/TASK/SOURCE/KIND_v15.hdf5; by default `robomimic` in the cache.
@@ -66,9 +65,8 @@ def _fetch(path: str, folder: Path) -> Path:
     except ModuleNotFoundError as error:
         if target.exists():
             return _unchecked(target, "huggingface_hub is not installed")
-        raise PrismError(
-            f"downloading needs huggingface_hub: run `pip install 'prism-policy[hub]'`, or {by_hand}"
-        ) from error
+        install = "run `pip install 'prism-policy[hub]'`"
+        raise PrismError(f"downloading needs huggingface_hub: {install}, or {by_hand}") from error
     if not console.is_terminal:
         disable_progress_bars()
     hub = HfApi()
@@ -88,10 +86,8 @@ def _fetch(path: str, folder: Path) -> Path:
                     http_get(source, file, resume_size=have, expected_size=about.size)
                 if (digest := sha256(part)) != about.lfs.sha256:
                     part.unlink()
-                    raise PrismError(
-                        f"{path} came with SHA-256 {digest[:12]}..., expected the hub's {about.lfs.sha256[:12]}...; "
-                        "run the same command again"
-                    )
+                    sums = f"came with SHA-256 {digest[:12]}..., expected the hub's {about.lfs.sha256[:12]}..."
+                    raise PrismError(f"{path} {sums}; run the same command again")
                 part.replace(target)
     except PrismError:
         raise
@@ -99,14 +95,11 @@ def _fetch(path: str, folder: Path) -> Path:
         if target.exists():
             return _unchecked(target, "the Hugging Face hub cannot be reached")
         why = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise PrismError(
-            f"the Hugging Face hub did not give {path} ({why}); run the same command again to go on, or {by_hand}"
-        ) from error
+        again = f"run the same command again to go on, or {by_hand}"
+        raise PrismError(f"the Hugging Face hub did not give {path} ({why}); {again}") from error
     if (digest := sha256(target)) != about.lfs.sha256:
-        raise PrismError(
-            f"{target}: expected the hub's SHA-256 {about.lfs.sha256[:12]}..., got {digest[:12]}...; delete it and run "
-            "the same command again"
-        )
+        sums = f"expected the hub's SHA-256 {about.lfs.sha256[:12]}..., got {digest[:12]}..."
+        raise PrismError(f"{target}: {sums}; delete it and run the same command again")
     open_demos(target).close()
     return target
 

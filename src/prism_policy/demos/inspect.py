@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,8 @@ from prism_policy.demos.replay import Replay, recorded_frames, replay_demos, wri
 from prism_policy.errors import PrismError
 from prism_policy.utils.progress import Bar, console
 
-REPLAYS = 3
-"""Demonstrations that are replayed by default."""
-MOST_BAD = 10
-"""Bad demonstrations that are printed."""
+REPLAYS = 3  # demonstrations that are replayed by default
+MOST_BAD = 10  # bad demonstrations that are printed
 
 
 @dataclass(frozen=True)
@@ -42,38 +41,24 @@ class DemoFacts:
     """What a file holds."""
 
     demos: int
-    steps: int
-    """Of all demonstrations."""
+    steps: int  # of all demonstrations
     steps_median: float
     steps_min: int
     steps_max: int
-    images: dict[str, tuple[int, int]]
-    """camera -> height and width [px] of the first usable demonstration's images."""
-    low_dim: dict[str, int]
-    """Key of an observation -> its numbers."""
-    next_obs: bool
-    """Whether what followed each observation is stored, too."""
-    states: int
-    """Numbers of a simulator state; 0 where none are stored."""
-    successes: int | None
-    """Demonstrations whose reward reaches 1; none where there are no rewards."""
+    images: dict[str, tuple[int, int]]  # camera -> height and width [px] of the first usable demonstration's images
+    low_dim: dict[str, int]  # key of an observation -> its numbers
+    next_obs: bool  # whether what followed each observation is stored, too
+    states: int  # numbers of a simulator state; 0 where none are stored
+    successes: int | None  # demonstrations whose reward reaches 1; none where there are no rewards
     actions: list[ActionStatistics]
-    masks: dict[str, int]
-    """Mask -> demonstrations that it names."""
-    env: RecordedEnv
-    """What recorded it."""
-    render: dict[str, Any] | None
-    """Render settings of the images, where recorded."""
-    bad: dict[str, str]
-    """Demonstrations that cannot be used -> why."""
+    masks: dict[str, int]  # mask -> demonstrations that it names
+    env: RecordedEnv  # what recorded it
+    render: dict[str, Any] | None  # render settings of the images, where recorded
+    bad: dict[str, str]  # demonstrations that cannot be used -> why
 
 
 def demo_facts(path: Path) -> DemoFacts:
-    """Count what a file holds; images are not read.
-
-    Raises:
-        PrismError: not a readable file in robomimic's layout, or no usable demonstration in it.
-    """
+    """Count what a file holds; images are not read."""
     with open_demos(path) as file:
         attributes, names = attributes_of(file), demo_names(file)
         data = file["data"]
@@ -111,12 +96,11 @@ def demo_facts(path: Path) -> DemoFacts:
 
 def _statistics(actions: np.ndarray, absolute: bool) -> list[ActionStatistics]:
     names = ("x", "y", "z", "rx", "ry", "rz") if absolute else ("dx", "dy", "dz", "drx", "dry", "drz")
-    at_limit = (np.abs(actions) >= 1 - 1e-6).mean(axis=0)
+    at_limit = [float(share) for share in (np.abs(actions) >= 1 - 1e-6).mean(axis=0)]
+    shares = [None] * 6 + at_limit[6:] if absolute else at_limit
     return [
-        ActionStatistics(name, float(x.min()), float(x.max()), float(x.mean()), None if unlimited else float(share))
-        for name, x, share, unlimited in zip(
-            (*names, "gripper"), actions.T, at_limit, [absolute] * 6 + [False], strict=True
-        )
+        ActionStatistics(name, float(x.min()), float(x.max()), float(x.mean()), share)
+        for name, x, share in zip((*names, "gripper"), actions.T, shares, strict=True)
     ]
 
 
@@ -124,7 +108,6 @@ def print_demos(path: Path, replay: int | None = None, out: Path | None = None, 
     """Print what a file holds, replay some of its demonstrations, and write a contact sheet.
 
     Args:
-        path: the file.
         replay: how many demos; none is `REPLAYS` where states, task and controller allow it and the simulator is there.
         out: of the contact sheet; by default the file's name with -contact.png, in the current folder.
         as_json: print JSON and nothing else.
@@ -140,14 +123,15 @@ def print_demos(path: Path, replay: int | None = None, out: Path | None = None, 
     replays: list[Replay] = []
     if names and not trouble:
         try:
-            replays = _replay(path, names, facts, quiet=as_json)
+            task = facts.env.task_config(str(path))
+            with nullcontext() if as_json else Bar("Replay", len(names)) as bar:
+                replays = replay_demos(path, names, task, bar.count if bar else None)
         except PrismError as error:
             trouble = str(error)
     if trouble and replay:
         raise PrismError(trouble if str(path) in trouble else f"{path}: {trouble}")
-    rows = _rows(path, names, facts, replays)
     sheet = None
-    if rows:
+    if rows := _rows(path, names, facts, replays):
         sheet = out or Path(f"{path.stem}-contact.png")
         write_contact_sheet(sheet, rows)
     results = [{k: v for k, v in vars(one).items() if k != "frames"} for one in replays]
@@ -164,20 +148,11 @@ def print_demos(path: Path, replay: int | None = None, out: Path | None = None, 
     console.print(f"Next:   {_next_step(path, facts)}", markup=False)
 
 
-def _replay(path: Path, names: Sequence[str], facts: DemoFacts, quiet: bool) -> list[Replay]:
-    task = facts.env.task_config(str(path))
-    if quiet:
-        return replay_demos(path, names, task)
-    with Bar("Replay", len(names)) as bar:
-        return replay_demos(path, names, task, bar.count)
-
-
 def _rows(
     path: Path, names: Sequence[str], facts: DemoFacts, replays: Sequence[Replay]
 ) -> list[tuple[str, bool | None, np.ndarray]]:
     """The contact sheet's rows: frames from the file, which a policy would see, else those drawn by the replay."""
-    rows: list[tuple[str, bool | None, np.ndarray]] = []
-    replayed = {one.demo: one for one in replays}
+    rows, replayed = list[tuple[str, bool | None, np.ndarray]](), {one.demo: one for one in replays}
     for name in names:
         text, success = name, None
         if one := replayed.get(name):
@@ -192,8 +167,8 @@ def _rows(
 
 def _replay_trouble(facts: DemoFacts) -> str:
     """Why nothing can be replayed; "" where it can."""
-    if facts.env.scene_trouble or facts.env.control_trouble:
-        return facts.env.scene_trouble or facts.env.control_trouble
+    if trouble := facts.env.scene_trouble or facts.env.control_trouble:
+        return trouble
     if not facts.states:
         return "the file holds no simulator states to start from"
     if importlib.util.find_spec("robosuite") is None:
@@ -208,29 +183,29 @@ def _print_facts(path: Path, facts: DemoFacts) -> None:
         f"[bold]{path.name}[/]: {facts.demos} demonstrations of {env.env_name or 'an unnamed task'}, "
         f"{facts.steps} steps ({spread})\n"
     )
+    layout = f", layout of robomimic {env.layout}" if env.layout else ""
+    frame = "the robot's base" if env.reference_frame == "base" else "the world"
+    control = f"{env.controller}, {env.action_mode} actions in the frame of {frame}"
+    images = ", ".join(f"{camera} {width}x{height}" for camera, (height, width) in facts.images.items())
+    settings = ", ".join(f"{key} {value}" for key, value in (facts.render or {}).items())
+    rows = {
+        "recorded by": f"robosuite {env.robosuite or 'of unknown version'}{layout}",
+        "robot": ", ".join(env.robots) or "unknown robot",
+        "control": control if env.controller else "not recorded",
+        "images": images or "none",
+        "rendering": (settings or "settings not recorded") if images else "",
+        "low-dim": ", ".join(f"{key} ({width})" for key, width in facts.low_dim.items()) or "none",
+        "next_obs": "yes" if facts.next_obs else "no",
+        "states": f"{facts.states} numbers" if facts.states else "none",
+        "success": "" if facts.successes is None else f"reward reaches 1 in {facts.successes} of {facts.demos}",
+        "masks": ", ".join(f"{mask} {count}" for mask, count in facts.masks.items()) or "none",
+    }
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    layout = f", layout of robomimic {env.layout}" if env.layout else ""
-    table.add_row("recorded by", f"robosuite {env.robosuite or 'of unknown version'}{layout}")
-    robot = ", ".join(env.robots) or "unknown robot"
-    frame = "the robot's base" if env.reference_frame == "base" else "the world"
-    control = (
-        f"{env.controller}, {env.action_mode} actions in the frame of {frame}" if env.controller else "not recorded"
-    )
-    table.add_row("robot", robot)
-    table.add_row("control", control)
-    images = ", ".join(f"{camera} {width}x{height}" for camera, (height, width) in facts.images.items())
-    table.add_row("images", images or "none")
-    if facts.images:
-        settings = ", ".join(f"{key} {value}" for key, value in (facts.render or {}).items())
-        table.add_row("rendering", settings or "settings not recorded")
-    table.add_row("low-dim", ", ".join(f"{key} ({width})" for key, width in facts.low_dim.items()) or "none")
-    table.add_row("next_obs", "yes" if facts.next_obs else "no")
-    table.add_row("states", f"{facts.states} numbers" if facts.states else "none")
-    if facts.successes is not None:
-        table.add_row("success", f"reward reaches 1 in {facts.successes} of {facts.demos}")
-    table.add_row("masks", ", ".join(f"{mask} {count}" for mask, count in facts.masks.items()) or "none")
+    for title, text in rows.items():
+        if text:
+            table.add_row(title, text)
     console.print(table)
     shown = list(facts.bad.items())[:MOST_BAD]
     for name, reason in shown:
@@ -251,10 +226,9 @@ def _replay_table(replays: Sequence[Replay]) -> Table:
     table.add_column("replayed here", no_wrap=True)
     for title in ("steps", "from actions", "from states", "hand off by at most"):
         table.add_column(title, justify="right")
-    outcome = {True: "success", False: "failure"}
     for r in replays:
-        row = (outcome[r.actions_succeed], outcome[r.states_succeed], f"{r.deviation_mm:.1f} mm")
-        table.add_row(r.demo, str(r.steps), *row)
+        outcomes = ("success" if succeeds else "failure" for succeeds in (r.actions_succeed, r.states_succeed))
+        table.add_row(r.demo, str(r.steps), *outcomes, f"{r.deviation_mm:.1f} mm")
     return table
 
 

@@ -38,9 +38,6 @@ def render_demos(
     Args:
         states: a file with `states`, such as `collect` returns or robomimic publishes.
         task: the cameras and the render settings.
-        cache_dir: as in `demos.collect.collect`.
-        workers: as in `collect`.
-        progress: as in `collect`.
 
     Returns:
         An HDF5 file in robomimic's layout with the same demos and masks; the attribute `render` of its `data` group is
@@ -60,27 +57,19 @@ def render_demos(
             raise PrismError(f"{states}: expected demonstrations of task {task.name!r}, got {recorded.name!r}")
         for name, reason in bad_demos(file, names, states=True).items():
             raise PrismError(f"{states}, {name}: {reason}")
-    size = task.render.resolution
+    size = {f"camera_{side}": task.render.resolution for side in ("heights", "widths")}
     # robomimic makes its environment for rollouts from these.
-    settings.setdefault("env_kwargs", {}).update(
-        camera_names=list(task.cameras), camera_heights=size, camera_widths=size
-    )
-    env_args = json.dumps(settings)
-    key = {
-        "kind": "images",
-        "states": sha256(states),
-        "cameras": list(task.cameras),
-        "render": dataclasses.asdict(task.render),
-        "version": IMAGES_VERSION,
-        "versions": versions(task),
-    }
+    settings.setdefault("env_kwargs", {}).update(camera_names=list(task.cameras), **size)
+    render = dataclasses.asdict(task.render)
+    key: dict[str, Any] = {"kind": "images", "states": sha256(states), "cameras": list(task.cameras), "render": render}
+    key |= {"version": IMAGES_VERSION, "versions": versions(task)}
 
     def build(folder: Path, pool: WorkerPool) -> tuple[list[Path], str, dict[str, Any]]:
         parts = [folder / f"part_{i:06d}.hdf5" for i in range(len(names))]
         absolute = not translated.control_trouble and "absolute" in task.spec.action_modes
         work = [(_render_part, task, states, name, part, absolute) for name, part in zip(names, parts, strict=True)]
         make_missing(pool, parts, work, progress)
-        return parts, env_args, {"render": json.dumps(key["render"])} | instruction_attribute(task)
+        return parts, json.dumps(settings), {"render": json.dumps(render)} | instruction_attribute(task)
 
     return cached(f"images-{task.name}", key, cache_dir, workers, build, names=names, masks=masks)
 
@@ -89,11 +78,9 @@ def _render_part(task: TaskConfig, states: Path, name: str, path: Path, with_abs
     env = kept_env(task, render_images=True)
     with open_demos(states) as file:
         demo = file["data"][name]
-        arrays = _datasets(demo)
-        attributes = dict(demo.attrs)
+        arrays, attributes = _datasets(demo), dict(demo.attrs)
     recorded_absolute = is_absolute(arrays["actions"])
-    model_file = str(attributes.get("model_file", ""))
-    arrays["states"] = env.whole_states(arrays["states"], model_file, f"{states}, {name}")
+    arrays["states"] = env.whole_states(arrays["states"], str(attributes.get("model_file", "")), f"{states}, {name}")
     attributes |= {"fixtures": list(env.fixtures)} if env.fixtures else {}
     observations, absolute = [], []
     for state, action in zip(arrays["states"], arrays["actions"], strict=True):

@@ -31,8 +31,7 @@ class Replay:
     """Whether its actions, executed from its first state without looking, reach success by robosuite's rule."""
     states_succeed: bool
     """Whether one of its states, or the last action from the last state, is a success by that rule."""
-    deviation_mm: float
-    """Largest distance of the hand between that execution and the recorded states [mm]."""
+    deviation_mm: float  # largest distance of the hand between that execution and the recorded states [mm]
     frames: np.ndarray = field(repr=False)
     """uint8 (C, K, H, W, 3): K moments in time seen by C cameras, drawn from the recorded states."""
 
@@ -40,13 +39,9 @@ class Replay:
 def replay_demos(
     path: Path, names: Sequence[str], task: TaskConfig, progress: Callable[[int, int], None] | None = None
 ) -> list[Replay]:
-    """Replay demonstrations of a file, each in a simulator process.
+    """Replay demonstrations of a file with states, each in a simulator process.
 
-    Args:
-        path: a file with states.
-        names: which demos.
-        task: as they were recorded, from `RecordedEnv.task_config`; its cameras draw the frames.
-        progress: called with (done, total).
+    `task` is as they were recorded, from `RecordedEnv.task_config`; its cameras draw the frames.
     """
     with WorkerPool(None) as pool:
         futures = [pool.submit(_replay, task, path, name) for name in names]
@@ -71,13 +66,12 @@ def _replay(task: TaskConfig, path: Path, name: str) -> Replay:
     pairs = zip(env.states, states, strict=False)  # what the last action led to is not recorded
     deviation = max(float(np.linalg.norm(hand(ours) - hand(theirs))) for ours, theirs in pairs)
 
-    env.reset(options={"state": states[-1]})
-    states_succeed = bool(env.advance(actions[-1]))
-    for state in states[::-1]:
-        if states_succeed:
-            break
+    def succeeds(state: np.ndarray) -> bool:
         env.set_state(state)
-        states_succeed = env.success
+        return bool(env.success)
+
+    env.reset(options={"state": states[-1]})
+    states_succeed = bool(env.advance(actions[-1])) or any(succeeds(state) for state in states[::-1])
 
     moments = states[_moments(len(states))]
     frames = np.stack([[env.render(camera, CELL, state) for state in moments] for camera in task.cameras])
@@ -94,19 +88,14 @@ def recorded_frames(path: Path, name: str) -> np.ndarray:
         demo = file["data"][name]
         images = [demo[f"obs/{camera}_image"] for camera in cameras_of(demo)]
         moments = _moments(len(demo["actions"]))
-        return np.stack([[_cell(image[i]) for i in moments] for image in images])
-
-
-def _cell(frame: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(frame).resize((CELL, CELL), Image.Resampling.BICUBIC))
+        frames = [[Image.fromarray(image[i]).resize((CELL, CELL)) for i in moments] for image in images]
+        return np.stack([[np.asarray(frame) for frame in moments] for moments in frames])
 
 
 def write_contact_sheet(path: Path, rows: Sequence[tuple[str, bool | None, np.ndarray]]) -> None:
     """Write a PNG with a demonstration a row, time running to the right, the cameras below one another.
 
-    Args:
-        path: where to.
-        rows: text, success (none where unknown, which leaves the text grey) and frames (C, K, H, W, 3) of each.
+    A row is text, success (none where unknown, which leaves the text grey) and frames (C, K, H, W, 3).
     """
     height = sum(CELL * len(frames) + 20 + MARGIN for _, _, frames in rows)
     sheet = Image.new("RGB", (CELL * COLUMNS, height), "white")

@@ -13,17 +13,7 @@ Split = Literal["collect", "validate", "evaluate"]
 
 
 def episode_rng(split: str, seed: int, episode: int, rng_stream: int = 0) -> np.random.Generator:
-    """The random generator of one episode.
-
-    Args:
-        split: which family of episodes; the same seed gives unrelated episodes in each.
-        seed: of the run, >= 0.
-        episode: number of the episode, >= 0.
-        rng_stream: independent generators of one episode (0 start state, 1 policy noise, 2 expert, 3 still scene).
-
-    Raises:
-        PrismError: unknown split or a negative number.
-    """
+    """The generator of one episode; `rng_stream` is 0 for its start, 1 policy noise, 2 the expert, 3 a still scene."""
     if split not in get_args(Split):
         raise PrismError(f"unknown split {split!r}; there are {', '.join(get_args(Split))}")
     if seed < 0 or episode < 0:

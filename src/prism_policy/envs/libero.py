@@ -29,10 +29,8 @@ from prism_policy.errors import PrismError
 from prism_policy.tasks.spec import LIBERO
 from prism_policy.utils.observations import Observation
 
-SETTLE_STEPS = 10
-"""Steps of doing nothing before an episode begins: LIBERO lets objects fall from a small height."""
-IDLE = np.array([0.0, 0, 0, 0, 0, 0, -1])
-"""The action that lets objects settle: stay, fingers open."""
+SETTLE_STEPS = 10  # steps of doing nothing before an episode begins: LIBERO lets objects fall from a small height
+IDLE = np.array([0.0, 0, 0, 0, 0, 0, -1])  # the action that lets objects settle: stay, fingers open
 ARM_NOISE = 0.02
 """Standard deviation of the arm's joints in the published initial states [rad]; own placements have the same."""
 SHIFT = 0.08
@@ -50,9 +48,6 @@ class LiberoEnv(RobosuiteEnv):
     env = LiberoEnv(TaskConfig("libero_spatial_3", max_steps=280))
     observation, info = env.reset(seed=0, options={"split": "evaluate", "episode": 7})  # initial state 7
     ```
-
-    Raises:
-        PrismError: LIBERO is not installed or incomplete, an unknown camera, or no OpenGL.
     """
 
     simulator = LIBERO
@@ -79,9 +74,7 @@ class LiberoEnv(RobosuiteEnv):
             with _seeded(0):
                 sim_env = TASK_MAPPING[problem](bddl, **settings)
         except FileNotFoundError as error:
-            raise PrismError(
-                f"LIBERO's assets are incomplete ({error.filename} is missing); {INSTALL} again"
-            ) from error
+            raise PrismError(f"LIBERO's assets lack {error.filename}; {INSTALL} again") from error
         self.init_states = read_init_states(root / "init_files" / spec.suite / f"{spec.env_name}.pruned_init")
         # As every reset does: else a scene that has met none yet, as in the drawing of demonstrations, shows the grip's
         # marks, and a policy would learn from other images than it meets.
@@ -134,7 +127,7 @@ class LiberoEnv(RobosuiteEnv):
 
     def set_state(self, state: np.ndarray) -> None:
         """Put the simulation into `state` (S,), which may lack the fixtures: they stay where they are then."""
-        plain = 1 + self.model.nq + self.model.nv
+        plain = self._state_size
         if len(state) == plain + 7 * len(self.fixtures):
             self._arrange(self.model, state[plain:])
             state = state[:plain]
@@ -147,9 +140,8 @@ class LiberoEnv(RobosuiteEnv):
     def whole_states(self, states: np.ndarray, model_file: str, source: str) -> np.ndarray:
         """Recorded states (T, ...) with the fixtures where the recording's XML has them, unless they are in there."""
         spec = self.task.spec
-        plain, fixtures = 1 + self.model.nq + self.model.nv, 7 * len(self.fixtures)
-        sizes = (plain, plain + fixtures)
-        if states.ndim != 2 or states.shape[1] not in sizes or not np.isfinite(states).all():
+        plain, fixtures = self._state_size, 7 * len(self.fixtures)
+        if states.ndim != 2 or states.shape[1] - plain not in (0, fixtures) or not np.isfinite(states).all():
             raise PrismError(
                 f"{source}: expected finite states of {plain} numbers, those of task {spec.number} of "
                 f"{spec.suite} ({spec.instruction!r}), got shape {states.shape}; is it of another task?"
@@ -162,13 +154,9 @@ class LiberoEnv(RobosuiteEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode.
+        """Start an episode; `seed` and `options` are those of `RobosuiteEnv`.
 
-        Args:
-            seed: seed of the run; None is 0.
-            options: `split` ("evaluate" by default), `episode` (0): initial state `episode` modulo their number, or a
-                placement of its own. Or `state` (S,): start from this recorded state, as the replay of a demonstration
-                does.
+        The split "evaluate" starts from initial state `episode` modulo their number, others from their own placement.
         """
         options = options or {}
         split, episode = options.get("split", "evaluate"), options.get("episode", 0)
@@ -200,16 +188,9 @@ class LiberoEnv(RobosuiteEnv):
 
     def metadata_json(self) -> str:
         """What makes this environment, as JSON: `env_args` of robomimic and LIBERO."""
-        kwargs = {**self.env_kwargs, "bddl_file_name": f"{self.task.spec.suite}/{self.task.spec.env_name}.bddl"}
-        settings = {
-            "env_name": type(self.sim_env).__name__,
-            "env_version": robosuite.__version__,
-            "type": 1,
-            "problem_name": type(self.sim_env).__name__.lower(),
-            "bddl_file": kwargs["bddl_file_name"],
-            "env_kwargs": kwargs,
-        }
-        return json.dumps(settings)
+        name, bddl = type(self.sim_env).__name__, f"{self.task.spec.suite}/{self.task.spec.env_name}.bddl"
+        made = {"env_name": name, "env_version": robosuite.__version__, "type": 1, "problem_name": name.lower()}
+        return json.dumps(made | {"bddl_file": bddl, "env_kwargs": self.env_kwargs | {"bddl_file_name": bddl}})
 
     def _place(self, rng: np.random.Generator) -> None:
         """Draw a placement of everything."""
@@ -255,10 +236,7 @@ def _seeded(seed: int) -> Any:
 
 
 def _lamps(sim_env: Any) -> list[tuple[int, int, float]]:
-    """What glows when it is on: site, address of the knob in the joint positions, and the angle from which it is [rad].
-
-    LIBERO switches it after each step; here it follows from the state alone, as everything that is drawn.
-    """
+    """What glows when it is on: site, address of the knob among the joints, and the angle from which it is [rad]."""
     model, lamps = sim_env.sim.model, []
     for thing in sim_env.fixtures:
         for site, _ in thing.object_properties["vis_site_names"].values():
@@ -295,7 +273,6 @@ def read_init_states(path: Path) -> np.ndarray:
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(entry for entry in archive.namelist() if entry.endswith("data.pkl"))
-            states = _ArrayUnpickler(io.BytesIO(archive.read(name))).load()
-        return np.asarray(states, np.float64)
+            return np.asarray(_ArrayUnpickler(io.BytesIO(archive.read(name))).load(), np.float64)
     except (OSError, zipfile.BadZipFile, StopIteration, pickle.UnpicklingError) as error:
         raise PrismError(f"{path}: expected LIBERO's initial states ({error}); {INSTALL} again") from error

@@ -22,14 +22,7 @@ _KINDS = ("articulated_objects", "scenes", "stable_hope_objects", "stable_scanne
 
 
 def prepare_libero() -> Path:
-    """Make LIBERO ready to be imported.
-
-    Returns:
-        The folder with its tasks and initial states.
-
-    Raises:
-        PrismError: it is not installed, not complete, or there are two of it.
-    """
+    """Make LIBERO ready to be imported; returns the folder with its tasks and initial states."""
     _check_packages()
     spec = importlib.util.find_spec("libero")  # finds the package without running it
     if spec is None or not spec.submodule_search_locations:
@@ -43,19 +36,17 @@ def prepare_libero() -> Path:
     config = Path(os.environ["LIBERO_CONFIG_PATH"]) / "config.yaml"
     if not config.exists():
         places = {"benchmark_root": "", "bddl_files": "bddl_files", "init_states": "init_files", "assets": "assets"}
-        lines = [f"{key}: {root / place}" for key, place in places.items()]
-        write_text(config, "\n".join([*lines, f"datasets: {root.parent / 'datasets'}", ""]))
+        places["datasets"] = "../datasets"
+        write_text(config, "".join(f"{key}: {root / place}\n" for key, place in places.items()))
     return root
 
 
 def _check_packages() -> None:
     """Refuse packages that share LIBERO's import name: pip lets them overwrite one another's files."""
-    ours = [name for name in _providers("libero") if name != PACKAGE]
-    if ours:
-        others = ", ".join(ours)
+    if others := [name for name in _providers("libero") if name != PACKAGE]:
         raise PrismError(
-            f"expected {PACKAGE} as the only package that provides `libero`, found {others}; run "
-            f"`pip uninstall {' '.join(ours)} {PACKAGE}`, then {INSTALL}"
+            f"expected {PACKAGE} as the only package that provides `libero`, found {', '.join(others)}; run "
+            f"`pip uninstall {' '.join(others)} {PACKAGE}`, then {INSTALL}"
         )
     for name in (PACKAGE, *ASSET_PARTS):
         try:

@@ -12,11 +12,7 @@ _env: Any = None
 
 
 def make_env(task: TaskConfig, render_images: bool = True) -> Any:
-    """The environment of a single task.
-
-    Raises:
-        PrismError: its simulator is not installed; an unknown task or camera; no OpenGL.
-    """
+    """The environment of a single task."""
     module, _, name = task.spec.simulator.environment.partition(":")
     return getattr(importlib.import_module(module), name)(task, render_images)
 

@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 
-REST, GRIPPER, OBJECT = 0, 1, 2
-"""Labels of a mask's pixels."""
+REST, GRIPPER, OBJECT = 0, 1, 2  # labels of a mask's pixels
 GRIPPER_BODY = "gripper0_right_right_gripper"
 
 
 def task_mask(env: Any, camera: str, state: np.ndarray) -> np.ndarray:
     """Labels of a camera's image of `state` (S,): uint8 (H, W), pixel by pixel that of `env.observe`."""
-    geoms = env.segment(camera, state)  # (H, W)
     labels = np.full(env.model.ngeom + 1, REST, np.uint8)  # the last one stands for no geom, -1
     labels[:-1][_belongs(env.model, [GRIPPER_BODY])] = GRIPPER
     labels[:-1][_belongs(env.model, env.mask_bodies)] = OBJECT
-    return labels[geoms]
+    return labels[env.segment(camera, state)]  # (H, W)
 
 
 def _belongs(model: Any, roots: Sequence[str]) -> np.ndarray:

@@ -94,9 +94,8 @@ def worker_start() -> Iterator[None]:
     finally:
         if main:
             signal.signal(signal.SIGINT, handler)
-        if threads is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
+        del os.environ["OMP_NUM_THREADS"]
+        if threads is not None:
             os.environ["OMP_NUM_THREADS"] = threads
 
 
@@ -124,10 +123,9 @@ def _converse(questions: Generator[Any, Any, Any], connection: Connection) -> An
     answer = None
     while True:
         try:
-            question = questions.send(answer)
+            connection.send(("question", questions.send(answer)))
         except StopIteration as end:
             return end.value
-        connection.send(("question", question))
         answer = connection.recv()
 
 

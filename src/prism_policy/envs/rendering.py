@@ -17,21 +17,14 @@ from prism_policy.config.settings import RenderConfig
 from prism_policy.envs.simulators import mujoco, opengl_context
 from prism_policy.errors import PrismError
 
-HIDDEN_GROUP = 5
-"""Geom group that is never drawn; geoms out of view are moved there."""
+HIDDEN_GROUP = 5  # geom group that is never drawn; geoms out of view are moved there
 
 
 class Renderer:
-    """Draws fixed cameras of a model.
+    """Draws fixed cameras of a model, of which it makes a copy.
 
-    Args:
-        model: the simulation's `mujoco.MjModel`; copied.
-        settings: size and quality of the frames.
-        cull: leave out geoms whose bounding box lies outside the camera's view. Does not change a pixel and halves the
-            cost, as most of the vertices belong to parts of the robot that the cameras do not see.
-
-    Raises:
-        PrismError: no OpenGL.
+    `cull` leaves out geoms whose bounding box lies outside the camera's view. That changes no pixel and halves the
+    cost: most of the vertices belong to parts of the robot that the cameras do not see.
     """
 
     def __init__(self, model: mujoco.MjModel, settings: RenderConfig, cull: bool = True) -> None:
@@ -70,23 +63,11 @@ class Renderer:
         return self.data
 
     def draw(self, camera: str, resolution: int | None = None) -> np.ndarray:
-        """Draw the pose last set.
-
-        Returns:
-            uint8 (H, W, 3), row 0 at the top.
-        """
+        """Draw the pose last set: uint8 (H, W, 3), row 0 at the top."""
         return self._render(camera, resolution or self.settings.resolution)
 
     def segment(self, camera: str) -> np.ndarray:
-        """Which geom each pixel of `draw` shows, for the pose last set.
-
-        Returns:
-            int32 (H, W), row 0 at the top: index of the geom, -1 where there is none.
-
-        Raises:
-            PrismError: unknown camera.
-            ValueError: frames are anti-aliased, so that a pixel on an edge shows several.
-        """
+        """Index of the geom that each pixel of `draw` shows, -1 for none: int32 (H, W), row 0 at the top."""
         if self.settings.msaa:
             raise ValueError("expected a renderer without anti-aliasing, whose pixels show one geom each")
         flags, sites = self._scene.flags, self._option.sitegroup.copy()
@@ -112,8 +93,7 @@ class Renderer:
         if size > self._context.offWidth:
             mujoco.mjr_resizeOffscreen(size, size, self._context)
         if self.cull:
-            inside = self._in_view(cam.fixedcamid)
-            self.model.geom_group[:] = np.where(inside, self._groups, HIDDEN_GROUP)
+            self.model.geom_group[:] = np.where(self._in_view(cam.fixedcamid), self._groups, HIDDEN_GROUP)
         mujoco.mjv_updateScene(
             self.model, self.data, self._option, self._perturb, cam, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
@@ -143,14 +123,9 @@ class Renderer:
         self._gl.free()
 
 
-def camera_names(model: mujoco.MjModel) -> list[str]:
-    """Names of the model's fixed cameras."""
-    return [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_CAMERA, i) for i in range(model.ncam)]
-
-
 def camera_id(model: mujoco.MjModel, camera: str) -> int:
     """Index of a camera."""
-    index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
-    if index < 0:
-        raise PrismError(f"unknown camera {camera!r}; this task has {', '.join(map(repr, camera_names(model)))}")
-    return int(index)
+    names = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_CAMERA, i) for i in range(model.ncam)]
+    if camera not in names:
+        raise PrismError(f"unknown camera {camera!r}; this task has {', '.join(map(repr, names))}")
+    return names.index(camera)

@@ -1,8 +1,4 @@
-"""robosuite's tasks behind the library's environment contract.
-
-Robot: Panda; operational-space pose control at 20 Hz (robosuite's BASIC controller), delta actions in the task's
-reference frame or absolute ones in the world's.
-"""
+"""robosuite's tasks behind the library's environment contract: a Panda, operational-space pose control at 20 Hz."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from prism_policy.config.settings import TaskConfig
 from prism_policy.envs.episode import episode_rng
-from prism_policy.envs.rendering import Renderer, camera_id, camera_names
+from prism_policy.envs.rendering import Renderer, camera_id
 from prism_policy.envs.simulators import mujoco, prepare_robosuite, robosuite
 from prism_policy.errors import PrismError
 from prism_policy.tasks import SPECS, task_names
@@ -25,14 +21,9 @@ from prism_policy.tasks.spec import ROBOSUITE, Simulator
 from prism_policy.utils.observations import PROPRIO, Observation
 
 ENV_KWARGS = {
-    "control_freq": 20,
-    "has_renderer": False,
-    "has_offscreen_renderer": False,
-    "use_camera_obs": False,
-    "ignore_done": True,
-    "hard_reset": False,
-    "renderer": "mujoco",
-}
+    "control_freq": 20, "has_renderer": False, "has_offscreen_renderer": False, "use_camera_obs": False,
+    "ignore_done": True, "hard_reset": False, "renderer": "mujoco",
+}  # fmt: skip
 """How all simulators of robosuite's kind are made: nothing drawn, no end of their own."""
 
 
@@ -47,14 +38,10 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     env = RobosuiteEnv(TaskConfig("lift"))
     observation, info = env.reset(seed=0, options={"split": "evaluate", "episode": 3})
     ```
-
-    Raises:
-        PrismError: unknown task or camera, or no OpenGL.
     """
 
     simulator: ClassVar[Simulator] = ROBOSUITE
-    fixtures: Sequence[str] = ()
-    """Bodies whose poses a state ends with, 7 numbers each."""
+    fixtures: Sequence[str] = ()  # bodies whose poses a state ends with, 7 numbers each
     _renderer: Renderer | None = None
     _segmenter: Renderer | None = None
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (declared so by gymnasium)
@@ -67,8 +54,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         self.task = task
         self.render_images = render_images
         self.sim_env, self.env_kwargs = self._make()
-        # Observations come from the state (see `observe`); robosuite's own would be recomputed at each 2 ms substep.
-        self.sim_env._observables.clear()
+        self.sim_env._observables.clear()  # not those of `observe`, and recomputed at each 2 ms substep
         self._xml: str = self.sim_env.sim.model.get_xml()  # later, MuJoCo would give that of the last model it compiled
         self._prepare()
         for camera in task.cameras:
@@ -78,8 +64,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         self.eef_site = hand.eef_site_id["right"]
         self._eef_body = self.sim_env.sim.model.body_name2id(hand.robot_model.eef_name["right"])
         self.fingers = np.array(hand._ref_gripper_joint_pos_indexes["right"])
-        self.states: list[np.ndarray] = [self.state]
-        """States since the reset, the start included; each float64 (S,)."""
+        self.states: list[np.ndarray] = [self.state]  # states since the reset, the start included; each float64 (S,)
 
         size = task.render.resolution
         image = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
@@ -95,11 +80,11 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
 
     def _make(self) -> tuple[Any, dict[str, Any]]:
         """The simulator's own environment, and what it was made with."""
-        settings = {
-            "robots": "Panda",
-            "controller_configs": _controller(self.task),
-            "use_object_obs": False,
-        } | ENV_KWARGS
+        controller: dict[str, Any] = robosuite.load_composite_controller_config(controller="BASIC", robot="Panda")
+        mode, frame = self.task.action_mode, self.task.reference_frame
+        frame = "world" if mode == "absolute" else frame
+        controller["body_parts"]["right"] |= {"input_type": mode, "input_ref_frame": frame}
+        settings = {"robots": "Panda", "controller_configs": controller, "use_object_obs": False} | ENV_KWARGS
         # The seed decides what is drawn once at construction, such as the size of Lift's cube: the same for everybody.
         sim_env = robosuite.make(self.task.spec.env_name, seed=0, **settings)
         sim_env.reset()
@@ -112,6 +97,11 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     def model_xml(self) -> str:
         """The model of this episode."""
         return self._xml
+
+    @property
+    def _state_size(self) -> int:
+        """Numbers of (time, qpos, qvel)."""
+        return 1 + int(self.model.nq) + int(self.model.nv)
 
     @property
     def model(self) -> mujoco.MjModel:
@@ -129,11 +119,6 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         return self.task.spec.mask_bodies
 
     @property
-    def cameras(self) -> list[str]:
-        """Names of all cameras of the scene."""
-        return camera_names(self.model)
-
-    @property
     def success(self) -> bool:
         """Whether the task is done now, by robosuite's own rule."""
         return bool(self.sim_env._check_success())
@@ -146,18 +131,11 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     def whole_states(self, states: np.ndarray, model_file: str, source: str) -> np.ndarray:
         """Recorded states (T, S), completed by what this environment's hold beyond them, which is nothing.
 
-        Args:
-            states: as a file holds them.
-            model_file: XML of the recording's model, for environments that need it.
-            source: file and demonstration, for errors.
-
-        Raises:
-            PrismError: another size, or not finite.
+        `model_file` is the XML of the recording's model, `source` the file and demonstration, for errors.
         """
-        expected = 1 + self.model.nq + self.model.nv
-        if states.ndim != 2 or states.shape[1] != expected:
+        if states.ndim != 2 or states.shape[1] != self._state_size:
             raise PrismError(
-                f"{source}: expected states of {expected} numbers (time, joint positions and velocities of "
+                f"{source}: expected states of {self._state_size} numbers (time, joint positions and velocities of "
                 f"{self.task.spec.env_name} in robosuite {robosuite.__version__}), got shape {states.shape}"
             )
         if not np.isfinite(states).all():
@@ -165,16 +143,10 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         return states
 
     def set_state(self, state: np.ndarray) -> None:
-        """Put the simulation into `state` (S,), with the solver's memory wiped so that nothing else matters.
-
-        Raises:
-            PrismError: a state of another size, or one that is not finite.
-        """
-        expected = 1 + self.model.nq + self.model.nv
-        if state.shape != (expected,) or not np.isfinite(state).all():
-            raise PrismError(
-                f"expected a finite state of {expected} numbers for task {self.task.name!r}, got shape {state.shape}"
-            )
+        """Put the simulation into `state` (S,), with the solver's memory wiped so that nothing else matters."""
+        if state.shape != (self._state_size,) or not np.isfinite(state).all():
+            size = f"{self._state_size} numbers for task {self.task.name!r}"
+            raise PrismError(f"expected a finite state of {size}, got shape {state.shape}")
         sim = self.sim_env.sim
         sim.set_state_from_flattened(state)
         sim.data._data.qacc_warmstart[:] = 0
@@ -212,7 +184,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         return self.observe(), float(success), success, truncated, {"success": success}
 
     def step_chunk(self, actions: np.ndarray, n_obs: int) -> tuple[list[Observation], bool, int]:
-        """Execute actions (Ta, 7) until success or `task.max_steps`; only the last frames are drawn.
+        """Execute actions (Ta, 7) until success or `task.max_steps`, and draw only the last frames.
 
         Returns:
             The last min(n_obs, steps done) observations, success, and the number of steps done.
@@ -225,11 +197,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         return [self.observe(state) for state in self.states[1:][-min(n_obs, done) :] if done], success, done
 
     def advance(self, action: np.ndarray) -> bool:
-        """One control step without an observation; returns success.
-
-        Raises:
-            PrismError: an action of another shape, or one that is not finite.
-        """
+        """One control step without an observation; returns success."""
         action = np.asarray(action, np.float64)
         if action.shape != (7,) or not np.isfinite(action).all():
             raise PrismError(f"expected a finite action of shape (7,), got {action}")
@@ -238,11 +206,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         return self.success
 
     def absolute(self, action: np.ndarray) -> np.ndarray:
-        """The absolute action (7,) that asks the controller for what a delta action (7,) asks for now.
-
-        It is the controller's own goal, so that an environment of absolute actions moves as this one does (Chi et al.,
-        2025, Section 3.1).
-        """
+        """The absolute action (7,) whose goal is the controller's own for a delta action (7,) (Chi et al., 2025)."""
         controller = self.sim_env.robots[0].part_controllers["right"]
         controller.update(force=True)  # it would keep what it knew of another state
         controller.set_goal(np.clip(np.asarray(action, np.float64)[:6], -1.0, 1.0))
@@ -264,11 +228,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     def render(
         self, camera: str | None = None, resolution: int | None = None, state: np.ndarray | None = None
     ) -> np.ndarray:
-        """A frame uint8 (H, W, 3) of any camera at any resolution, of `state` (S,) or of now.
-
-        Raises:
-            PrismError: unknown camera, or no OpenGL.
-        """
+        """A frame uint8 (H, W, 3) of any camera at any resolution, of `state` (S,) or of now."""
         camera_id(self.model, camera or self.task.cameras[0])
         self._renderer = self._renderer or Renderer(self.model, self.task.render)
         self._pose(state)
@@ -280,21 +240,14 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         Drawn without anti-aliasing, so that a pixel shows one geom: the one in its middle.
         """
         camera_id(self.model, camera)
-        plain = replace(self.task.render, msaa=0)
-        self._segmenter = self._segmenter or Renderer(self.model, plain)
+        self._segmenter = self._segmenter or Renderer(self.model, replace(self.task.render, msaa=0))
         self._pose_in(self._segmenter, self.state if state is None else state)
         return self._segmenter.segment(camera)
 
     def metadata_json(self) -> str:
         """What makes this environment, as JSON: robomimic's `env_args`."""
-        return json.dumps(
-            {
-                "env_name": self.task.spec.env_name,
-                "env_version": robosuite.__version__,
-                "type": 1,
-                "env_kwargs": self.env_kwargs,
-            }
-        )
+        made = {"env_name": self.task.spec.env_name, "env_version": robosuite.__version__, "type": 1}
+        return json.dumps(made | {"env_kwargs": self.env_kwargs})
 
     def close(self) -> None:
         """Free OpenGL and the simulation."""
@@ -321,11 +274,3 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     def _draw(self, camera: str, resolution: int | None = None) -> np.ndarray:
         assert self._renderer is not None
         return self._renderer.draw(camera, resolution)
-
-
-def _controller(task: TaskConfig) -> dict[str, Any]:
-    """Robosuite's controller settings for the Panda."""
-    settings: dict[str, Any] = robosuite.load_composite_controller_config(controller="BASIC", robot="Panda")
-    frame = "world" if task.action_mode == "absolute" else task.reference_frame
-    settings["body_parts"]["right"] |= {"input_type": task.action_mode, "input_ref_frame": frame}
-    return settings

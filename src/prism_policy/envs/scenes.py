@@ -14,12 +14,10 @@ from prism_policy.tasks.spec import Tracked
 
 HAND_ASIDE, HAND_ABOVE, HAND_TURN = 0.12, (0.03, 0.20), 0.6
 """How far the hand is from the middle of the objects along x and y, how high above [m], and how far turned [rad]."""
-OVERLAP = 0.002
-"""Scenes where two things overlap by more than this are drawn again [m]."""
+OVERLAP = 0.002  # scenes where two things overlap by more than this are drawn again [m]
 
 
-HAND = Tracked("hand", "", 0, 1)
-"""The grip site between the fingers; its x is the axis along which they close."""
+HAND = Tracked("hand", "", 0, 1)  # the grip site between the fingers; its x is the axis along which they close
 
 
 def tracked(task: str) -> tuple[Tracked, ...]:
@@ -30,20 +28,12 @@ def tracked(task: str) -> tuple[Tracked, ...]:
 def scene(env: RobosuiteEnv, split: Split, seed: int, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """A still scene: objects scattered over the table at any angle, the hand anywhere above them and pointing down.
 
-    Args:
-        env: the task.
-        split: which family of scenes; those of "collect" and "evaluate" are unrelated.
-        seed: of the scenes, >= 0.
-        index: number of the scene, >= 0; with split and seed it decides everything.
-
-    Returns:
-        The simulator's state, float64 (S,), and for each tracked thing (x, y, z, angle), float64 (4,) [m, rad] in the
-        world's frame.
+    Split, seed and index decide everything. Returned are the state, float64 (S,), and of each tracked thing (x, y, z,
+    angle) in the world, float64 (4,) [m, rad].
     """
     rng = episode_rng(split, seed, index, rng_stream=3)
     env.reset(seed=seed, options={"split": split, "episode": index})
-    start, model = env.state, env.model
-    spec = env.task.spec
+    start, model, spec = env.state, env.model, env.task.spec
     bodies = [model.body(thing.body).id for thing in spec.tracked]
     middle = env.sim_env.sim.data._data.xpos[bodies].mean(axis=0)
     for _ in range(1000):
@@ -54,8 +44,7 @@ def scene(env: RobosuiteEnv, split: Split, seed: int, index: int) -> tuple[np.nd
             turn = Rotation.from_euler("z", rng.uniform(-np.pi, np.pi))
             before = Rotation.from_quat(state[at + 3 : at + 7], scalar_first=True)
             state[at + 3 : at + 7] = (turn * before).as_quat(scalar_first=True)
-        aside = rng.uniform(-HAND_ASIDE, HAND_ASIDE, 2)
-        position = middle + np.append(aside, rng.uniform(*HAND_ABOVE))
+        position = middle + np.append(rng.uniform(-HAND_ASIDE, HAND_ASIDE, 2), rng.uniform(*HAND_ABOVE))
         yaw = np.pi / 2 + rng.uniform(-HAND_TURN, HAND_TURN)
         opening = rng.uniform(0.0, 0.04)
         state[1 + env.fingers] = opening, -opening

@@ -47,11 +47,7 @@ _PROBE = "import mujoco; mujoco.GLContext(16, 16).make_current()"
 
 @cache
 def prepare_robosuite() -> None:
-    """Choose OpenGL and import the simulator, without the warnings that it prints then.
-
-    Raises:
-        PrismError: it is not installed, or OpenGL does not work.
-    """
+    """Choose OpenGL and import the simulator, without the warnings that it prints then."""
     prepare_opengl()
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # robosuite warns about optional packages on import
@@ -59,9 +55,8 @@ def prepare_robosuite() -> None:
         importlib.import_module("mujoco")
         importlib.import_module("robosuite")
     except ModuleNotFoundError as error:
-        raise PrismError(
-            f"the simulator is not installed ({error.name} is missing); run `pip install prism-policy[sim]`"
-        ) from error
+        install = "run `pip install prism-policy[sim]`"
+        raise PrismError(f"the simulator is not installed ({error.name} is missing); {install}") from error
     except Exception as error:  # PyOpenGL raises what it likes when MUJOCO_GL names a back end that is not there
         raise PrismError(f"{opengl_trouble()} ({error})") from error
     finally:

@@ -15,7 +15,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -28,12 +27,10 @@ from prism_policy.envs.stages import furthest_stage
 from prism_policy.errors import PrismError
 from prism_policy.utils.observations import Observation, stack_history
 
-PATIENCE = 120.0
-"""A worker that owes an answer for longer hangs [s]; a chunk takes it about 0.1 s."""
+PATIENCE = 120.0  # a worker that owes an answer for longer hangs [s]; a chunk takes it about 0.1 s
 STARTING = 4
 """Times as long for its first answer: it imports and compiles for about 5 s before, on a busy machine far longer."""
-TRIES = 3
-"""How often an episode is begun before its workers' deaths are taken to be its own doing."""
+TRIES = 3  # how often an episode is begun before its workers' deaths are taken to be its own doing
 _TICK = 1.0  # [s]
 
 
@@ -42,10 +39,8 @@ class Request:
     """An episode that waits for its next actions."""
 
     episode: int
-    observation: Observation
-    """With a leading axis of n_obs_steps."""
-    first: bool
-    """Whether the episode starts, perhaps anew."""
+    observation: Observation  # with a leading axis of n_obs_steps
+    first: bool  # whether the episode starts, perhaps anew
 
 
 @dataclass(frozen=True)
@@ -54,56 +49,40 @@ class Outcome:
 
     episode: int
     success: bool
-    steps: int
-    """Control steps until success or the limit."""
-    stage: str
-    """The furthest of the task's stages that was reached; empty where none was."""
-    states: np.ndarray
-    """Simulator states, float64 (steps + 1, S): enough to draw every frame again."""
+    steps: int  # control steps until success or the limit
+    stage: str  # the furthest of the task's stages that was reached; empty where none was
+    states: np.ndarray  # simulator states, float64 (steps + 1, S): enough to draw every frame again
 
 
-Act = Callable[[Sequence[Request]], Sequence[np.ndarray]]
-"""Episodes that wait -> actions (Ta, A) of each."""
+Act = Callable[[Sequence[Request]], Sequence[np.ndarray]]  # episodes that wait -> actions (Ta, A) of each
 
 
 class WorkerPool:
     """Processes that start with the first jobs, are kept for the next ones, and end with the block, whatever ends it.
 
-    A worker whose parent dies ends, too. Usage::
+    There are `workers`, by default one for each core; one that is silent in a rollout for `patience` [s] is replaced.
+
+    Usage::
 
         with WorkerPool(workers=2) as pool:
             futures = [pool.submit(draw, task, episode) for episode in range(10)]  # `draw` calls `kept_env`
             pool.rollouts(task, range(50), act, on_outcome, split="evaluate", seed=0, n_obs_steps=2)
-
-    Args:
-        workers: processes; None is one for each core.
-        patience: how long a worker may stay silent in a rollout [s].
-
-    Raises:
-        PrismError: less than one worker; a script without `if __name__ == "__main__":`, which its workers run again.
     """
 
     def __init__(self, workers: int | None = None, patience: float = PATIENCE) -> None:
         # A script without the usual guard starts again in each worker, which would wait for its own parent for ever.
         if getattr(multiprocessing.current_process(), "_inheriting", False):
-            raise PrismError(
-                "a worker process ran the script that started it: put what the script does under "
-                "`if __name__ == '__main__':`"
-            )
+            raise PrismError("a worker ran the script that started it: put its body under `if __name__ == '__main__':`")
         self.workers, self.patience = os.cpu_count() or 1 if workers is None else workers, patience
         if self.workers < 1:
             raise PrismError(f"expected at least one worker, got {workers}")
-        self.peak_rss_mib = 0.0
-        """The most memory that one worker has had resident."""
+        self.peak_rss_mib = 0.0  # the most memory that one worker has had resident
         self._workers: list[Worker] = []
         self._idle: queue.SimpleQueue[Worker | None] = queue.SimpleQueue()
         self._threads: ThreadPoolExecutor | None = None
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Have a worker call `function`, which must be importable by name.
-
-        The future raises what the function raises, or PrismError where its worker died.
-        """
+        """Have a worker call `function`, importable by name; the future raises PrismError where the worker died."""
         self._start(len(self._workers) + 1)
 
         def job() -> Any:
@@ -131,23 +110,14 @@ class WorkerPool:
         batch_size: int = 1,
         threads: int = 1,
     ) -> None:
-        """Run `episodes`, each from its own (split, seed, episode), in parallel; `on_outcome` is called as each ends.
+        """Run `episodes`, each from its own (split, seed, episode), in parallel.
 
         A worker that dies or hangs is replaced, and its episode begun again.
 
         Args:
-            task: what is simulated.
-            episodes: their numbers.
-            act: called in a thread of this process with at most `batch_size` of the episodes that wait.
+            act: called in up to `threads` threads of this process with at most `batch_size` of the episodes that wait.
             on_outcome: called in this thread, in the order in which episodes end.
-            split: family of the episodes.
-            seed: of the episodes.
             n_obs_steps: frames that the policy sees.
-            batch_size: most episodes in one call of `act`.
-            threads: most calls of `act` at a time.
-
-        Raises:
-            PrismError: the simulator cannot start, or an episode loses its worker three times.
         """
         tries, pending = Counter[int](), {}
         batches = _Batches(act, batch_size, threads)
@@ -200,9 +170,7 @@ class WorkerPool:
     def __enter__(self) -> WorkerPool:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         if error is None and self._threads is not None:
             self._threads.shutdown()  # once the jobs are done
         self.close()

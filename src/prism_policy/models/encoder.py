@@ -27,19 +27,15 @@ def crop_size(size: int, share: float) -> int:
 def crop(images: Tensor, height: int, width: int, position: Tensor | None = None) -> Tensor:
     """(B, H, W, 3) to (B, height, width, 3): from the centre, or for every image at its own position.
 
-    Args:
-        position: (B, 2) in [0, 1), how far down and to the right of all offsets there are.
+    Positions (B, 2) in [0, 1) say how far down and to the right of all offsets there are.
     """
-    batch, full_height, full_width, _ = images.shape
+    down, right = images.shape[1] - height, images.shape[2] - width
     if position is None:
-        y, x = (full_height - height) // 2, (full_width - width) // 2
-        return images[:, y : y + height, x : x + width]
-    device = images.device
-    top = (position[:, 0] * (full_height - height + 1)).long()
-    left = (position[:, 1] * (full_width - width + 1)).long()
+        return images[:, down // 2 : down // 2 + height, right // 2 : right // 2 + width]
+    top, left = (position[:, 0] * (down + 1)).long(), (position[:, 1] * (right + 1)).long()
     # A view of every possible crop, of which one each is copied: six times faster on a CPU than an index a pixel.
     crops = images.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)  # (B, y, x, height, width, 3)
-    return crops[torch.arange(batch, device=device), top, left]
+    return crops[torch.arange(len(images), device=images.device), top, left]
 
 
 class CameraEncoder(nn.Module):
@@ -47,8 +43,7 @@ class CameraEncoder(nn.Module):
 
     def __init__(self, config: EncoderConfig, height: int, width: int) -> None:
         super().__init__()
-        stages = config.stages_read
-        self.stages = stages
+        self.stages = stages = config.stages_read
         self.half_precision = config.precision == "bfloat16"
         self.trunk = ResNet(config.depth, config.width, config.norm, num_stages=stages[-1])
         channels = [self.trunk.channels[s - 1] for s in stages]
@@ -56,34 +51,26 @@ class CameraEncoder(nn.Module):
         self.refine = nn.ModuleList(
             Refine(c, config.norm, config.refine_block) if config.refine else nn.Identity() for c in channels
         )
-        self.pool: nn.ModuleList
-        match config.pooling:
-            case "spatial_softmax":
-                if min(min(s) for s in sizes) < 2:
-                    raise PrismError(
-                        f"an image of {height}x{width} after the crop leaves a last feature map of {sizes[-1][0]}x"
-                        f"{sizes[-1][1]}, where a keypoint has no place to point to; use larger images or truncate"
-                    )
-                self.pool = nn.ModuleList(
-                    SpatialSoftmax(c, config.num_keypoints, config.temperature, config.learn_temperature)
-                    for c in channels
+        if config.pooling == "spatial_softmax":
+            if min(min(s) for s in sizes) < 2:
+                raise PrismError(
+                    f"an image of {height}x{width} after the crop leaves a last feature map of {sizes[-1][0]}x"
+                    f"{sizes[-1][1]}, where a keypoint has no place to point to; use larger images or truncate"
                 )
-                numbers = 2 * sum(cast(SpatialSoftmax, p).num_keypoints for p in self.pool)
-            case "avg":
-                self.pool = nn.ModuleList(nn.AdaptiveAvgPool2d(1) for _ in channels)
-                numbers = sum(channels)
-            case "max":
-                self.pool = nn.ModuleList(nn.AdaptiveMaxPool2d(1) for _ in channels)
-                numbers = sum(channels)
-            case "none":
-                self.pool = nn.ModuleList(nn.Identity() for _ in channels)
-                numbers = sum(c * h * w for c, (h, w) in zip(channels, sizes, strict=True))
-        self.num_keypoints = numbers // 2
-        """Of all stages; spatial softmax only."""
-        self.fuse: TopDownCrossAttention | None = None
-        self.out_dim = numbers
-        if config.fusion == "tdca":
+            options = (config.num_keypoints, config.temperature, config.learn_temperature)
+            self.pool = nn.ModuleList(SpatialSoftmax(c, *options) for c in channels)
             counts = [cast(SpatialSoftmax, p).num_keypoints for p in self.pool]
+            self.out_dim = 2 * sum(counts)
+        elif config.pooling == "none":
+            self.pool = nn.ModuleList(nn.Identity() for _ in channels)
+            self.out_dim = sum(c * h * w for c, (h, w) in zip(channels, sizes, strict=True))
+        else:
+            pool = nn.AdaptiveAvgPool2d if config.pooling == "avg" else nn.AdaptiveMaxPool2d
+            self.pool = nn.ModuleList(pool(1) for _ in channels)
+            self.out_dim = sum(channels)
+        self.num_keypoints = self.out_dim // 2  # of all stages; spatial softmax only
+        self.fuse: TopDownCrossAttention | None = None
+        if config.fusion == "tdca":
             self.fuse = TopDownCrossAttention(
                 counts,
                 config.attention_dim,
@@ -123,11 +110,7 @@ def shuffle_pairs(keypoints: Tensor, order: Tensor) -> Tensor:
 
 
 def check_encoder(config: EncoderConfig) -> None:
-    """Refuse parts of a configuration that exclude one another.
-
-    Raises:
-        PrismError: names the field, what was expected and what was given.
-    """
+    """Refuse parts of a configuration that exclude one another."""
     keypoints = config.pooling == "spatial_softmax"
     stages = config.stages
     if not stages or list(stages) != sorted(set(stages)) or stages[0] < 1 or stages[-1] > 4:
@@ -136,23 +119,19 @@ def check_encoder(config: EncoderConfig) -> None:
         raise PrismError(f"truncate drops the deepest of `stages`: expected at least two of them, got {stages}")
     if config.fusion == "tdca":
         if not keypoints:
-            raise PrismError(
-                f"fusion 'tdca' attends over keypoints: expected pooling 'spatial_softmax', got '{config.pooling}'"
-            )
+            expected = f"expected pooling 'spatial_softmax', got '{config.pooling}'"
+            raise PrismError(f"fusion 'tdca' attends over keypoints: {expected}")
         if len(config.stages_read) < 2:
-            raise PrismError(
-                f"fusion 'tdca' needs a query stage and a key stage: expected two stages or more, got "
-                f"{config.stages_read} (stages {stages}, truncate {config.truncate})"
-            )
+            got = f"{config.stages_read} (stages {stages}, truncate {config.truncate})"
+            raise PrismError(f"fusion 'tdca' needs a query and a key stage: expected two stages or more, got {got}")
         if config.num_keypoints is None and config.tokens == "stage":
             raise PrismError(
                 "num_keypoints: expected a number, got none: native channels differ from stage to stage, and tokens "
                 "'stage' need equal numbers; set num_keypoints, or tokens 'keypoint'"
             )
-    if config.shuffle_keypoints and not keypoints:
-        raise PrismError(f"shuffle_keypoints needs pooling 'spatial_softmax', got '{config.pooling}'")
-    if config.learn_temperature and not keypoints:
-        raise PrismError(f"learn_temperature needs pooling 'spatial_softmax', got '{config.pooling}'")
+    for name in ("shuffle_keypoints", "learn_temperature"):
+        if getattr(config, name) and not keypoints:
+            raise PrismError(f"{name} needs pooling 'spatial_softmax', got '{config.pooling}'")
     if not 0 < config.crop <= 1:
         raise PrismError(f"crop is the share of the image kept: expected 0 < crop <= 1, got {config.crop}")
     for name in ("width", "attention_dim", "out_dim"):
@@ -182,21 +161,15 @@ class VisualEncoder(nn.Module):
             raise PrismError(f"expected names of cameras without a dot, got '{dotted[0]}'")
         if config.share_cameras and config.pooling == "none" and len(set(cameras.values())) > 1:
             raise PrismError(f"share_cameras with pooling 'none' needs cameras of one size, got {dict(cameras)}")
-        self.config = config
-        self.cameras = dict(cameras)
-        self.crops = {
-            c: (crop_size(height, config.crop), crop_size(width, config.crop)) for c, (height, width) in cameras.items()
-        }
+        self.config, self.cameras = config, dict(cameras)
+        self.crops = {c: (crop_size(h, config.crop), crop_size(w, config.crop)) for c, (h, w) in cameras.items()}
         if min(min(size) for size in self.crops.values()) < 1:
-            raise PrismError(
-                f"expected images of which a crop of {config.crop} leaves a pixel at least, got sizes {self.cameras}"
-            )
-        self.encoders = nn.ModuleDict()
+            share = f"a crop of {config.crop}"
+            raise PrismError(f"expected images of which {share} leaves a pixel at least, got sizes {self.cameras}")
         # A shared encoder is made for the smallest height and width, which leave the least room for keypoints.
         least = [min(sizes) for sizes in zip(*self.crops.values(), strict=True)]
         shared = CameraEncoder(config, *least) if config.share_cameras else None
-        for name, size in self.crops.items():
-            self.encoders[name] = shared or CameraEncoder(config, *size)
+        self.encoders = nn.ModuleDict({c: shared or CameraEncoder(config, *size) for c, size in self.crops.items()})
         self.out_dim: int = sum(e.out_dim for e in self.encoders.values())  # type: ignore[misc]
         mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
@@ -207,10 +180,7 @@ class VisualEncoder(nn.Module):
     ) -> dict[str, Tensor]:
         """What is random about encoding `batch` images of each camera, as uniform numbers from the CPU.
 
-        Args:
-            batch: B.
-            generator: of the numbers.
-            training: whether crops are random; None is the module's mode.
+        Crops are random in `training`, by default the module's mode.
 
         Returns:
             `crop.CAMERA` (B, 2), in training, and `order.CAMERA` (B, K of all stages), where keypoints are shuffled.
@@ -231,31 +201,21 @@ class VisualEncoder(nn.Module):
         """
         height, width = self.cameras[camera]
         if images.shape[1:] != (height, width, 3):
-            hint = "the encoder was built for that size"
-            if images.shape[1:] == (3, height, width):
-                hint = "channels come last: images.permute(0, 2, 3, 1)"
-            raise PrismError(
-                f"camera '{camera}': expected images (B, {height}, {width}, 3), got {tuple(images.shape)}; {hint}"
-            )
+            first = images.shape[1:] == (3, height, width)
+            hint = "channels come last: images.permute(0, 2, 3, 1)" if first else "the encoder was built for that size"
+            expected = f"expected images (B, {height}, {width}, 3), got {tuple(images.shape)}"
+            raise PrismError(f"camera '{camera}': {expected}; {hint}")
         if images.dtype != torch.uint8 and not (images.is_floating_point() and images.requires_grad):
-            raise PrismError(
-                f"camera '{camera}': expected images of type uint8 from 0 to 255, got {str(images.dtype)[6:]}; the "
-                "encoder crops and normalises them itself"
-            )
+            expected = f"expected images of type uint8 from 0 to 255, got {str(images.dtype)[6:]}"
+            raise PrismError(f"camera '{camera}': {expected}; the encoder crops and normalises them itself")
         x = crop(images, *self.crops[camera], position)
         # Images lie with their channels last in memory; so does the result, which the convolutions prefer.
         return torch.addcmul(self.shift, x.to(self.shift.dtype), self.scale).permute(0, 3, 1, 2)  # type: ignore[arg-type]
 
     def load_imagenet(self, state: Mapping[str, Tensor]) -> list[str]:
-        """Start every camera's trunk from an ImageNet classifier's weights; see `ResNet.load_imagenet`.
-
-        Returns:
-            Names of the tensors of a trunk that start fresh.
-        """
-        fresh: list[str] = []
-        for encoder in self.encoders.values():
-            fresh = encoder.trunk.load_imagenet(state)  # type: ignore[union-attr, operator]
-        return fresh
+        """Load an ImageNet classifier's weights into every camera's trunk; returns the tensors that start fresh."""
+        trunks = [cast(CameraEncoder, encoder).trunk for encoder in self.encoders.values()]
+        return [trunk.load_imagenet(state) for trunk in trunks][-1]
 
     def _inputs(
         self, images: Mapping[str, Tensor], draws: Mapping[str, Tensor] | None
@@ -269,31 +229,27 @@ class VisualEncoder(nn.Module):
         return {c: (self.prepare(c, images[c], draws.get(f"crop.{c}")), draws.get(f"order.{c}")) for c in self.cameras}
 
     def forward(self, images: Mapping[str, Tensor], draws: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Images of every camera, (B, H, W, 3), to (B, out_dim), cameras in the order given at construction.
+        """Images of every camera, uint8 (B, H, W, 3), to (B, out_dim), cameras in the order given at construction.
 
-        Args:
-            images: uint8.
-            draws: what `draw` returned, on the images' device; drawn here where it is not given.
+        `draws` are what `draw` returned, on the images' device; drawn here where they are not given.
         """
         return torch.cat([self.encoders[c](*x) for c, x in self._inputs(images, draws).items()], dim=-1)
 
-    def _expect_keypoints(self) -> None:
+    def _keypoint_inputs(self, images: Mapping[str, Tensor]) -> dict[str, tuple[CameraEncoder, Tensor]]:
+        """Every camera's encoder and its trunk's input."""
         if self.config.pooling != "spatial_softmax":
             raise PrismError(f"pooling '{self.config.pooling}' has no keypoints; expected 'spatial_softmax'")
+        return {c: (cast(CameraEncoder, self.encoders[c]), x) for c, (x, _) in self._inputs(images, None).items()}
 
     def keypoints(self, images: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
         """Keypoints of every camera and stage, (B, K, 2) in [-1, 1] of the cropped image; spatial softmax only."""
-        self._expect_keypoints()
-        return {c: self.encoders[c].pooled(x) for c, (x, _) in self._inputs(images, None).items()}  # type: ignore[operator]
+        return {camera: encoder.pooled(x) for camera, (encoder, x) in self._keypoint_inputs(images).items()}
 
     def heatmaps(self, images: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
         """Where every camera's and stage's keypoints respond, (B, K, h, w), each summing to 1; spatial softmax only."""
-        self._expect_keypoints()
         heatmaps: dict[str, list[Tensor]] = {}
-        for camera, (x, _) in self._inputs(images, None).items():
-            encoder = cast(CameraEncoder, self.encoders[camera])
-            pools = [cast(SpatialSoftmax, pool) for pool in encoder.pool]
-            maps = encoder.feature_maps(x)
+        for camera, (encoder, x) in self._keypoint_inputs(images).items():
+            pools, maps = [cast(SpatialSoftmax, pool) for pool in encoder.pool], encoder.feature_maps(x)
             heatmaps[camera] = [p.weights(m).view(len(m), -1, *m.shape[2:]) for p, m in zip(pools, maps, strict=True)]
         return heatmaps
 

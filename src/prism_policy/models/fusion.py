@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,6 @@ class Refine(nn.Module):
 
     - "bottleneck": a 3x3 convolution on half the channels between two 1x1.
     - "basic": two full 3x3 convolutions, as in the trunk.
-
-    Usage::
-
-        refined = Refine(64)(features)  # (B, 64, H, W) -> the same
     """
 
     def __init__(self, channels: int, norm: Norm = "group", block: RefineBlock = "bottleneck") -> None:
@@ -28,12 +25,9 @@ class Refine(nn.Module):
         inner, kernels = (channels // 2, (1, 3, 1)) if block == "bottleneck" else (channels, (3, 3))
         widths = [channels, *[inner] * (len(kernels) - 1), channels]
         layers: list[nn.Module] = []
-        for i, kernel in enumerate(kernels):
-            layers += [
-                nn.Conv2d(widths[i], widths[i + 1], kernel, padding=kernel // 2, bias=False),
-                make_norm(norm, widths[i + 1]),
-                nn.ReLU(inplace=True),
-            ]
+        for (before, after), kernel in zip(pairwise(widths), kernels, strict=True):
+            layers.append(nn.Conv2d(before, after, kernel, padding=kernel // 2, bias=False))
+            layers += [make_norm(norm, after), nn.ReLU(inplace=True)]
         self.block = nn.Sequential(*layers[:-1])  # what is added may be negative
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,17 +68,14 @@ class TopDownCrossAttention(nn.Module):
         residual_query: bool = False,
     ) -> None:
         super().__init__()
-        self.tokens = tokens
-        self.residual_query = residual_query
+        self.tokens, self.residual_query = tokens, residual_query
         by_stage = tokens == "stage"
         counts = [1 if by_stage else k for k in num_keypoints]  # tokens of each stage
         numbers = 2 * num_keypoints[0] if by_stage else 2  # in a token
         self.identity = None if embedding == "shared" else nn.ParameterList([torch.randn(n, dim) for n in counts])
         maps = [(n, numbers, dim) for n in counts] if embedding == "own" else [(1, numbers, dim)]
         self.embed = nn.ParameterList([nn.init.uniform_(torch.empty(m), -1, 1) / numbers**0.5 for m in maps])
-        self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(dim, dim)
-        self.value = nn.Linear(dim, dim)
+        self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
         self.project = nn.Linear(counts[-1] * dim, out_dim)
         if not by_stage:
             for projection in (self.query, self.key):

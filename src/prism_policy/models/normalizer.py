@@ -34,11 +34,7 @@ class LinearNormalizer(nn.Module):
 
     @classmethod
     def min_max(cls, data: np.ndarray, keep: Sequence[int] = ()) -> LinearNormalizer:
-        """Fit [min, max] of (N, D) to [-1, 1]. A constant dimension is only centred.
-
-        Raises:
-            PrismError: no rows, or a value that is not finite.
-        """
+        """Fit [min, max] of (N, D) to [-1, 1]. A constant dimension is only centred."""
         if data.ndim != 2 or len(data) == 0 or not np.isfinite(data).all():
             raise PrismError(f"statistics need finite values of shape (N, D) with N > 0; got shape {data.shape}")
         low, high = data.min(axis=0).astype(np.float64), data.max(axis=0).astype(np.float64)
@@ -51,20 +47,12 @@ class LinearNormalizer(nn.Module):
         normalizer.offset.copy_(torch.from_numpy(offset))
         return normalizer
 
-    @property
-    def dim(self) -> int:
-        """Numbers that are normalised."""
-        return len(self.scale)
-
     def load_statistics(self, scale: Tensor, offset: Tensor, name: str) -> None:
-        """Load saved statistics, (D,) each.
-
-        Raises:
-            PrismError: another shape, values that are not finite, or a scale that cannot be inverted.
-        """
+        """Load saved statistics, (D,) each."""
         for kind, values in (("scale", scale), ("offset", offset)):
-            if values.shape != (self.dim,):
-                raise PrismError(f"{name}.{kind}: expected statistics of {self.dim} numbers, got {tuple(values.shape)}")
+            if values.shape != self.scale.shape:
+                expected = f"expected statistics of {len(self.scale)} numbers, got {tuple(values.shape)}"
+                raise PrismError(f"{name}.{kind}: {expected}")
             if not torch.isfinite(values).all():
                 raise PrismError(f"{name}.{kind}: statistics hold NaN or infinity; restore the file or train again")
         if not (scale > 0).all():
@@ -73,11 +61,7 @@ class LinearNormalizer(nn.Module):
         self.offset.copy_(offset)
 
     def check(self, x: Tensor, name: str) -> None:
-        """Refuse values (..., D) that are not finite, or far beyond the training data.
-
-        Raises:
-            PrismError: names the dimension.
-        """
+        """Refuse values (..., D) that are not finite, or far beyond the training data."""
         if not torch.isfinite(x).all():
             raise PrismError(f"{name} holds NaN or infinity; check the robot's state before calling the policy")
         centre, span = -self.offset / self.scale, (2 / self.scale).clamp_min(1)
@@ -85,10 +69,9 @@ class LinearNormalizer(nn.Module):
         if far.any():
             d = int(far.nonzero()[0])
             worst = x[..., d].flatten()[(x[..., d] - centre[d]).abs().argmax()]
-            raise PrismError(
-                f"{name}, number {d}: got {float(worst):.6g}, where training saw values around {float(centre[d]):.6g}; "
-                "expected metres and radians as in the demonstrations"
-            )
+            seen = f"where training saw values around {float(centre[d]):.6g}"
+            units = "expected metres and radians as in the demonstrations"
+            raise PrismError(f"{name}, number {d}: got {float(worst):.6g}, {seen}; {units}")
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) in the data's units to (..., D) in [-1, 1]."""

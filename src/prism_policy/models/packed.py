@@ -37,11 +37,6 @@ def packed(module: M) -> M:
     It is kept, and made again when the module's weights, buffers or mode have changed since: the first call registers a
     hook with torch's optimisers. Off the CPU, or where this build of PyTorch has no oneDNN, it is the module itself. It
     costs the memory of the weights once more.
-
-    Usage::
-
-        with torch.no_grad():
-            y = packed(net)(x)
     """
     tensors = list(itertools.chain(module.parameters(), module.buffers()))
     if not torch.backends.mkldnn.is_available() or any(p.device.type != "cpu" for p in tensors):  # type: ignore[no-untyped-call]
@@ -50,8 +45,7 @@ def packed(module: M) -> M:
     state = (module.training, [(p.data_ptr(), p._version, p.dtype) for p in tensors])
     packed_state, stand_in = _PACKED.get(module, (None, None))
     if stand_in is None or packed_state != state:
-        shared = {id(t): t for t in tensors}
-        stand_in = _pack_layers(copy.deepcopy(module, shared))
+        stand_in = _pack_layers(copy.deepcopy(module, {id(t): t for t in tensors}))
         _PACKED[module] = (state, stand_in)
     return stand_in  # type: ignore[return-value]
 
@@ -138,18 +132,14 @@ class PackedConv(PackedLayer):
         self.rest = [self.stride, self.dilation, layer.groups]
 
     def pack(self, weight: Tensor, sample: torch.Size) -> Tensor:  # noqa: D102 (inherited)
-        size = [1, sample[0], 1, sample[1]] if self.flat else [1, *sample]
-        weight = weight.unsqueeze(2) if self.flat else weight
+        weight, size = (weight.unsqueeze(2), [1, sample[0], 1, sample[1]]) if self.flat else (weight, [1, *sample])
         if not self.transposed:
             return torch.ops.mkldnn._reorder_convolution_weight(weight, self.padding, *self.rest, size)
         return torch.ops.mkldnn._reorder_convolution_transpose_weight(weight, self.padding, [0, 0], *self.rest, size)
 
     def apply_packed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102 (inherited)
         x = x.unsqueeze(2) if self.flat else x
-        if self.transposed:
-            y = torch.ops.mkldnn._convolution_transpose_pointwise(
-                x, weight, bias, self.padding, [0, 0], *self.rest, *NO_ACTIVATION
-            )
-        else:
-            y = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, self.padding, *self.rest, *NO_ACTIVATION)
+        ops, padding = torch.ops.mkldnn, [self.padding, [0, 0]] if self.transposed else [self.padding]
+        function = ops._convolution_transpose_pointwise if self.transposed else ops._convolution_pointwise
+        y = function(x, weight, bias, *padding, *self.rest, *NO_ACTIVATION)
         return y.squeeze(2) if self.flat else y

@@ -22,9 +22,6 @@ class SpatialSoftmax(nn.Module):
     Usage::
 
         keypoints = SpatialSoftmax(512, num_keypoints=32)(features)  # (B, 512, H, W) -> (B, 32, 2)
-
-    Raises:
-        PrismError: a temperature or a number of keypoints that is not positive.
     """
 
     def __init__(
@@ -34,9 +31,8 @@ class SpatialSoftmax(nn.Module):
         if not 1e-6 <= temperature < math.inf:  # less would overflow float32
             raise PrismError(f"temperature: expected a positive number, at least 1e-6, got {temperature}")
         if num_keypoints is not None and num_keypoints < 1:
-            raise PrismError(
-                f"num_keypoints: expected at least 1, or none for the channels themselves; got {num_keypoints}"
-            )
+            expected = "expected at least 1, or none for the channels themselves"
+            raise PrismError(f"num_keypoints: {expected}; got {num_keypoints}")
         # The softmax over the map cancels the bias; it is kept as robomimic and diffusion policies have it.
         self.project = None if num_keypoints is None else nn.Conv2d(channels, num_keypoints, 1)
         self.num_keypoints = num_keypoints or channels

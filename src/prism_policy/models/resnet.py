@@ -17,19 +17,13 @@ BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
 def make_norm(norm: Norm, channels: int) -> nn.Module:
-    """GroupNorm with C/16 groups (at least one), as in diffusion policies, or BatchNorm.
-
-    Raises:
-        PrismError: the channels do not divide into the groups.
-    """
+    """GroupNorm with C/16 groups (at least one), as in diffusion policies, or BatchNorm."""
     if norm == "batch":
         return nn.BatchNorm2d(channels)
     groups = max(channels // 16, 1)
     if channels < 1 or channels % groups:
-        raise PrismError(
-            f"width: expected channels that divide into GroupNorm's groups of 16, got {channels} channels for {groups} "
-            "groups; choose 16, 32 or 64"
-        )
+        got = f"got {channels} channels for {groups} groups; choose 16, 32 or 64"
+        raise PrismError(f"width: expected channels that divide into GroupNorm's groups of 16, {got}")
     return nn.GroupNorm(groups, channels)
 
 
@@ -44,9 +38,8 @@ class BasicBlock(nn.Module):
         self.bn2 = make_norm(norm, channels)
         self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != channels:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False), make_norm(norm, channels)
-            )
+            shortcut = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, make_norm(norm, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) to (B, C, H / stride, W / stride)."""
@@ -70,14 +63,10 @@ class ResNet(nn.Module):
         self.channels = [width * 2**i for i in range(num_stages)]
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = make_norm(norm, width)
-        in_channels = width
         for i, channels in enumerate(self.channels):
-            strides = [1 if i == 0 else 2] + [1] * (BLOCKS[depth][i] - 1)
-            blocks = []
-            for stride in strides:
-                blocks.append(BasicBlock(in_channels, channels, stride, norm))
-                in_channels = channels
-            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+            first = BasicBlock(self.channels[max(i - 1, 0)], channels, 2 if i else 1, norm)
+            rest = [BasicBlock(channels, channels, 1, norm) for _ in range(BLOCKS[depth][i] - 1)]
+            self.add_module(f"layer{i + 1}", nn.Sequential(first, *rest))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -95,17 +84,8 @@ class ResNet(nn.Module):
     def load_imagenet(self, state: Mapping[str, Tensor]) -> list[str]:
         """Load the weights of an ImageNet classifier of torchvision's names, such as timm's `resnet18.tv_in1k`.
 
-        With BatchNorm every weight and statistic loads. GroupNorm has no counterpart there: the convolutions load and
-        the norms start fresh. The classifier and stages beyond this trunk's are left out.
-
-        Args:
-            state: the classifier's state dict.
-
-        Returns:
-            Names of this trunk's tensors that start fresh: none with BatchNorm, the norms' with GroupNorm.
-
-        Raises:
-            PrismError: a tensor is missing or has another shape (another depth or width).
+        With BatchNorm every weight and statistic loads. GroupNorm has no counterpart there: the convolutions load, and
+        the norms, whose names are returned, start fresh. The classifier and stages beyond this trunk's are left out.
         """
         own = self.state_dict()
         norms = {name for name, module in self.named_modules() if isinstance(module, nn.GroupNorm)}
@@ -115,14 +95,12 @@ class ResNet(nn.Module):
         for name in loaded:
             given = tuple(state[name].shape) if name in state else "no such tensor"
             if given != tuple(own[name].shape):
-                raise PrismError(
-                    f"these weights do not fit the trunk: '{name}' expected {tuple(own[name].shape)}, found {given}; "
-                    "use those of a ResNet of this depth with width 64"
-                )
+                flaw = f"'{name}' expected {tuple(own[name].shape)}, found {given}"
+                hint = "use those of a ResNet of this depth with width 64"
+                raise PrismError(f"these weights do not fit the trunk: {flaw}; {hint}")
         layers = {f"layer{i + 1}" for i in range(len(self.channels))}
         for name in state:
-            parent = name.rpartition(".")[0]
-            if name.partition(".")[0] in layers and name not in own and parent not in norms:
+            if name.partition(".")[0] in layers and name not in own and name.rpartition(".")[0] not in norms:
                 raise PrismError(f"these weights hold '{name}', which the trunk has not; they are of another depth")
         self.load_state_dict({**own, **{name: state[name] for name in loaded}})
         return fresh

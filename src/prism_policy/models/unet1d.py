@@ -28,16 +28,11 @@ def sinusoidal_embedding(step: Tensor, dim: int) -> Tensor:
 
 
 def check_horizon(horizon: int, levels: int) -> None:
-    """Refuse a horizon that a U-Net of so many levels cannot halve and double back.
-
-    Raises:
-        PrismError: it is no multiple of what is needed.
-    """
-    factor = 2 ** (levels - 1)
-    if horizon < 1 or horizon % factor:
-        raise PrismError(
-            f"horizon {horizon} does not suit a U-Net that halves it {levels - 1} times: choose a multiple of {factor}"
-        )
+    """Refuse a horizon that a U-Net of so many levels cannot halve and double back."""
+    halved = levels - 1
+    if horizon < 1 or horizon % 2**halved:
+        net = f"a U-Net that halves it {halved} times"
+        raise PrismError(f"horizon {horizon} does not suit {net}: choose a multiple of {2**halved}")
 
 
 class GroupNorm1d(nn.GroupNorm):
@@ -101,9 +96,6 @@ class ConditionalUNet1D(nn.Module):
 
         net = ConditionalUNet1D(action_dim=10, cond_dim=274)
         out = net(actions, step, cond)  # (B, T, 10), (B,), (B, 274) -> (B, T, 10)
-
-    Raises:
-        PrismError: at the first call, where the horizon cannot be halved and doubled back.
     """
 
     def __init__(
@@ -149,8 +141,7 @@ class ConditionalUNet1D(nn.Module):
     def at(self, steps: Tensor, cond: Tensor) -> list[Callable[[Tensor], Tensor]]:
         """The network as functions of the actions (B, T, A) alone, one for each of `steps`, (n,) or (n, m).
 
-        What does not change from step to step, the FiLM of the condition (B, D), and what does not depend on the
-        actions, that of the steps, is worked in once.
+        The FiLM of the condition (B, D) and of the steps is computed once.
         """
         embedding = F.mish(self.step_encoder(sinusoidal_embedding(steps.to(cond.dtype), self.step_embed_dim)))
         features = F.mish(cond)

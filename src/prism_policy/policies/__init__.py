@@ -25,10 +25,7 @@ def build_policy(
     """The policy that `config.kind` names.
 
     Args:
-        config: the policy.
         cameras: camera -> (height, width) of its images [px].
-        proprio_dim: numbers of proprioception a frame.
-        action_dim: numbers of an action.
         task_dim: numbers of the embedding `observation["task"]` that says what to do; 0 for a single task.
         instructions: turn an instruction into such an embedding, whose `task_dim` is theirs.
     """

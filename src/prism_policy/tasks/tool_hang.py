@@ -14,16 +14,13 @@ class Point(NamedTuple):
     """A point of a body."""
 
     body: str
-    offset: tuple[float, float, float]
-    """In the body's frame [m]."""
+    offset: tuple[float, float, float]  # in the body's frame [m]
 
 
-HOLE = Point("stand_root", (0.0, 0.045, 0.079))
-"""Upper end of the hole in the stand."""
+HOLE = Point("stand_root", (0.0, 0.045, 0.079))  # upper end of the hole in the stand
 FRAME_GRIP = Point("frame_root", (0.04375, 0.0, 0.0525))
 """Middle of the frame's grip; the frame's z is up the rod, the hook towards -x."""
-FRAME_TIP = Point("frame_root", (0.04375, 0.0, -0.1345))
-"""Lower end of the frame's rod."""
+FRAME_TIP = Point("frame_root", (0.04375, 0.0, -0.1345))  # lower end of the frame's rod
 
 
 def check(env: Any, heights: Sequence[float]) -> tuple[bool, ...]:
@@ -47,9 +44,6 @@ TOOL_HANG = TaskSpec(
     max_steps=700,
     mask_bodies=("stand_root", "frame_root", "tool_root"),
     # The tool's two rings differ by 5 mm in diameter, half a pixel at 84 px: half a turn is not to be seen.
-    tracked=(
-        Tracked("frame", "frame_root", heading=2, folds=1),
-        Tracked("tool", "tool_root", heading=0, folds=2),
-    ),
+    tracked=(Tracked("frame", "frame_root", heading=2, folds=1), Tracked("tool", "tool_root", heading=0, folds=2)),
     spread=0.04,
 )

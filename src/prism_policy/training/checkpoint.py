@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import safetensors
 import torch
@@ -27,18 +25,14 @@ class TrainState:
     def __init__(self, policy: Policy, config: TrainConfig) -> None:
         self.parameters: dict[str, Tensor] = dict(policy.named_parameters())
         # BatchNorm's running statistics; the normaliser's are the data's and lie in a file of their own.
-        self.buffers = {
-            name: tensor
-            for name, tensor in policy.state_dict().items()
-            if name not in self.parameters and not name.startswith("normalizer.")
-        }
+        others = {name: x for name, x in policy.state_dict().items() if name not in self.parameters}
+        self.buffers = {name: x for name, x in others.items() if not name.startswith("normalizer.")}
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
         # Fused: one pass over all weights, which is what the memory's bandwidth allows.
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), config.lr, config.betas, config.eps, config.weight_decay, fused=True
         )
-        self.done = 0
-        """Number of updates."""
+        self.done = 0  # number of updates
 
     def update(self, lr: float, ema_decay: float) -> None:
         """One step of the optimiser and of the moving average."""
@@ -83,10 +77,6 @@ class TrainState:
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[f"model/{name}"])
             self.ema[name].copy_(tensors[f"ema/{name}"])
-        self.optimizer.load_state_dict(self._optimizer_state(tensors))
-        self.done = done
-
-    def _optimizer_state(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
         index = {name: i for i, name in enumerate(self.parameters)}
         state: dict[int, dict[str, Tensor]] = {i: {} for i in index.values()}
         for key, value in tensors.items():
@@ -95,23 +85,22 @@ class TrainState:
                 like = self.parameters[name]
                 # The file holds plain layout; the fused update walks memory and needs the weight's own.
                 state[index[name]][field] = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
-        return {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        self.done = done
 
 
 class Checkpoints:
     """The checkpoints of a run folder, written by a thread while training goes on: the loop only waits for a copy.
 
     `last.safetensors` holds all that is needed to resume, `previous.safetensors` is the one before it.
-    `best.safetensors` and `update_NNNNNN.safetensors` hold only the averaged weights.
+    `best.safetensors` and `update_NNNNNN.safetensors` hold only the averaged weights. Where the disk was full, the next
+    call or the end of the block raises.
 
     Usage::
 
         with Checkpoints(run_folder) as checkpoints:
             checkpoints.restore(state)
             checkpoints.save(state)
-
-    Raises:
-        PrismError: at the next call or at the end of the block, where the disk was full.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -159,9 +148,7 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
             if error is None:
                 self.wait()

@@ -21,8 +21,7 @@ from prism_policy.errors import PrismError
 from prism_policy.utils.device import pick_device
 from prism_policy.utils.progress import console
 
-TIMEOUT = timedelta(hours=6)
-"""How long a process waits for the others: the main process measures rollouts meanwhile."""
+TIMEOUT = timedelta(hours=6)  # how long a process waits for the others: the main process measures rollouts meanwhile
 
 _SENTENCE, _STOPPED = "PrismError: ", "KeyboardInterrupt: "
 """How `record_failure` begins the errors that a user can act on."""
@@ -32,12 +31,9 @@ _SENTENCE, _STOPPED = "PrismError: ", "KeyboardInterrupt: "
 class ProcessGroup:
     """This process among those that train one policy. For a single process, all of it costs nothing."""
 
-    rank: int = 0
-    """Its number."""
-    world_size: int = 1
-    """How many processes there are."""
-    local_rank: int = 0
-    """Its number on this machine, and that of its GPU."""
+    rank: int = 0  # its number
+    world_size: int = 1  # how many processes there are
+    local_rank: int = 0  # its number on this machine, and that of its GPU
 
     @property
     def is_main_process(self) -> bool:
@@ -45,24 +41,15 @@ class ProcessGroup:
         return self.rank == 0
 
     def local_rows(self, batch_size: int) -> slice:
-        """This process's rows of every batch.
-
-        Raises:
-            PrismError: the batch does not divide among the processes.
-        """
-        if batch_size % self.world_size:
-            raise PrismError(
-                f"batch_size {batch_size} does not divide among {self.world_size} processes; choose a multiple"
-            )
-        rows = batch_size // self.world_size
+        """This process's rows of every batch."""
+        rows, rest = divmod(batch_size, self.world_size)
+        if rest:
+            among = f"among {self.world_size} processes; choose a multiple"
+            raise PrismError(f"batch_size {batch_size} does not divide {among}")
         return slice(self.rank * rows, (self.rank + 1) * rows)
 
     def check(self, config: RunConfig) -> None:
-        """Refuse what several processes cannot do.
-
-        Raises:
-            PrismError: the batch does not divide among them, or BatchNorm's statistics would differ between them.
-        """
+        """Refuse what several processes cannot do."""
         self.local_rows(config.train.batch_size)
         if self.world_size > 1 and config.policy.encoder.norm == "batch":
             raise PrismError(
@@ -74,11 +61,8 @@ class ProcessGroup:
         """The policy whose backward averages the gradients of all processes."""
         if self.world_size == 1:
             return policy
-        return nn.parallel.DistributedDataParallel(
-            policy,
-            [device] if device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-        )
+        devices = [device] if device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(policy, devices, gradient_as_bucket_view=True)
 
     def any(self, *flags: bool) -> list[bool]:
         """Whether each flag is set in some process."""
@@ -115,11 +99,7 @@ SINGLE_PROCESS = ProcessGroup()
 
 @contextmanager
 def join(device: Device = "auto") -> Iterator[ProcessGroup]:
-    """Join the processes that `launch` or torchrun started; without them, be a single one.
-
-    Raises:
-        PrismError: no GPU is left for this process, or none there where one is wanted.
-    """
+    """Join the processes that `launch` or torchrun started; without them, be a single one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield SINGLE_PROCESS
         return
@@ -168,9 +148,8 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
 
     logging.disable(logging.CRITICAL)  # the launcher's messages become one sentence below
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
-    config = LaunchConfig(
-        1, 1, processes, run_id="prism", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
-    )
+    rendezvous: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    config = LaunchConfig(1, 1, processes, run_id="prism", max_restarts=0, **rendezvous)
     try:
         elastic_launch(config, sys.executable)("-m", "prism_policy", *arguments)
     except SignalException as error:

@@ -23,8 +23,7 @@ from prism_policy.training.prefetch import mapped
 from prism_policy.utils.files import write_text
 from prism_policy.utils.memory import release_freed_memory
 
-EXPLODED = 10.0
-"""Times the loss at the start from which no training recovers."""
+EXPLODED = 10.0  # times the loss at the start from which no training recovers
 
 
 def check_losses(
@@ -38,17 +37,7 @@ def check_losses(
 ) -> None:
     """Stop where losses or weights are not finite, or losses far above the start's; bad_batch.json names the windows.
 
-    Args:
-        folder: of the run, for bad_batch.json.
-        config: of the run.
-        groups: of the windows, as `batch_indices` has them.
-        done: updates, the last `losses` among them.
-        losses: of each update since the last line of `metrics`.
-        weights: after the last of them.
-        metrics: lines so far.
-
-    Raises:
-        PrismError: the losses or weights are not finite, or the loss exploded.
+    `losses` are those of each update since the last line of `metrics`, the last ones of the `done` updates.
     """
     first = metrics[0]["loss"] if metrics else math.inf
     bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
@@ -65,18 +54,13 @@ def check_losses(
     indices = batch_indices(step, config.train.batch_size, groups, config.seed)
     write_text(folder / "bad_batch.json", json.dumps({"update": step + 1, "windows": indices.tolist()}))
     raise PrismError(
-        f"{what} at update {step + 1}; the checkpoint before it is kept, and {folder / 'bad_batch.json'} "
-        f"names the batch's windows. Lower the learning rate ({config.train.lr}) or look for odd actions in the "
-        "demonstrations"
+        f"{what} at update {step + 1}; the checkpoint before it is kept, and {folder / 'bad_batch.json'} names the "
+        f"batch's windows. Lower the learning rate ({config.train.lr}) or look for odd actions in the demonstrations"
     )
 
 
 def check_compiler() -> None:
-    """Require the compiler that torch.compile needs.
-
-    Raises:
-        PrismError: there is none.
-    """
+    """Require the compiler that torch.compile needs."""
     if not shutil.which(os.environ.get("CXX", "g++")):
         raise PrismError("train.compile needs a C++ compiler, found no g++; install one, or choose --train.no-compile")
 
@@ -96,16 +80,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def advise_batch_size(
     error: BaseException, update: Callable[[dict[str, Any]], object], batch: dict[str, Any], batch_size: int
 ) -> NoReturn:
-    """Find the largest batch that fits by halving, and stop with that advice.
+    """Find the largest batch that fits by halving, and stop with that advice; the weights are lost.
 
-    Args:
-        error: of the update that did not fit.
-        update: with a batch; the weights are lost.
-        batch: of this process.
-        batch_size: of all processes.
-
-    Raises:
-        PrismError: always.
+    `batch` is that of this process, `batch_size` of all, `error` that of the update that did not fit.
     """
     rows = len(batch["mask"])
     while rows > 1:
@@ -123,11 +100,7 @@ def advise_batch_size(
             error = again
             continue
         share = batch_size * rows // len(batch["mask"])
-        raise PrismError(
-            f"out of memory at a batch of {batch_size} windows; {share} fit: --train.batch-size {share}, or "
-            "more processes"
-        )
-    raise PrismError(
-        f"out of memory at a batch of {batch_size} windows, and in what is left even a single one found no room; try a "
-        "far smaller train.batch_size"
-    )
+        hint = f"{share} fit: --train.batch-size {share}, or more processes"
+        raise PrismError(f"out of memory at a batch of {batch_size} windows; {hint}")
+    hint = "in what is left even a single one found no room; try a far smaller train.batch_size"
+    raise PrismError(f"out of memory at a batch of {batch_size} windows, and {hint}")

@@ -16,11 +16,7 @@ from prism_policy.training.trainer import OnUpdate
 
 
 def check_trackers(names: Sequence[Tracker]) -> None:
-    """Require the packages of the trackers.
-
-    Raises:
-        PrismError: one is not installed.
-    """
+    """Require the packages of the trackers."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise PrismError(f"--track {name} needs the package {name}: pip install prism-policy[track]")
@@ -51,14 +47,10 @@ def trackers(names: Sequence[Tracker], folder: Path, config: RunConfig) -> Itera
         if "wandb" in names:
             import wandb
 
-            run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "prism-policy"),
-                id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
-                name=folder.name,
-                config=dataclasses.asdict(config),
-                dir=str(folder),
-                resume="allow",
-            )
+            project = os.environ.get("WANDB_PROJECT", "prism-policy")
+            run_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+            identity = {"project": project, "id": run_id, "name": folder.name}
+            run = wandb.init(**identity, config=dataclasses.asdict(config), dir=str(folder), resume="allow")
             stack.callback(run.finish)
             calls.append(lambda done, line: run.log(line, step=done))
         yield calls

@@ -13,19 +13,11 @@ from torch import Tensor
 
 
 class Prefetcher:
-    """Calls `make` for each of `items`, in a thread, one ahead of the consumer.
-
-    Usage::
-
-        batches = Prefetcher(make_batch, range(1000))
-        for batch in batches:
-            ...
-        batches.waited_s  # how long the consumer waited [s]
-    """
+    """Calls `make` for each of `items`, in a thread, one ahead of the consumer: iterate over it."""
 
     def __init__(self, make: Callable[[int], Any], items: Iterable[int]) -> None:
         self.make, self.items = make, items
-        self.waited_s = 0.0
+        self.waited_s = 0.0  # how long the consumer waited [s]
 
     def __iter__(self) -> Iterator[Any]:
         with ThreadPoolExecutor(1, "batches") as thread:

@@ -36,8 +36,7 @@ def train_run(
 ) -> None:
     """Train, or go on training, the run in `folder`, and print a summary.
 
-    Args:
-        stage: a context around each stage, "demos", "render" and "train", such as one that takes its time.
+    `stage` is a context around each stage, "demos", "render" and "train", such as one that takes its time.
 
     Raises:
         PrismError: bad input; another process trains this run; `max_s` is over.
@@ -56,11 +55,8 @@ def train_run(
         if rollout is None and 0 < config.train.rollout_every <= config.train.steps:
             missing = f"{simulator.name} is not installed (pip install prism-policy[{simulator.extra}])"
             console.print(f"No rollouts while training: {missing}")
-        with (
-            stage("train"),
-            trackers(track if group.is_main_process else (), folder, config) as others,
-            Bar("Training", config.train.steps) as bar,
-        ):
+        loggers = trackers(track if group.is_main_process else (), folder, config)
+        with stage("train"), loggers as others, Bar("Training", config.train.steps) as bar:
 
             def on_update(done: int, line: dict[str, float]) -> None:
                 for call in (bar.train, *others):

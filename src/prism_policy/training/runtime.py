@@ -12,8 +12,7 @@ import torch
 from prism_policy.config.settings import TrainConfig
 from prism_policy.data.windows import Windows
 
-ON_DEVICE = 0.5
-"""Share of a GPU's free memory that all frames may take; more of them stay mapped from the disk."""
+ON_DEVICE = 0.5  # share of a GPU's free memory that all frames may take; more of them stay mapped from the disk
 
 
 def resident(windows: Windows, device: torch.device) -> Windows:
@@ -31,8 +30,7 @@ def arithmetic(settings: TrainConfig, device: torch.device) -> Iterator[None]:
     On a GPU, what a bfloat16 run computes in float32 may round to TensorFloat-32; a float32 run does not.
     """
     precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    benchmark = torch.backends.cudnn.benchmark
+    deterministic, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if settings.precision == "bfloat16" else "highest")
         torch.backends.cudnn.allow_tf32 = settings.precision == "bfloat16"

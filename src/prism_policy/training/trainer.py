@@ -26,8 +26,7 @@ from prism_policy.training.runtime import arithmetic, resident, stop_signal
 from prism_policy.utils.files import read_lines, write_lines
 from prism_policy.utils.memory import keep_freed_memory
 
-VALID_WINDOWS = 256
-"""Held-out windows of a validation, at most."""
+VALID_WINDOWS = 256  # held-out windows of a validation, at most
 CPU = torch.device("cpu")
 
 OnUpdate = Callable[[int, dict[str, float]], None]
@@ -55,21 +54,14 @@ def ema_decay(step: int, config: TrainConfig) -> float:
 
 def update_seed(seed: int, step: int) -> int:
     """Seed of everything random about an update."""
-    # Any fixed map of the pair to well-spread numbers of 63 bits will do.
     return (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xBF58476D1CE4E5B9) % 2**63
 
 
 def fit_normalizers(policy: Policy, windows: Windows) -> None:
-    """Min-max for positions and finger widths; rotations and the gripper command pass unchanged.
-
-    Raises:
-        PrismError: values that are not finite, or actions that do not lie in [-1, 1] afterwards.
-    """
-    actions = windows.frames.actions.cpu()
-    policy.normalizer["proprio"] = LinearNormalizer.min_max(windows.frames.proprio.cpu().numpy(), keep=range(3, 7))
-    policy.normalizer["action"] = normalizer = LinearNormalizer.min_max(
-        actions.numpy(), keep=range(3, actions.shape[1])
-    )
+    """Min-max for positions and finger widths; rotations and the gripper command pass unchanged."""
+    actions, fit = windows.frames.actions.cpu(), LinearNormalizer.min_max
+    policy.normalizer["proprio"] = fit(windows.frames.proprio.cpu().numpy(), keep=range(3, 7))
+    policy.normalizer["action"] = normalizer = fit(actions.numpy(), keep=range(3, actions.shape[1]))
     largest = normalizer(actions).abs().amax(dim=0)
     if (worst := int(largest.argmax())) >= 3 and largest[worst] > 1 + 1e-4:
         raise PrismError(
@@ -102,18 +94,9 @@ class Trainer:
         policy = Trainer(folder, config, windows).train()
 
     Args:
-        folder: the run folder.
-        config: of the run.
-        windows: to learn from.
-        on_update: called with the latest metrics.
         valid: held-out windows; `validate` measures the EMA weights on them.
         max_s: seconds after which the training stops with a checkpoint.
         rollout: measures the EMA weights every `rollout_every` updates; the best are kept.
-        group: this process among those that train.
-        device: where to compute.
-
-    Raises:
-        PrismError: demonstrations that no policy can be fitted to, or settings that several processes cannot share.
     """
 
     def __init__(
@@ -141,13 +124,10 @@ class Trainer:
         self.windows = resident(windows, device)
         self.window_groups = self.windows.groups(self.settings.balance)
         self.checkpoints = Checkpoints(folder)
-        self.metrics: list[dict[str, Any]] = []
-        """Lines of metrics.jsonl."""
-        self.losses: list[Tensor] = []
-        """Of the updates since the last line."""
+        self.metrics: list[dict[str, Any]] = []  # lines of metrics.jsonl
+        self.losses: list[Tensor] = []  # of the updates since the last line
         self.started = self.saved = self.logged = time.perf_counter()
-        self.trained_s = 0.0
-        """What earlier calls took, before they were stopped."""
+        self.trained_s = 0.0  # what earlier calls took, before they were stopped
         self.stopped: Callable[[], bool] = lambda: False
 
     def train(self) -> Policy:
@@ -159,12 +139,8 @@ class Trainer:
         """
         if self.group.is_main_process:
             save_normalizer(self.folder, self.policy, self.config.task)
-        with (
-            stop_signal() as self.stopped,
-            keep_freed_memory(),
-            arithmetic(self.settings, self.device),
-            self.checkpoints,
-        ):
+        surroundings = arithmetic(self.settings, self.device)
+        with stop_signal() as self.stopped, keep_freed_memory(), surroundings, self.checkpoints:
             self.resume()
             model = self.wrapped_policy()
             batches = Prefetcher(self.prepare, range(self.state.done, self.settings.steps))
@@ -204,10 +180,11 @@ class Trainer:
 
     def wrapped_policy(self) -> nn.Module:
         """The policy, compiled and with gradients averaged over processes where the settings say so."""
-        if not self.settings.compile:
-            return self.group.wrap(self.policy, self.device)
-        check_compiler()
-        return self.group.wrap(torch.compile(self.policy), self.device)  # type: ignore[arg-type]
+        policy: Any = self.policy
+        if self.settings.compile:
+            check_compiler()
+            policy = torch.compile(policy)
+        return self.group.wrap(policy, self.device)
 
     def prepare(self, step: int) -> dict[str, Any]:
         """What a thread can make of a batch while the device is busy; of the same in every process each keeps its rows.
@@ -261,9 +238,7 @@ class Trainer:
             now - self.started > self.max_s and not last,
             now - self.saved > 60 * settings.checkpoint_minutes,
         )
-        validates = self.valid is not None and (
-            self.is_due(settings.valid_every) or (last and settings.valid_every > 0)
-        )
+        validates = self.is_due(settings.valid_every) or (last and settings.valid_every > 0)
         rolls = self.rollout is not None and self.is_due(settings.rollout_every)
         return Due(
             log=last or self.is_due(settings.log_every),
@@ -280,10 +255,7 @@ class Trainer:
         return every > 0 and self.state.done > 0 and self.state.done % every == 0
 
     def log(self, waited_s: float, validates: bool) -> dict[str, Any]:
-        """Append a line to the metrics and return it.
-
-        Reading the losses waits for the device: seldom, but always before anything is built upon them.
-        """
+        """Append a line to the metrics and return it; reading the losses waits for the device."""
         state, settings = self.state, self.settings
         losses = self.group.mean(torch.stack(self.losses))
         now = time.perf_counter()
@@ -342,9 +314,8 @@ class Trainer:
         self.group.barrier()  # a process that ends has the others stopped
         if due.stop:
             raise KeyboardInterrupt
-        raise PrismError(
-            f"stopped at update {self.state.done} of {self.settings.steps}, as its time is over; run it again to go on"
-        )
+        at = f"update {self.state.done} of {self.settings.steps}"
+        raise PrismError(f"stopped at {at}, as its time is over; run it again to go on")
 
     @torch.no_grad()
     def finish(self) -> Policy:
@@ -367,7 +338,6 @@ def validate(policy: Policy, windows: Windows, batch_size: int) -> dict[str, flo
         normalised units. Where there are several good ways to go on, even a perfect policy's is not zero.
     """
     chosen = torch.linspace(0, len(windows) - 1, min(len(windows), VALID_WINDOWS)).long()
-    due = policy.executed
     losses, errors, counts = 0.0, 0.0, 0.0
     policy.eval()
     generator = torch.Generator().manual_seed(0)
@@ -376,8 +346,8 @@ def validate(policy: Policy, windows: Windows, batch_size: int) -> dict[str, flo
         losses += float(policy(batch)) * len(indices)
         expected = policy.normalizer["action"](batch["actions"])
         noise = policy.draw_noise(len(indices), generator)
-        error = (policy.sample(batch, noise) - expected)[:, due].square().mean(-1)
-        mask = batch["mask"][:, due]
+        error = (policy.sample(batch, noise) - expected)[:, policy.executed].square().mean(-1)
+        mask = batch["mask"][:, policy.executed]
         errors, counts = errors + float((error * mask).sum()), counts + float(mask.sum())
     policy.train()
     return {"valid_loss": losses / len(chosen), "valid_action_error": math.sqrt(errors / max(counts, 1))}

@@ -15,19 +15,16 @@ POSITION_SCALE, ROTATION_SCALE = 0.05, 0.5  # [m], [rad] of a full-scale action
 UP = np.array([0.0, 0.0, 1.0])
 RESET_YAW = np.pi / 2  # [rad] of the closing axis when an episode starts
 
-Pose = tuple[np.ndarray, np.ndarray]
-"""Position (3,) [m] and rotation (3, 3) in the world's frame."""
+Pose = tuple[np.ndarray, np.ndarray]  # position (3,) [m] and rotation (3, 3) in the world's frame
 
 
 class Expert:
     """A script for one task, in the hand of one person: speed, hover height and grasp differ between episodes."""
 
-    stages: ClassVar[tuple[str, ...]] = ()
-    """Names of the stages, in order; `stage` is one of them."""
+    stages: ClassVar[tuple[str, ...]] = ()  # names of the stages, in order; `stage` is one of them
     tolerance: ClassVar[dict[str, float]] = {}
     """Share of a disturbance that a delicate stage takes; below 1 the grip is left alone. Others take all of it."""
-    max_steps: ClassVar[int] = 400
-    """A demonstration that takes longer is a failure [steps]."""
+    max_steps: ClassVar[int] = 400  # a demonstration that takes longer is a failure [steps]
     REACHED, LOST = 0.008, 0.02
     """Distance to the grasp at which the fingers start to close, and at which a closing hand gives up [m]."""
 
@@ -70,13 +67,7 @@ class Expert:
         return bool(env._check_grasp(gripper=env.robots[0].gripper, object_geoms=thing))
 
     def servo(self, goal: Pose, grip: float, held: Pose | None = None) -> np.ndarray:
-        """Action (7,) in proportion to the error, at most at this expert's speed.
-
-        Args:
-            goal: where to.
-            grip: `OPEN` or `CLOSE`.
-            held: what is to get there, if not the hand itself: it moves with the hand.
-        """
+        """Action (7,) in proportion to the error of the hand, or of what it holds, at most at this expert's speed."""
         hand = self.hand()
         position, rotation = held or hand
         turn = limit(rotation_vector(goal[1] @ rotation.T) / ROTATION_SCALE, self.speed)
@@ -92,10 +83,8 @@ class Expert:
         The farther the hand is off to the side, the farther back it stays: pushed off, it comes again from there.
 
         Args:
-            grasp: pose of the hand.
             hover: how far back along the approach the hand stays while off to the side [m].
             wide: opening at which the fingers no longer touch what is to be grasped from above [m].
-            stages: names of what it does: far back, coming closer, closing.
         """
         goal, rotation = grasp
         hand, hand_rotation = self.hand()

@@ -21,8 +21,7 @@ class Disturbance:
     learn to push: an action noise on every step would leave no action chunk that shows what the expert meant.
     """
 
-    RATE = 0.07
-    """Chance that a push begins at an undisturbed step; it is five times as likely at the first one."""
+    RATE = 0.07  # chance that a push begins at an undisturbed step; it is five times as likely at the first one
 
     def __init__(self, strength: float, rng: np.random.Generator) -> None:
         self.strength = strength
@@ -33,9 +32,7 @@ class Disturbance:
     def __call__(self, action: np.ndarray, tolerance: float = 1.0) -> tuple[np.ndarray, bool]:
         """The action to execute (7,), in [-1, 1], and whether it is a push.
 
-        Args:
-            action: what the expert wants.
-            tolerance: share of the push that the expert's stage takes; below 1 the grip stays as the expert wants it.
+        `tolerance` is the share of the push that the expert's stage takes; below 1 the grip stays as it wants it.
         """
         rng = self.rng
         if self.left == 0 and self.strength > 0 and rng.random() < self.rate:
@@ -55,18 +52,12 @@ class Disturbance:
 class Demonstration:
     """One episode of an expert; T steps, everything at the start of its step."""
 
-    states: np.ndarray
-    """Simulator states, float64 (T, S)."""
-    actions: np.ndarray
-    """What was executed, float64 (T, 7): replaying it gives the same states."""
-    disturbed: np.ndarray
-    """Where that was a push and not the expert's choice, bool (T,)."""
-    rewards: np.ndarray
-    """1 where the step ended in success, float64 (T,)."""
-    stages: np.ndarray
-    """Index into the expert's `stages`, uint8 (T,)."""
-    success: bool
-    """The task was done, and stayed done to the last step."""
+    states: np.ndarray  # simulator states, float64 (T, S)
+    actions: np.ndarray  # what was executed, float64 (T, 7): replaying it gives the same states
+    disturbed: np.ndarray  # where that was a push and not the expert's choice, bool (T,)
+    rewards: np.ndarray  # 1 where the step ended in success, float64 (T,)
+    stages: np.ndarray  # index into the expert's `stages`, uint8 (T,)
+    success: bool  # the task was done, and stayed done to the last step
 
 
 def expert_type(spec: TaskSpec) -> type[Expert]:
@@ -76,13 +67,7 @@ def expert_type(spec: TaskSpec) -> type[Expert]:
 
 
 def demonstrate(env: RobosuiteEnv, demos: DemoConfig, episode: int) -> Demonstration:
-    """One episode of the task's expert, which goes on for a few steps when it is done: a policy should see that.
-
-    Args:
-        env: the task, without images.
-        demos: strength of the disturbances and the seed.
-        episode: number of the episode, >= 0; it and the seed decide everything.
-    """
+    """One episode of the task's expert, which goes on for a few steps when it is done: a policy should see that."""
     rng = episode_rng("collect", demos.seed, episode, rng_stream=2)
     expert = expert_type(env.task.spec)(env, rng)
     disturbance = Disturbance(demos.noise, rng)

@@ -11,14 +11,7 @@ import numpy as np
 
 from prism_policy.envs.experts.base import CLOSE, OPEN, Expert, Pose
 from prism_policy.envs.experts.libero_fixtures import CloseDoor, CloseDrawer, Push, Turn
-from prism_policy.envs.experts.libero_skills import (
-    Grip,
-    PickAndPlace,
-    Skill,
-    across_grip,
-    rim_grips,
-    turned_grips,
-)
+from prism_policy.envs.experts.libero_skills import Grip, PickAndPlace, Skill, across_grip, rim_grips, turned_grips
 from prism_policy.envs.libero import LiberoEnv
 from prism_policy.errors import PrismError
 
@@ -81,29 +74,19 @@ class LiberoExpert(Expert):
         goals.sort(key=lambda goal: (order[goal[0]], goal[-1] in self.env.sim_env.objects_dict))
         places = Counter(goal[2] for goal in goals if len(goal) == 3)
         used: Counter[str] = Counter()
-        skills = []
+        skills: list[Skill] = []
         for goal in goals:
             if len(goal) == 3:
+                skills.append(self.placing(goal, used[goal[2]], places[goal[2]]))
                 used[goal[2]] += 1
-                skills.append(self.placing(goal, used[goal[2]] - 1, places[goal[2]]))
+            elif goal[0] == "turnon":
+                skills.append(Turn(self, goal[1]))
             else:
-                skills.append(self.moving(goal))
+                skills.append(CloseDrawer(self, goal) if goal[1].endswith("_region") else CloseDoor(self, goal))
         return skills
 
-    def moving(self, goal: tuple[str, ...]) -> Skill:
-        """The skill that turns or shuts something."""
-        if goal[0] == "turnon":
-            return Turn(self, goal[1])
-        return CloseDrawer(self, goal) if goal[1].endswith("_region") else CloseDoor(self, goal)
-
     def placing(self, goal: tuple[str, ...], index: int, count: int) -> Skill:
-        """The skill that takes a thing to its place.
-
-        Args:
-            goal: such as ("on", "bowl_1", "plate_1").
-            index: how many of the task's things have been given this place before.
-            count: how many there are: two must share it.
-        """
+        """The skill for a goal such as ("on", "bowl_1", "plate_1"), thing `index` of `count` that share the place."""
         env = self.env.sim_env
         thing, place = goal[1], goal[2]
         skill = partial(PickAndPlace, self, thing, goal)
@@ -145,8 +128,8 @@ class LiberoExpert(Expert):
         middle = MIDDLES.get(thing.rsplit("_", 1)[0])
         if middle is None:
             return np.zeros(3)
-        offset: np.ndarray = self.body(self.env.sim_env.get_object(thing).root_body)[1] @ np.array([-middle, 0.0, 0.0])
-        return 0.5 * offset
+        rotation = self.body(self.env.sim_env.get_object(thing).root_body)[1]
+        return 0.5 * (rotation @ np.array([-middle, 0.0, 0.0]))
 
     def grips(self, kind: str, pose: Callable[[], Pose]) -> list[Grip]:
         """Ways to take hold of a kind of thing, the best first."""

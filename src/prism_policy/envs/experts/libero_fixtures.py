@@ -8,16 +8,14 @@ from scipy.spatial.transform import Rotation
 from prism_policy.envs.experts.base import CLOSE, OPEN, UP, Expert, down, heading
 from prism_policy.envs.experts.libero_skills import USUAL_YAW, Skill, across_grip, nearest
 
-AWAY = 0.12
-"""The hand withdraws by this when it has done its work [m]."""
+AWAY = 0.12  # the hand withdraws by this when it has done its work [m]
 
 
 class Turn(Skill):
     """Take the fin of a stove's knob from above and turn it until it is well beyond "on"."""
 
     stages = ("approach", "descend", "grasp", "turn", "release")
-    ON = 0.75
-    """Angle to which it is turned; from 0.5 on it counts as on [rad]."""
+    ON = 0.75  # angle to which it is turned; from 0.5 on it counts as on [rad]
 
     def __init__(self, expert: Expert, stove: str) -> None:
         super().__init__(expert)
@@ -58,10 +56,8 @@ class Push(Skill):
     """
 
     stages = ("approach", "push")
-    BACK = 0.09
-    """How far behind the thing the hand comes down [m]."""
-    ABOVE = 0.16
-    """How high above its work the hand travels [m]."""
+    BACK = 0.09  # how far behind the thing the hand comes down [m]
+    ABOVE = 0.16  # how high above its work the hand travels [m]
 
     def __init__(self, expert: Expert, goal: tuple[str, ...]) -> None:
         super().__init__(expert)
@@ -101,8 +97,7 @@ class CloseDrawer(Push):
     """Push a drawer in by its handle, the hand leaning back so that the handles above stay clear of it."""
 
     BACK = 0.05
-    LEAN = 0.35
-    """[rad]"""
+    LEAN = 0.35  # [rad]
 
     def __init__(self, expert: Expert, goal: tuple[str, ...]) -> None:
         super().__init__(expert, goal)
@@ -126,8 +121,7 @@ class CloseDrawer(Push):
 class CloseDoor(Push):
     """Swing a microwave's door shut, pushing its outer face near the handle."""
 
-    OUT, HEIGHT = 0.17, 0.01
-    """Where it is pushed: distance from the hinge, and above the middle of the door [m]."""
+    OUT, HEIGHT = 0.17, 0.01  # where it is pushed: distance from the hinge, and above the middle of the door [m]
     BACK = 0.07
     ABOVE = 0.20
 

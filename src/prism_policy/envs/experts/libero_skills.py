@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
-from prism_policy.envs.experts.base import (
-    CLOSE,
-    OPEN,
-    POSITION_SCALE,
-    RESET_YAW,
-    UP,
-    Expert,
-    Pose,
-    down,
-    heading,
-    limit,
-    wrap,
-)
+from prism_policy.envs.experts.base import OPEN, RESET_YAW, UP, Expert, Pose, down, heading, wrap
 
 PALM, FINGER = 0.10, 0.045
 """Height of the palm above the grip site, and how far open fingers stand off it, along the closing axis [m]."""
 ENOUGH, STRETCH = 0.025, 0.4
 """Room beyond which more is no better [m], and what a metre of stretching the arm is worth in metres of it."""
-FOLDED = 0.38
-"""Distance from the base within which the elbow soon is as bent as it goes when the hand rises [m]."""
+FOLDED = 0.38  # distance from the base within which the elbow soon is as bent as it goes when the hand rises [m]
 USUAL_YAW = RESET_YAW - 0.3
 """Yaw that closing axes are turned towards [rad]. Things stand square to the table, and at a right angle both ways
 would be as near: a hand that cannot decide does not arrive."""
-Grip = Callable[[], Pose]
-"""Where the hand takes hold now: it follows the thing."""
+Grip = Callable[[], Pose]  # where the hand takes hold now: it follows the thing
 
 
 class Skill:
@@ -55,66 +42,41 @@ class Skill:
 
     def thing(self, name: str) -> Pose:
         """Pose of an object of the task."""
-        env = self.expert.env.sim_env
-        return self.expert.body(env.get_object(name).root_body)
+        return self.expert.body(self.expert.env.sim_env.get_object(name).root_body)
 
 
+@dataclass(eq=False)
 class PickAndPlace(Skill):
-    """Take a thing, carry it over everything to its place, let go low above it and withdraw.
+    """Take a thing, carry it over everything to its place, let go low above it and withdraw."""
 
-    Args:
-        expert: whose hand.
-        thing: name of the object.
-        goal: what is to hold in the end.
-        grips: where it can be taken; one that slips is followed by the next.
-        place: where the thing's origin belongs, (3,) [m].
-        near: it is let go within this of its place, along the table [m].
-        drop: height above `place` at which it is let go [m].
-        over: height above `place`, and above where it lay, at which it is carried [m].
-        yaw: of the closing axis while it is carried [rad]; none keeps the grip's.
-        hover: height of the hand above the grip while it is off to the side [m].
-        slope: distance from the place, beyond `fine`, over which it is lowered [m].
-        fine: distance from the place within which it is all the way down [m].
-        early: let go as soon as the goal holds, too.
-        keep: never let go, for a goal that no longer holds when the thing lies.
-    """
+    expert: Expert
+    name: str
+    goal: tuple[str, ...]
+    grips: list[Grip]  # where it can be taken; one that slips is followed by the next
+    place: Callable[[], np.ndarray]  # where the thing's origin belongs, (3,) [m]
+    _: KW_ONLY
+    near: float = 0.012  # it is let go within this of its place, along the table [m]
+    drop: float = 0.02  # height above `place` at which it is let go [m]
+    over: float = 0.10  # height above `place`, and above where it lay, at which it is carried [m]
+    yaw: float | None = None  # of the closing axis while it is carried [rad]; none keeps the grip's
+    hover: float = 0.08  # height of the hand above the grip while it is off to the side [m]
+    slope: float = 0.06  # distance from the place, beyond `fine`, over which it is lowered [m]
+    fine: float = 0.02  # distance from the place within which it is all the way down [m]
+    early: bool = True  # let go as soon as the goal holds, too
+    keep: bool = False  # never let go, for a goal that no longer holds when the thing lies
 
     stages = ("approach", "descend", "grasp", "carry", "lower", "release")
     PATIENCE, CLOSING = 45, 20
     """Steps at a grip without a hold after which the next one is tried, and how many more the fingers are given."""
-    STALLED = 60
-    """Steps without getting nearer after which it is let go: with this grip the arm does not get there."""
+    STALLED = 60  # steps without getting nearer after which it is let go: with this grip the arm does not get there
 
-    def __init__(
-        self,
-        expert: Expert,
-        thing: str,
-        goal: tuple[str, ...],
-        grips: Sequence[Grip],
-        place: Callable[[], np.ndarray],
-        *,
-        near: float = 0.012,
-        drop: float = 0.02,
-        over: float = 0.10,
-        yaw: float | None = None,
-        hover: float = 0.08,
-        slope: float = 0.06,
-        fine: float = 0.02,
-        early: bool = True,
-        keep: bool = False,
-    ) -> None:
-        super().__init__(expert)
-        self.name, self.goal, self.grips, self.place = thing, goal, list(grips), place
-        self.near, self.drop, self.over, self.yaw, self.hover = near, drop, over, yaw, hover
-        self.slope, self.fine, self.early, self.keep = slope, fine, early, keep
-        self.object = expert.env.sim_env.get_object(thing)
+    def __post_init__(self) -> None:
+        self.object = self.expert.env.sim_env.get_object(self.name)
         self.finished = self.releasing = False
         self.tried, self.ranked, self.hold, self.floor = 0, False, 0.0, np.inf
         self.nearest, self.stalled = np.inf, 0
-        self.let_go = 0.0
-        """Height at which the hand last held it [m]."""
-        self.lay = self.thing(thing)[0][2]
-        """Height at which it last lay [m]."""
+        self.let_go = 0.0  # height at which the hand last held it [m]
+        self.lay = self.thing(self.name)[0][2]  # height at which it last lay [m]
 
     def done(self) -> bool:
         """It is where it belongs, and the hand has left it."""
@@ -158,9 +120,9 @@ class PickAndPlace(Skill):
             expert.stage = "lower" if aside < 0.08 else "carry"
             goal = place + (self.drop - 0.01 + arc) * UP
             yaw = self.hold if self.yaw is None else nearest(self.yaw, heading(rotation[:, 0]))
-            turned = down(yaw)
             self.watch(float(np.linalg.norm(goal - position)))
-            return self.carry((position, rotation), (goal, turned))
+            risen = 1.0 - (goal[2] - position[2]) / 0.03 > 0.0  # only then it turns, and sweeps nothing away
+            return expert.carry((position, rotation), (goal, down(yaw) if risen else rotation))
         self.lay, self.hold = position[2], heading(rotation[:, 0])
         if not self.ranked and np.linalg.norm(hand - position) < 0.2:
             self.ranked = True  # no sooner: in some scenes things are still in the air when an episode begins
@@ -183,32 +145,19 @@ class PickAndPlace(Skill):
         elif not self.keep:
             self.stalled += 1
 
-    def carry(self, held: Pose, goal: Pose) -> np.ndarray:
-        """As `Expert.carry`, but turning only once up: what stands around is not to be swept away."""
-        error = goal[0] - held[0]
-        free = np.clip(1.0 - error[2] / 0.03, 0.0, 1.0)
-        across = limit(error * (1 - UP), POSITION_SCALE) * free
-        turned = goal[1] if free > 0 else held[1]
-        return self.expert.servo((held[0] + across + error * UP, turned), CLOSE, held)
-
 
 def best_first(expert: Expert, thing: str, grips: Sequence[Grip], place: np.ndarray) -> list[Grip]:
     """Grips in the order of the room that the open hand has there now, and of how the arm must stretch or fold.
 
-    Args:
-        expert: whose hand.
-        thing: name of the object, which does not count as being in the way.
-        grips: to be sorted.
-        place: where the thing is to go, (3,) [m]; far from the base the arm no longer gets there with the hand down.
+    `place` is where the thing goes, (3,) [m]: far from the base the arm no longer gets there with the hand down.
     """
     env = expert.env.sim_env
     position, _ = expert.body(env.get_object(thing).root_body)
 
     def worth(grip: Grip) -> float:
         hand = grip()
-        here, there = (
-            float(np.linalg.norm((hand[0] - position + to - env.robots[0].base_pos)[:2])) for to in (position, place)
-        )
+        offset, base = hand[0] - position, env.robots[0].base_pos
+        here, there = (float(np.linalg.norm((offset + to - base)[:2])) for to in (position, place))
         return min(room(expert, thing, hand), ENOUGH) - STRETCH * max(here, there) - max(FOLDED - here, 0.0)
 
     return sorted(grips, key=worth, reverse=True)
@@ -238,13 +187,9 @@ def room(expert: Expert, thing: str, grip: Pose) -> float:
 def rim_grips(
     pose: Callable[[], Pose], radius: float, above: float, angles: Sequence[float] | None = None
 ) -> list[Grip]:
-    """Grips on the rim of a round thing, one finger inside.
+    """Grips on the rim of a round thing, one finger inside, `above` its origin [m].
 
-    Args:
-        pose: of the thing.
-        radius: of the rim [m].
-        above: height of the grip site over the thing's origin [m].
-        angles: from the thing's x axis [rad]; by default the four sides of the table.
+    They are at `angles` from the thing's x axis [rad]; by default at the four sides of the table.
     """
 
     def grip(angle: float, turning: bool) -> Grip:

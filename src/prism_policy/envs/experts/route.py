@@ -12,13 +12,7 @@ from prism_policy.envs.experts.base import Pose, rotation_vector
 
 
 class Route:
-    """Straight lines from pose to pose, turning evenly on the way.
-
-    Args:
-        poses: where it leads, the start included.
-        speed: [m/s].
-        turn: [rad/s]; the slower of the two decides.
-    """
+    """Straight lines from pose to pose at a speed [m/s], turning evenly [rad/s] on the way; the slower one decides."""
 
     def __init__(self, poses: Sequence[Pose], speed: float, turn: float) -> None:
         self.positions = np.stack([position for position, _ in poses])  # (n, 3)
@@ -36,9 +30,7 @@ class Route:
     def at(self, time: float, base: Pose) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Position (3,) [m], rotation (3, 3), velocity (3,) [m/s] and angular velocity (3,) [rad/s] at a time [s].
 
-        Args:
-            time: since the start.
-            base: where the frame is now that the poses were given in.
+        `base` is where the frame is now that the poses were given in.
         """
         i = min(int(np.searchsorted(self.times, time, "right")), len(self.times) - 1) - 1
         span = self.times[i + 1] - self.times[i]

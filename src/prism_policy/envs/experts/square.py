@@ -19,10 +19,8 @@ WRIST_MIDDLE, WRIST_RANGE = RESET_YAW + 0.83, 2.5
 class Plan(NamedTuple):
     """How the nut is taken and turned."""
 
-    side: float
-    """Yaw of the hand's closing axis relative to the nut's x [rad]."""
-    target: float
-    """Yaw of the nut's x on the peg [rad]."""
+    side: float  # yaw of the hand's closing axis relative to the nut's x [rad]
+    target: float  # yaw of the nut's x on the peg [rad]
 
 
 class Square(Expert):

@@ -8,17 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from prism_policy.envs.experts.base import (
-    CLOSE,
-    OPEN,
-    POSITION_SCALE,
-    ROTATION_SCALE,
-    UP,
-    Expert,
-    Pose,
-    limit,
-    rotation_vector,
-)
+from prism_policy.envs.experts.base import CLOSE, OPEN, POSITION_SCALE, ROTATION_SCALE, UP, Expert, Pose, limit
 from prism_policy.envs.experts.route import Route, absolute, relative
 from prism_policy.envs.robosuite import RobosuiteEnv
 from prism_policy.tasks.tool_hang import FRAME_GRIP, FRAME_TIP, HOLE, Point
@@ -26,8 +16,7 @@ from prism_policy.tasks.tool_hang import FRAME_GRIP, FRAME_TIP, HOLE, Point
 STEP = 0.05  # [s] of a control step
 LAG = 24.5 / 150  # [s] by which the arm trails a moving goal: damping over stiffness of robosuite's controller
 
-TOOL_GRIP = Point("tool_root", (0.0, 0.0, 0.0))
-"""Middle of the tool's handle, which is along the tool's x."""
+TOOL_GRIP = Point("tool_root", (0.0, 0.0, 0.0))  # middle of the tool's handle, which is along the tool's x
 TOOL_RING = Point("tool_root", (-0.0943, 0.0, 0.0))
 """The ring that is hung: 0.8 mm outwards from its middle, where the route around the hook has most room."""
 UPRIGHT = np.diag([-1.0, -1.0, 1.0])
@@ -59,18 +48,12 @@ ROUND_HOOK = [
 class Pace(NamedTuple):
     """How a route is followed; the speeds are those of a person of middle speed."""
 
-    speed: float
-    """[m/s]."""
-    turn: float
-    """[rad/s]."""
-    gate: float
-    """How far the lead may be ahead [m]."""
-    close: float
-    """Distance from the end that counts as there [m]."""
-    square: float
-    """Angle from the end's that counts as there [rad]."""
-    creep: float = 0.0
-    """Share of its speed that the lead keeps when it waits."""
+    speed: float  # [m/s]
+    turn: float  # [rad/s]
+    gate: float  # how far the lead may be ahead [m]
+    close: float  # distance from the end that counts as there [m]
+    square: float  # angle from the end's that counts as there [rad]
+    creep: float = 0.0  # share of its speed that the lead keeps when it waits
 
 
 FREE = Pace(0.29, 1.65, gate=0.04, close=0.04, square=0.3)
@@ -197,9 +180,7 @@ class ToolHang(Expert):
         Feed-forward makes up for the arm's lag, the integral of the error for the weight of what is held.
 
         Args:
-            point: what is led; None is the open hand.
-            poses: where to.
-            pace: how fast and how closely.
+            point: None is the open hand.
             base: body whose frame the poses are in, wherever it is at the time; None is the world's.
         """
         share = self.speed / 0.75  # of the pace: people differ
@@ -208,7 +189,7 @@ class ToolHang(Expert):
         while not self.lost(point):
             position, rotation = self.pose(point)
             goal, goal_rotation, velocity, spin = route.at(time, self.pose_of(base))
-            error, twist = goal - position, rotation_vector(goal_rotation @ rotation.T)
+            error, twist = goal - position, Rotation.from_matrix(goal_rotation @ rotation.T).as_rotvec()
             distance, angle = float(np.linalg.norm(error)), float(np.linalg.norm(twist))
             there = time >= route.duration
             if there and distance < pace.close and angle < pace.square:
@@ -267,9 +248,8 @@ class ToolHang(Expert):
         along = along / np.linalg.norm(along)
         across = -np.cross(UP, along)
         approach = np.sin(self.tilt) * along - np.cos(self.tilt) * UP
-        return position + self.tool_offset * rotation[:, 0], np.stack(
-            [across, np.cross(approach, across), approach], axis=1
-        )
+        grasp = np.stack([across, np.cross(approach, across), approach], axis=1)
+        return position + self.tool_offset * rotation[:, 0], grasp
 
 
 def turned(axis: str, angle: float) -> np.ndarray:
