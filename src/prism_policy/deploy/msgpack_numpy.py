@@ -23,8 +23,7 @@ def pack(message: dict[str, Any]) -> bytes:
     Raises:
         TypeError: something in it is no number, text, list, map or array of numbers.
     """
-    packed: bytes = msgpack.packb(message, default=_packed)
-    return packed
+    return msgpack.packb(message, default=_packed)
 
 
 def unpack(data: bytes) -> dict[str, Any]:

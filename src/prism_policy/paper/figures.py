@@ -20,7 +20,7 @@ from prism_policy.run_folder import load_policy
 from prism_policy.saliency.attribution import Attribution
 from prism_policy.saliency.clips import Clip, draw_clips, evaluated_source
 from prism_policy.saliency.heatmaps import paint, strength
-from prism_policy.saliency.study import centre_crop, clip_of, densities, saliency_maps
+from prism_policy.saliency.study import centre_crop, clip_of, saliency_maps
 from prism_policy.utils.files import atomic
 
 GREY = "#666666"
@@ -178,7 +178,7 @@ def _painted(cell: Cell, clip: Clip, camera: str) -> np.ndarray:
     policy = load_policy(cell.folder)
     maps = saliency_maps(policy, clip, Attribution())
     frames = centre_crop(clip.observation["images"][camera][:, -1], policy.encoder.config.crop)
-    return paint(frames[0], strength(densities(maps)[camera])[0])
+    return paint(frames[0], strength(maps[camera])[0])
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -5,7 +5,7 @@ They differ in what they call "move". Each is short, and deterministic: noise an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -105,11 +105,7 @@ class Objective:
             self.direction[:, executed, dimension] = 1 / (executed.stop - executed.start)
 
     def chunk(self, images: Images, rows: Tensor | None = None) -> Tensor:
-        """Normalised chunks (N, T, A) of images (N, To, H, W, 3).
-
-        Args:
-            rows: (N,) which observation each belongs to; by default they are all of them in order.
-        """
+        """Normalised chunks (N, T, A) of images (N, To, H, W, 3) of the observations `rows` (N,); None is all."""
         others = {name: x if rows is None else x[rows] for name, x in self.others.items()}
         noise = self.noise if rows is None else self.noise[rows]
         if self.noise_level is None:
@@ -201,12 +197,16 @@ def layer_cam(f: Objective, stage: int | None = None) -> Images:
     cams = {}
     for camera, features, slope in zip(encoder.cameras, maps, slopes, strict=True):
         cam = F.relu((F.relu(slope) * features).sum(1)).detach().float()  # (B * To, h, w)
-        (height, width), size = encoder.cameras[camera], encoder.crops[camera]
-        whole = cam.new_zeros(len(cam), height, width)
-        top, left = (height - size[0]) // 2, (width - size[1]) // 2
-        whole[:, top : top + size[0], left : left + size[1]] = on_pixels(cam, size, 2 ** (stage + 1))
-        cams[camera] = whole.view(*f.images[camera].shape[:2], height, width)
+        size = encoder.cameras[camera]
+        seen = on_pixels(cam, encoder.crops[camera], 2 ** (stage + 1))
+        cams[camera] = in_whole(seen, size).view(*f.images[camera].shape[:2], *size)
     return cams
+
+
+def in_whole(crops: Tensor, size: Sequence[int]) -> Tensor:
+    """Centre crops (B, h, w) in their whole images (B, *size), zero around them."""
+    top, left = ((whole - part) // 2 for whole, part in zip(size, crops.shape[1:], strict=True))
+    return F.pad(crops, (left, size[1] - crops.shape[2] - left, top, size[0] - crops.shape[1] - top))
 
 
 def on_pixels(values: Tensor, size: tuple[int, int], stride: int) -> Tensor:
@@ -259,53 +259,36 @@ def _starts(size: int, patch: int) -> list[int]:
     return [*range(0, last, max(patch // 2, 1)), last]
 
 
-def input_gradient(policy: Policy, observation: Observation, noise: Tensor) -> dict[str, NDArray[np.float32]]:
-    """How much each pixel moves the action chunk: |d <a, sg[a]> / d pixel|, summed over colours.
-
-    Gradients flow through the whole sampler. Pixels outside the centre crop have no saliency.
-
-    Args:
-        policy: a policy in evaluation mode.
-        observation: images uint8 (B, To, H, W, 3), proprio (B, To, P).
-        noise: from `policy.draw_noise`.
-
-    Returns:
-        float32 (B, To, H, W) a camera [squared normalised action per grey level of 255].
-    """
-    f = Objective(policy, observation, noise)
-    return {c: x.abs().sum(-1).cpu().numpy() for c, x in f.gradient(f.images).items()}
-
-
 def saliency(policy: Policy, observation: Observation, how: Attribution) -> dict[str, NDArray[np.float32]]:
     """Saliency maps of any number of observations by any method, >= 0, float32 (B, To, H, W) a camera.
 
-    Every observation meets the same noise, whatever else is asked for with it.
+    Pixels outside the centre crop have none. Every observation meets the same noise, whatever else is in the batch.
     """
     how.check(policy)
-    noise = policy.draw_noise(1, torch.Generator().manual_seed(how.seed))
-    size, batch = len(observation["proprio"]), rows_that_fit(policy, how)
-    parts = []
-    for first in range(0, size, batch):
-        part = part_of(policy, observation, slice(first, first + batch))
-        f = Objective(policy, part, noise.expand(len(part["proprio"]), *noise.shape[1:]), how.target, how.noise_level)
-        parts.append(_maps(f, how))
+    parts = [maps_of(f, how) for f in objectives(policy, observation, how)]
     return {c: np.concatenate([p[c] for p in parts]) for c in parts[0]}
 
 
-def rows_that_fit(policy: Policy, how: Attribution) -> int:
-    """Observations at once: the memory of a gradient through the sampler grows with its calls of the network."""
+def objectives(policy: Policy, observation: Observation, how: Attribution) -> Iterator[Objective]:
+    """The objective of a few rows at a time of an observation of arrays or tensors, on the policy's device.
+
+    The memory of a gradient through the sampler grows with its calls of the network.
+    """
     calls = getattr(policy.config, policy.config.kind).num_inference_steps if how.noise_level is None else 1
-    return max(1, min(16, 160 // calls))
+    batch = max(1, min(16, 160 // calls))
+    noise = policy.draw_noise(1, torch.Generator().manual_seed(how.seed))
+    for first in range(0, len(observation["proprio"]), batch):
+        rows = slice(first, first + batch)
+        part: dict[str, Any] = {
+            n: torch.as_tensor(x[rows]).to(policy.device) for n, x in observation.items() if n != "images"
+        }
+        images = {c: torch.as_tensor(observation["images"][c][rows]).to(policy.device) for c in policy.encoder.cameras}
+        some = noise.expand(len(part["proprio"]), *noise.shape[1:])
+        yield Objective(policy, {"images": images, **part}, some, how.target, how.noise_level)
 
 
-def part_of(policy: Policy, observation: Observation, rows: slice) -> dict[str, Any]:
-    """Some rows of an observation of arrays or tensors, as tensors beside the policy."""
-    images = {c: torch.as_tensor(observation["images"][c][rows]).to(policy.device) for c in policy.encoder.cameras}
-    others = {n: torch.as_tensor(x[rows]).to(policy.device) for n, x in observation.items() if n != "images"}
-    return {"images": images, **others}
-
-
-def _maps(f: Objective, how: Attribution) -> dict[str, NDArray[np.float32]]:
+def maps_of(f: Objective, how: Attribution) -> dict[str, NDArray[np.float32]]:
+    """The saliency maps of an objective, as `saliency` returns them."""
     match how.method:
         case "gradient":
             signed = f.gradient(f.images)

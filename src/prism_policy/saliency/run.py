@@ -18,8 +18,6 @@ from prism_policy.saliency.study import Study, Subject, load_subjects, run_study
 from prism_policy.saliency.tables import contrasts, in_words, markdown, randomised_in_words, write_tables
 from prism_policy.utils.progress import Bar, console
 
-REPORT_MOMENTS = 5
-REPORT_FRAMES = 40
 MOST_CALLS = 16
 """Of the network a sample, through which a report takes the gradient."""
 
@@ -70,7 +68,7 @@ def run_saliency(folders: Sequence[Path], options: SaliencyOptions, out: Path, d
     cameras = _check(subjects, options)
     several = options.n_episodes > 1
     history = max(s.config.policy.n_obs_steps for s in subjects)
-    first = sources(subjects[0].folder, subjects[0].config, [options.episode], history)[0]
+    (first,) = sources(subjects[0].folder, subjects[0].config, [options.episode], history)
     others = _in_turn(subjects, options, history) if several else [first]
     wanted: list[tuple[Source, int, Pick]] = [(first, 5, "phases")]
     wanted += [(other, options.n_frames, "pairs" if several else "even") for other in others]
@@ -107,10 +105,8 @@ def _check(subjects: Sequence[Subject], options: SaliencyOptions) -> list[str]:
     for subject in subjects:
         options.how.check(subject.policy)
     if options.compare and len(sides(subjects)) < 2:
-        raise PrismError(
-            f"expected runs of at least two encoders or policies to compare, got {len(subjects)} of "
-            f"{subjects[0].side} alone"
-        )
+        got = f"{len(subjects)} of {subjects[0].side} alone"
+        raise PrismError(f"expected runs of at least two encoders or policies to compare, got {got}")
     return [c for c in known if not options.cameras or c in options.cameras]
 
 
@@ -152,7 +148,7 @@ def draw_moments(config: RunConfig, policy: Policy, episodes: EpisodeSet, task: 
     if all(path.exists() for path in paths.values()):
         return
     source = evaluated_source(episodes, task, config.policy.n_obs_steps, 0)
-    (clip,) = draw_clips([(source, REPORT_MOMENTS, "even")])
+    (clip,) = draw_clips([(source, 5, "even")])
     draw_grid([subject], clip, [saliency_maps(policy, clip, Attribution())], task.cameras, paths["saliency"])
     if "keypoints" in paths:
         draw_keypoints(subject, clip, task.cameras, paths["keypoints"])
@@ -171,6 +167,6 @@ def film_failure(config: RunConfig, policy: Policy, episodes: EpisodeSet, task: 
         calls = getattr(config.policy, config.policy.kind).num_inference_steps
         how = Attribution(noise_level=None if calls <= MOST_CALLS else 0.5)
         source = evaluated_source(episodes, task, config.policy.n_obs_steps, episode)
-        (clip,) = draw_clips([(source, REPORT_FRAMES, "even")])
+        (clip,) = draw_clips([(source, 40, "even")])
         film([Subject(episodes.run, config, policy)], clip, [saliency_maps(policy, clip, how)], path)
     return path
