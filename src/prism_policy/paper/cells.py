@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -35,8 +37,6 @@ SCALES: dict[Scale, str] = {
 """What each scale is, what it can show and what it cannot."""
 
 _PRESETS = {"nano": presets.nano, "small": presets.small, "paper": presets.paper, "smoke": presets.nano}
-VIDEOS = 4
-"""Of a cell: enough to see what its policy does."""
 
 
 @dataclass(frozen=True)
@@ -118,29 +118,24 @@ def find_cells(
     Args:
         datasets: files of demonstrations by task; a cell takes the first that has its cameras and resolution. Tasks
             without files learn from the scripted expert.
-
-    Raises:
-        PrismError: the files of a task do not fit; a cell's folder holds another run.
     """
     existing = _runs(cells_dir)
     cells = []
-    for seed in seeds:
-        for variant in variants:
-            config = run_config(variant, seed, scale)
-            files = datasets.get(variant.task, ())
-            if files:
-                config = _fit(config, files)
-            suffix = f"-on-{Path(config.dataset).stem}" if files else ""
-            folder = cells_dir / f"{variant.name}{suffix}-{scale}-s{seed}"
-            known = existing.get(_training(config))
-            if known is None and (folder / "config.json").exists():
-                raise PrismError(
-                    f"{folder} holds a run of another configuration than this plan's; move it away or choose another "
-                    "--cells"
-                )
-            # The folder's own configuration: it may ask for another number of episodes.
-            folder, config = known or (folder, config)
-            cells.append(Cell(variant, seed, folder, config))
+    for seed, variant in itertools.product(seeds, variants):
+        config = run_config(variant, seed, scale)
+        files = datasets.get(variant.task, ())
+        if files:
+            config = _fit(config, files)
+        suffix = f"-on-{Path(config.dataset).stem}" if files else ""
+        folder = cells_dir / f"{variant.name}{suffix}-{scale}-s{seed}"
+        known = existing.get(_training(config))
+        if known is None and (folder / "config.json").exists():
+            raise PrismError(
+                f"{folder} holds a run of another configuration than this plan; move it away or choose another --cells"
+            )
+        # The folder's own configuration: it may ask for another number of episodes.
+        folder, config = known or (folder, config)
+        cells.append(Cell(variant, seed, folder, config))
     return cells
 
 
@@ -162,21 +157,15 @@ def _training(config: RunConfig) -> RunConfig:
 
 
 def _fit(config: RunConfig, files: Sequence[Path]) -> RunConfig:
-    for i, file in enumerate(files):
-        try:
-            return fit_to_dataset(replace(config, dataset=str(file.absolute())))
-        except PrismError:
-            if i == len(files) - 1:
-                raise
-    raise AssertionError("no files")
+    *others, last = (replace(config, dataset=str(file.absolute())) for file in files)
+    for candidate in others:
+        with contextlib.suppress(PrismError):
+            return fit_to_dataset(candidate)
+    return fit_to_dataset(last)
 
 
 def run_cell(
-    cell: Cell,
-    checkpoints: Sequence[str],
-    n_episodes: int,
-    device: Device = "auto",
-    workers: int | None = None,
+    cell: Cell, checkpoints: Sequence[str], n_episodes: int, device: Device = "auto", workers: int | None = None
 ) -> bool:
     """Train and evaluate what is missing of a cell; False where another process is at it."""
     from prism_policy.config.options import EvalOptions
@@ -193,7 +182,7 @@ def run_cell(
             checkpoints=tuple(checkpoints),
             seeds=(cell.seed,),
             split="evaluate",
-            video_every=math.ceil(n_episodes / VIDEOS),
+            video_every=math.ceil(n_episodes / 4),  # enough to see what the policy does
         )
         evaluate_runs([cell.folder], options, workers, device)
     return True

@@ -44,15 +44,17 @@ def draw_bars(results: Results, path: Path) -> None:
         _panel(axis, results, block, rows, colours)
     if more:
         _gains(panels[-2], results, rows, colours)
-        _added(panels[-1], results, colours)
+        added = {row: count / 1e6 for row, (_, count) in added_parameters(results).items()}
+        panels[-1].bar(range(len(added)), added.values(), 0.75, color=[colours[row] for row in added])
+        panels[-1].set_yscale("log")
+        _bare(panels[-1], list(added), "added parameters [M], at full size")
     panels[0].set_ylabel("success [%]")
     handles: list[Any] = [Patch(color=colour, label=row) for row, colour in colours.items()]
     handles.append(Line2D([], [], color="black", label="ours, 95% interval (Wilson)"))
     other = "data, scale and tasks" if any(e.partial for e in entries) else "data and scale"
     if any(e.paper is not None for e in entries):
-        handles.append(
-            _diamond(f"the paper's number: other {other}" if results.other_setting else "the paper's number")
-        )
+        label = "the paper's number" + f": other {other}" * results.other_setting
+        handles.append(Line2D([], [], label=label, **_HOLLOW))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(f"{results.experiment.title}\nours at scale {results.scale}, {results.data}", fontsize=9)
     _save(figure, path)
@@ -76,8 +78,7 @@ def _panel(axis: Axes, results: Results, block: str, rows: Sequence[str], colour
         if entry.paper is not None:
             axis.plot([x + 0.2 * width], [entry.paper], **_HOLLOW)
     axis.set_xticks(range(len(columns)), columns)
-    axis.set_xlim(-0.5, len(columns) - 0.5)
-    axis.set_ylim(0, 103)
+    axis.set(xlim=(-0.5, len(columns) - 0.5), ylim=(0, 103))
     axis.set_title(block, fontsize=9)
     axis.grid(axis="y", alpha=0.2)
     axis.set_axisbelow(True)
@@ -97,32 +98,13 @@ def _gains(axis: Axes, results: Results, rows: Sequence[str], colours: Mapping[s
     _bare(axis, rows, "gain [points], 95% interval (Tango)")
 
 
-def _added(axis: Axes, results: Results, colours: Mapping[str, Any]) -> None:
-    added = added_parameters(results)
-    for x, (row, (_, more)) in enumerate(added.items()):
-        axis.bar(x, more / 1e6, 0.75, color=colours[row])
-    axis.set_yscale("log")
-    _bare(axis, list(added), "added parameters [M], at full size")
-
-
 def _bare(axis: Axes, rows: Sequence[str], title: str) -> None:
     axis.set_xticks(range(len(rows)), rows, rotation=45, ha="right", fontsize=8)
     axis.set_title(title, fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
 
 
-_HOLLOW: dict[str, Any] = {
-    "marker": "D",
-    "linestyle": "",
-    "markersize": 6,
-    "markerfacecolor": "white",
-    "markeredgecolor": "black",
-    "markeredgewidth": 1.0,
-}
-
-
-def _diamond(label: str) -> Line2D:
-    return Line2D([], [], label=label, **_HOLLOW)
+_HOLLOW: dict[str, Any] = {"marker": "D", "ls": "", "ms": 6, "mfc": "white", "mec": "black", "mew": 1.0}
 
 
 def draw_saliency_grid(results: Results, path: Path) -> bool:
@@ -141,9 +123,7 @@ def draw_saliency_grid(results: Results, path: Path) -> bool:
     figure = Figure(figsize=(2.3 * (len(columns) + 1) + 0.3, 2.3 * len(rows) + 0.5), layout="constrained")
     axes = figure.subplots(len(rows), len(columns) + 1, squeeze=False)
     for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.set_box_aspect(1)
+        axis.set(xticks=[], yticks=[], box_aspect=1)
     for line, row in zip(axes, rows, strict=True):
         line[0].set_ylabel(row)
         first = next((measured[row, c] for c in columns if (row, c) in measured), None)
@@ -158,9 +138,8 @@ def draw_saliency_grid(results: Results, path: Path) -> bool:
             axis.imshow(_painted(measured[row, column], clip, camera), interpolation="nearest")
     for axis, title in zip(axes[0], ["frame", *columns], strict=True):
         axis.set_title(title, fontsize=11)
-    figure.suptitle(
-        f"{results.experiment.title} (ours alone, scale {results.scale}, seed {results.seeds[0]})", fontsize=10
-    )
+    about = f"ours alone, scale {results.scale}, seed {results.seeds[0]}"
+    figure.suptitle(f"{results.experiment.title} ({about})", fontsize=10)
     _save(figure, path)
     return True
 

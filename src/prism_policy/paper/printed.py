@@ -6,13 +6,14 @@ not say is decided here, and each decision is one of the experiment's `readings`
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
 from prism_policy.config.settings import PolicyKind
 from prism_policy.errors import PrismError
-from prism_policy.paper.experiments import Comparison, Entry, Experiment, Variant, Variants
+from prism_policy.paper.experiments import Comparison, Entry, Experiment, Variant
 
 POLICIES: dict[str, PolicyKind] = {"DP": "ddpm", "FM": "flow_matching", "MF": "meanflow"}
 SHORT_TASKS: dict[str, str] = {"Lift": "lift", "Can": "can", "Square": "square"}
@@ -42,11 +43,9 @@ def _table1() -> Experiment:
         for block, numbers in zip(_TRUNKS, (standard, truncated), strict=True):
             kinds = {**{column: (kind,) for column, kind in POLICIES.items()}, "Avg.": tuple(POLICIES.values())}
             for (column, policies), number in zip(kinds.items(), numbers, strict=True):
-                variants = tuple(
-                    Variant(task, kind, POOLINGS[row], truncate=block == _TRUNKS[1])
-                    for kind in policies
-                    for task in SHORT_TASKS.values()
-                )
+                pairs = itertools.product(policies, SHORT_TASKS.values())
+                truncate = block == _TRUNKS[1]
+                variants = tuple(Variant(task, kind, POOLINGS[row], truncate) for kind, task in pairs)
                 entries.append(Entry(block, row, column, variants, number))
         changes += [
             Comparison((_TRUNKS[1], row, column), (_TRUNKS[0], row, column), change)
@@ -87,9 +86,8 @@ def _table2() -> Experiment:
                 Entry(block, row, column, shuffled, mean, std),
                 Entry(plain, row, column, ordered, in_order[row] if average else None, reference=True),
             ]
-            comparisons.append(
-                Comparison((block, row, column), (plain, row, column), changes[row] if average else None)
-            )
+            change = changes[row] if average else None
+            comparisons.append(Comparison((block, row, column), (plain, row, column), change))
     return Experiment(
         "table2",
         "Table 2: keypoints of SSPool shuffled, afresh for every sample, in training and inference",
@@ -106,18 +104,11 @@ def _table2() -> Experiment:
 
 
 def _table3() -> Experiment:
-    def variant(encoder: str, truncate: bool = False) -> Variants:
-        return (Variant("tool_hang", "flow_matching", encoder, truncate, views=1),)
-
-    rows = {
-        "SSPool": (variant("sspool"), 4.7),
-        "AvgPool": (variant("avgpool"), 7.3),
-        "MaxPool": (variant("maxpool"), 8.0),
-        "NoPool": (variant("nopool"), 8.7),
-        "SSPool (Trunc.)": (variant("sspool", True), 7.3),
-        "MS-SSPool": (variant("ms_sspool"), 11.3),
-    }
-    entries = [Entry("ToolHang, one view, 84 px", row, "SR", *printed) for row, printed in rows.items()]
+    encoders = {**POOLINGS, "SSPool (Trunc.)": "sspool", "MS-SSPool": "ms_sspool"}
+    entries = []
+    for (row, encoder), number in zip(encoders.items(), (4.7, 7.3, 8.0, 8.7, 7.3, 11.3), strict=True):
+        variant = Variant("tool_hang", "flow_matching", encoder, truncate="Trunc" in row, views=1)
+        entries.append(Entry("ToolHang, one view, 84 px", row, "SR", (variant,), number))
     return Experiment(
         "table3",
         "Table 3: pooling on low-resolution ToolHang",
@@ -308,16 +299,8 @@ def _fig5() -> Experiment:
 
 
 _EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
-    "table1": _table1,
-    "table2": _table2,
-    "table3": _table3,
-    "table4": _table4,
-    "table5": _table5,
-    "table6": _table6,
-    "fig2": _fig2,
-    "fig4": _fig4,
-    "fig5": _fig5,
-    "precision": _precision,
+    make.__name__[1:]: make
+    for make in (_table1, _table2, _table3, _table4, _table5, _table6, _fig2, _fig4, _fig5, _precision)
 }
 NAMES = tuple(_EXPERIMENTS)
 

@@ -38,9 +38,6 @@ def run_on_ray(
         on_done: called with the number of a piece and what it returned, or its error.
         gpus: GPUs a piece, or a share of one; None is one where the cluster has any.
         cpus: CPU cores a piece.
-
-    Raises:
-        PrismError: Ray is not installed, there is no such cluster, or it never has what a piece needs.
     """
     try:
         import ray
@@ -50,10 +47,8 @@ def run_on_ray(
     try:
         ray.init(address=None if address == "local" else address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise PrismError(
-            f"no Ray cluster at '{address}' ({_first_line(error)}); start one with `ray start --head`, or use "
-            "--ray local"
-        ) from error
+        there = f"no Ray cluster at '{address}' ({_first_line(error)})"
+        raise PrismError(f"{there}; start one with `ray start --head`, or use --ray local") from error
     try:
         has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call, unused-ignore]
         gpus = min(1.0, has.get("GPU", 0.0)) if gpus is None else gpus
@@ -67,9 +62,8 @@ def run_on_ray(
         token.parent.mkdir(parents=True, exist_ok=True)
         token.touch()
         try:
-            waiting = {
-                remote.remote(do, folder, token): i for i, (do, folder) in enumerate(zip(work, folders, strict=True))
-            }
+            pairs = zip(work, folders, strict=True)
+            waiting = {remote.remote(do, folder, token): number for number, (do, folder) in enumerate(pairs)}
             while waiting:
                 ready, _ = ray.wait(list(waiting))
                 for reference in ready:
