@@ -21,10 +21,7 @@ def compare(run_a: Path, run_b: Path, checkpoints: tuple[str, str], split: str, 
     """Compare two runs on the episodes that both have, print the result and write it as JSON; return the file.
 
     Args:
-        run_a: a run folder with results.
-        run_b: another one, or the same one with another checkpoint.
-        checkpoints: whose results, of A and of B.
-        split: of the episodes.
+        run_b: another run than A, or the same one with another checkpoint.
         out: the JSON file; by default in A's results/.
 
     Raises:
@@ -73,31 +70,22 @@ def _names(sets: dict[tuple[int, str], EpisodeSet]) -> str:
     return "seed " + ", ".join(dict.fromkeys(" of ".join(filter(None, (str(seed), task))) for seed, task in sets))
 
 
-def paired_outcomes(
-    ours: EpisodeSet, theirs: EpisodeSet, n_episodes: int | None = None
-) -> tuple[list[bool], list[bool]]:
-    """Outcomes of the (first `n_episodes`) episodes that both sets have, in order.
-
-    Raises:
-        PrismError: runs of different tasks or limits, or other starts.
-    """
-    tasks = ours.simulated(), theirs.simulated()
+def paired_outcomes(a: EpisodeSet, b: EpisodeSet, n_episodes: int | None = None) -> tuple[list[bool], list[bool]]:
+    """Outcomes of the (first `n_episodes`) episodes that both sets have, in order."""
+    sets, tasks = (a, b), (a.simulated(), b.simulated())
     for field in ("name", "max_steps"):
         if tasks[0][field] != tasks[1][field]:
-            raise PrismError(
-                f"expected runs of one task, got task.{field} {tasks[0][field]!r} in {ours.run} and "
-                f"{tasks[1][field]!r} in {theirs.run}"
-            )
-    a, b = ({r["episode"]: bool(r["success"]) for r in s.records()} for s in (ours, theirs))
-    both = [e for e in sorted(a.keys() & b.keys()) if n_episodes is None or e < n_episodes]
+            got = " and ".join(f"{task[field]!r} in {s.run}" for task, s in zip(tasks, sets, strict=True))
+            raise PrismError(f"expected runs of one task, got task.{field} {got}")
+    ours, theirs = ({r["episode"]: bool(r["success"]) for r in s.records()} for s in sets)
+    both = [e for e in sorted(ours.keys() & theirs.keys()) if n_episodes is None or e < n_episodes]
     for episode in both:
-        starts = [np.load(s.states(episode), mmap_mode="r")[0] for s in (ours, theirs)]
-        if not np.array_equal(*starts):
+        if not np.array_equal(*(np.load(s.states(episode), mmap_mode="r")[0] for s in sets)):
             raise PrismError(
-                f"expected the same starts, but episode {episode} of {ours.name} starts differently in {ours.run} and "
-                f"{theirs.run}: were they measured with another version of the simulator?"
+                f"expected the same starts, but episode {episode} of {a.name} starts differently in {a.run} and "
+                f"{b.run}: were they measured with another version of the simulator?"
             )
-    return [a[e] for e in both], [b[e] for e in both]
+    return [ours[e] for e in both], [theirs[e] for e in both]
 
 
 def _metrics(paired: Paired) -> dict[str, Any]:

@@ -71,10 +71,9 @@ class EpisodeSet:
         """The settings of the task that was simulated."""
         path = self.folder / "settings.json"
         try:
-            task: dict[str, Any] = json.loads(path.read_text())["task"]
+            return json.loads(path.read_text())["task"]
         except (OSError, ValueError, KeyError) as error:
             raise PrismError(f"{path} is missing or damaged; evaluate the run again") from error
-        return task
 
 
 def states_path(folder: Path, episode: int) -> Path:
@@ -86,8 +85,7 @@ def episode_sets(run: Path, checkpoint: str | None = None, split: str | None = N
     """Every set that a run folder holds: checkpoints `last`, `best`, then by number; within each by seed, then task."""
     sets = []
     for journal in (run / "results").glob("*/*/episodes.jsonl"):
-        match = re.fullmatch(r"(\w+)-s(\d+)(?:-(\w+))?", journal.parent.name)
-        if match:
+        if match := re.fullmatch(r"(\w+)-s(\d+)(?:-(\w+))?", journal.parent.name):
             sets.append(EpisodeSet(run, journal.parent.parent.name, match[1], int(match[2]), match[3] or ""))
     wanted = [s for s in sets if checkpoint in (None, s.checkpoint) and split in (None, s.split)]
 
@@ -124,13 +122,7 @@ def summarise_run(run: Path, split: str, checkpoint: str, kept: Sequence[str]) -
     """Summary of all of a run's episodes of a split: the numbers of `checkpoint`, and of every checkpoint below them.
 
     Args:
-        run: the run folder.
-        split: whose episodes.
-        checkpoint: the headline.
         kept: numbers of the kept checkpoints, in order, for the mean of the last ten.
-
-    Raises:
-        PrismError: the checkpoint has no episodes of this split.
     """
     records: dict[str, dict[int, list[dict[str, Any]]]] = {}
     by_task: dict[str, list[dict[str, Any]]] = {}

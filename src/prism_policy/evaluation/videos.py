@@ -36,10 +36,8 @@ def render_videos(
     folder.mkdir(parents=True, exist_ok=True)
     missing = [r for r in episodes if not (folder / f"episode_{r['episode']:03d}.mp4").exists()]
     with WorkerPool(workers) as pool:
-        futures = [
-            pool.submit(_video, task, r, states(r["episode"]), folder / f"episode_{r['episode']:03d}.mp4")
-            for r in missing
-        ]
+        jobs = [(task, r, states(r["episode"]), folder / f"episode_{r['episode']:03d}.mp4") for r in missing]
+        futures = [pool.submit(_video, *job) for job in jobs]
         for done, future in enumerate(as_completed(futures), start=len(episodes) - len(missing) + 1):
             future.result()
             if progress:
@@ -69,8 +67,7 @@ def _video(task: TaskConfig, record: dict[str, Any], states: Path, path: Path) -
 def observe_all(task: TaskConfig, states: Path) -> list[Observation]:
     """The observation of every state of an episode, drawn in a process of their own."""
     with WorkerPool(1) as pool:
-        observations: list[Observation] = pool.submit(_observations, task, states).result()
-    return observations
+        return pool.submit(_observations, task, states).result()
 
 
 def _observations(task: TaskConfig, states: Path) -> list[Observation]:

@@ -90,9 +90,8 @@ def _read_summary(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise PrismError(f"{path} is damaged ({error!r}); evaluate the run again") from error
     if not fits:
-        raise PrismError(
-            f"{path}: expected rates in [0, 1] of at least one episode, got {summary}; evaluate the run again"
-        )
+        expected = "expected rates in [0, 1] of at least one episode"
+        raise PrismError(f"{path}: {expected}, got {summary}; evaluate the run again")
     return summary
 
 
@@ -117,13 +116,9 @@ def _strips(sets: Sets) -> list[tuple[str, list[dict[str, Any]]]]:
     """(label, episodes with their outcome in words) of each set; nothing where no episode was played."""
     if not any(records for _, records in sets):
         return []
-    return [
-        (
-            f"Seed {s.seed}" + (f", {task_spec(s.task).instruction}" if s.task else ""),
-            [r | {"outcome": _outcome(r)} for r in records],
-        )
-        for s, records in sets
-    ]
+    labels = [f"Seed {s.seed}" + (f", {task_spec(s.task).instruction}" if s.task else "") for s, _ in sets]
+    episodes = [[r | {"outcome": _outcome(r)} for r in records] for _, records in sets]
+    return list(zip(labels, episodes, strict=True))
 
 
 def _comparison(summary: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -156,10 +151,7 @@ def _outcome(episode: dict[str, Any]) -> str:
 
 
 def choose_episodes(episodes: Sequence[dict[str, Any]], count: int = NUM_VIDEOS) -> list[dict[str, Any]]:
-    """The first `count` episodes, and the first success and the first failure where these lie further on.
-
-    Chosen by number alone: nobody picks the pretty ones.
-    """
+    """The first `count` episodes, and the first success and failure where these lie further on: nobody picks."""
     chosen = list(episodes[:count])
     for outcome in (True, False):
         first = next((e for e in episodes if bool(e["success"]) is outcome), None)
@@ -206,10 +198,10 @@ def _pictures(figures: Path, run: RunConfig) -> list[tuple[str, str, str]]:
 
 def _failure(sets: Sets) -> dict[str, str] | None:
     """The film of the first failed episode, where there is one."""
-    for episodes, _ in sets[:1]:
-        for path in sorted((episodes.run / "figures" / episodes.name).glob("episode_*_saliency.mp4"))[:1]:
-            return {"source": data_url(path, "video/mp4"), "file": f"figures/{episodes.name}/{path.name}"}
-    return None
+    paths = (p for e, _ in sets[:1] for p in sorted((e.run / "figures" / e.name).glob("episode_*_saliency.mp4")))
+    if (path := next(paths, None)) is None:
+        return None
+    return {"source": data_url(path, "video/mp4"), "file": f"figures/{sets[0][0].name}/{path.name}"}
 
 
 def _training(metrics: list[dict[str, Any]]) -> dict[str, Any]:

@@ -36,15 +36,7 @@ def check_rerun() -> None:
 
 
 def record(path: Path, task: TaskConfig, policy: Policy, states: Path, split: str, seed: int, episode: int) -> None:
-    """Write the recording of an episode.
-
-    Args:
-        path: the .rrd file.
-        task: what was simulated.
-        policy: what acted.
-        states: file of the episode's states.
-        split: with seed and episode, decides the policy's noise.
-    """
+    """Write the recording (.rrd) of an episode from the file of its states."""
     check_rerun()
     import rerun as rr
 
