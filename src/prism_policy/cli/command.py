@@ -24,12 +24,7 @@ class Command:
 
     @classmethod
     def parse(cls, arguments: Sequence[str], prog: str) -> Callable[[], None]:
-        """Return the work that these arguments ask for.
-
-        Raises:
-            PrismError: a name that does not exist.
-            SystemExit: 2 after an explanation, of an unknown flag or a value of the wrong type; 0 after help.
-        """
+        """Return the work that these arguments ask for."""
         return tyro.cli(cls, args=list(arguments), prog=prog, config=PLAIN).run
 
     def run(self) -> None:

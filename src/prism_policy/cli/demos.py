@@ -59,12 +59,9 @@ class Collect(Command):
             about = read_attributes(file)
             if self.out:
                 file = copy_out(file, self.out / f"{task.spec.env_name}_demo.hdf5" if suite else self.out)
-            print(
-                f"{self.demos.num_demos} demonstrations, {about['total']} steps; {about['tried']} episodes were tried"
-            )
-            print(f"File: {file}")
-        rendered = self.out if self.out else file
-        print(f"Next: prism render {rendered}   (its images; prism info {file} says what it holds)")
+            steps, tried = about["total"], about["tried"]
+            print(f"{self.demos.num_demos} demonstrations, {steps} steps; {tried} episodes were tried\nFile: {file}")
+        print(f"Next: prism render {self.out or file}   (its images; prism info {file} says what it holds)")
 
 
 @dataclass(frozen=True)

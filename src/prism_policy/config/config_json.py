@@ -20,11 +20,7 @@ def to_json(config: Any) -> str:
 
 
 def from_dict(cls: type[T], data: Any, where: str = "") -> T:
-    """Build a config from plain JSON values.
-
-    Raises:
-        PrismError: an unknown field or a value of the wrong type, named by its path.
-    """
+    """Build a config from plain JSON values."""
     if not isinstance(data, dict):
         raise PrismError(f"{where or cls.__name__}: expected an object with fields, got {data!r}")
     hints = typing.get_type_hints(cls)

@@ -111,24 +111,13 @@ def nano(
     task: str = "lift", policy: PolicyKind = "flow_matching", encoder_name: str = "prism", seed: int = 0
 ) -> RunConfig:
     """A run that two CPU cores finish in ten minutes on Lift: a trunk a quarter as wide, a U-Net a tenth as large."""
-    base = encoder(encoder_name)
-    spec, demos = task_spec(task), demo_config(task, seed)
+    base, spec, demos = encoder(encoder_name), task_spec(task), demo_config(task, seed)
+    narrow = replace(base, width=16, num_keypoints=min(base.num_keypoints or 32, 32), attention_dim=64, out_dim=64)
+    narrow = replace(narrow, temperature=0.3)
     return RunConfig(
         task=replace(task_config(task), render=RenderConfig(resolution=84)),
         demos=replace(demos, num_demos=20) if spec.members else demos,
-        policy=PolicyConfig(
-            kind=policy,
-            encoder=replace(
-                base,
-                width=16,
-                num_keypoints=min(base.num_keypoints or 32, 32),
-                temperature=0.3,
-                attention_dim=64,
-                out_dim=64,
-            ),
-            down_dims=(64, 128, 256),
-            step_embed_dim=64,
-        ),
+        policy=PolicyConfig(policy, narrow, down_dims=(64, 128, 256), step_embed_dim=64),
         train=TrainConfig(steps=spec.nano_steps, batch_size=64, lr=1e-3, warmup_steps=50, log_every=10),
         evaluate=EvalConfig(n_episodes=10 if spec.members else 20, seed=seed),
         seed=seed,
@@ -144,10 +133,9 @@ def small(
     stays at 1e-4, as the batch is only halved; rollouts and kept checkpoints come four times, as in Table 8.
     """
     base = paper(task, policy, encoder_name, seed)
-    train = replace(
-        base.train, steps=10_000, batch_size=256, keep_every=2_500, rollout_every=2_500, rollout_episodes=20
-    )
-    return replace(base, demos=replace(base.demos, num_demos=base.demos.num_demos // 2), train=train)
+    train = replace(base.train, steps=10_000, batch_size=256, keep_every=2_500, rollout_every=2_500)
+    demos = replace(base.demos, num_demos=base.demos.num_demos // 2)
+    return replace(base, demos=demos, train=replace(train, rollout_episodes=20))
 
 
 def smoke(config: RunConfig) -> RunConfig:

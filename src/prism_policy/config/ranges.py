@@ -47,11 +47,7 @@ Fraction = Annotated[float, Range(0, 1)]
 
 
 def check_ranges(config: Any, path: str = "") -> None:
-    """Check every number of a config, nested ones and those in tuples too.
-
-    Raises:
-        PrismError: a number out of its field's range, named by its path.
-    """
+    """Check every number of a config, nested ones and those in tuples too."""
     for name, hint in get_type_hints(type(config), include_extras=True).items():
         value, wanted = getattr(config, name), range_of(hint)
         if dataclasses.is_dataclass(value):

@@ -10,16 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from prism_policy.config.ranges import (
-    Count,
-    Finite,
-    Fraction,
-    Natural,
-    NonNegative,
-    Positive,
-    Range,
-    check_ranges,
-)
+from prism_policy.config.ranges import Count, Finite, Fraction, Natural, NonNegative, Positive, Range, check_ranges
 from prism_policy.errors import PrismError
 from prism_policy.tasks import task_spec
 from prism_policy.tasks.spec import TaskSpec
@@ -329,22 +320,13 @@ class RunConfig:
 
 
 def check(config: RunConfig) -> None:
-    """Check a run's settings before anything is written.
-
-    Raises:
-        PrismError: tasks that the suite does not have; an unknown or repeated camera, or none; a number out of its
-            field's range.
-    """
+    """Check a run's settings before anything is written."""
     check_task(config.task)
     check_ranges(config)
 
 
 def single_tasks(task: TaskConfig) -> tuple[TaskConfig, ...]:
-    """The tasks of a suite one by one, with the cameras, limit and drawing of the whole; any other task alone.
-
-    Raises:
-        PrismError: no such task; numbers that the suite does not have or that are given twice; actions that it lacks.
-    """
+    """The tasks of a suite one by one, with the cameras, limit and drawing of the whole; any other task alone."""
     spec = task.spec
     if task.action_mode not in spec.action_modes:
         expected = " or ".join(map(repr, spec.action_modes))
@@ -362,12 +344,7 @@ def single_tasks(task: TaskConfig) -> tuple[TaskConfig, ...]:
 
 
 def check_task(task: TaskConfig) -> None:
-    """Refuse what no simulation can have.
-
-    Raises:
-        PrismError: an unknown task, or one that the suite does not have; an unknown or repeated camera, or none; a
-            resolution or a number of samples out of range.
-    """
+    """Refuse what no simulation can have."""
     single_tasks(task)
     cameras = task.spec.simulator.cameras
     if unknown := [camera for camera in task.cameras if camera not in cameras]:

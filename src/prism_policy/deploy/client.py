@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -56,12 +55,7 @@ class PolicyClient:
         self.reset()
 
     def reset(self, instruction: str | None = None, seed: int | None = None) -> None:
-        """Begin an episode.
-
-        Args:
-            instruction: for a policy of several tasks.
-            seed: of its noise; None goes on with the server's.
-        """
+        """Begin an episode: of this instruction, for a policy of several tasks; a seed begins its noise anew."""
         self._frames: list[Observation] = []
         self._actions: deque[np.ndarray] = deque()
         options = {"task": instruction, "seed": seed}
@@ -131,9 +125,8 @@ class PolicyClient:
             raise self._lost(error) from error
         except TimeoutError as error:
             self.close()
-            raise PrismError(
-                f"{self.url} did not answer within {self.answer_s:g} s; the connection is closed"
-            ) from error
+            late = f"did not answer within {self.answer_s:g} s"
+            raise PrismError(f"{self.url} {late}; the connection is closed") from error
         if isinstance(answer, str):
             raise PrismError(f"{self.url}: {answer}")
         return answer
@@ -148,9 +141,7 @@ class PolicyClient:
     def __enter__(self) -> PolicyClient:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -170,8 +161,7 @@ def _connected(url: str, api_key: str | None, connect_s: float) -> Iterator[Clie
                 raise PrismError(f"{url} refuses the connection ({error}); is PRISM_API_KEY the server's?") from error
             except (OSError, EOFError) as error:
                 if time.monotonic() > end:
-                    raise PrismError(
-                        f"no policy server at {url} ({error}); start one with `prism serve RUN`"
-                    ) from error
+                    missing = f"no policy server at {url} ({error})"
+                    raise PrismError(f"{missing}; start one with `prism serve RUN`") from error
                 time.sleep(0.1)
         yield connection

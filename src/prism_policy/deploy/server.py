@@ -64,9 +64,6 @@ class Session:
 
         Returns:
             `actions` float32 (n_action_steps, A), `server_timing`.
-
-        Raises:
-            PrismError: anything else.
         """
         known = {"images", "proprio", "task", "prompt", "reset", "seed"}
         if other := [key for key in request if key not in known]:
@@ -140,14 +137,10 @@ class Server:
 
     def warm_up(self) -> None:
         """Act once, on a frame in the middle of the training data: the first call lays out the weights."""
-        sizes = self.policy.encoder.cameras
-        middle = self.policy.normalizer["proprio"].invert(
-            torch.zeros(1, self.policy.proprio_dim, device=self.policy.device)
-        )  # type: ignore[operator]
-        request: dict[str, Any] = {
-            "images": {c: np.full((*size, 3), 128, np.uint8) for c, size in sizes.items()},
-            "proprio": middle[0].cpu().numpy(),
-        }
+        images = {c: np.full((*size, 3), 128, np.uint8) for c, size in self.policy.encoder.cameras.items()}
+        zeros = torch.zeros(1, self.policy.proprio_dim, device=self.policy.device)
+        middle = self.policy.normalizer["proprio"].invert(zeros)  # type: ignore[operator]
+        request: dict[str, Any] = {"images": images, "proprio": middle[0].cpu().numpy()}
         if instructions := self.metadata["instructions"]:
             request["task"] = instructions[0]
         Session(self.policy, False, 0).answer(request)
@@ -159,9 +152,6 @@ class Server:
             host: address to listen at; 0.0.0.0 is all of this machine's.
             port: 0 is any that is free.
             ready: called with the address.
-
-        Raises:
-            PrismError: the address is taken or not this machine's.
         """
         asyncio.run(self._run(host, port, ready))
 
@@ -254,11 +244,7 @@ def serve(
     seed: int = 0,
     api_key: str | None = None,
 ) -> None:
-    """Serve the policy of a run folder until it is stopped, then print how fast it was.
-
-    Raises:
-        PrismError: no such run or checkpoint; no GPU where one is wanted; the address is taken.
-    """
+    """Serve the policy of a run folder until it is stopped, then print how fast it was."""
     config = config_json.load(RunConfig, folder / "config.json")
     policy = load_policy(folder, checkpoint).to(pick_device(device))
     server = Server(policy, describe(folder, checkpoint, config, policy), seed, api_key)

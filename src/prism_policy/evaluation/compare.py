@@ -23,18 +23,14 @@ def compare(run_a: Path, run_b: Path, checkpoints: tuple[str, str], split: str, 
     Args:
         run_b: another run than A, or the same one with another checkpoint.
         out: the JSON file; by default in A's results/.
-
-    Raises:
-        PrismError: a run without results, runs of different tasks or limits, no episodes in common, or other starts.
     """
     if (run_a.resolve(), checkpoints[0]) == (run_b.resolve(), checkpoints[1]):
         raise PrismError(f"expected two different runs or checkpoints, got {run_a} '{checkpoints[0]}' twice")
     ours = {(s.seed, s.task): s for s in _episode_sets(run_a, checkpoints[0], split)}
     theirs = {(s.seed, s.task): s for s in _episode_sets(run_b, checkpoints[1], split)}
     if not (shared := [key for key in ours if key in theirs]):
-        raise PrismError(
-            f"expected a seed that both were measured on, got {_names(ours)} of {run_a} and {_names(theirs)} of {run_b}"
-        )
+        got = f"{_names(ours)} of {run_a} and {_names(theirs)} of {run_b}"
+        raise PrismError(f"expected a seed that both were measured on, got {got}")
     pairs: dict[int, tuple[list[bool], list[bool]]] = {}
     for seed, task in shared:
         outcomes = paired_outcomes(ours[seed, task], theirs[seed, task])
@@ -115,10 +111,8 @@ def _print(result: dict[str, Any]) -> None:
             f"{name.upper()}: {result[name]['run']} ({result[name]['checkpoint']}): "
             f"{result[f'success_rate_{name}']:.1%} of {n} episodes, 95% interval {low:.1%} to {high:.1%}"
         )
-    console.print(
-        f"Both succeed in {result['both']}, only A in {result['only_a']}, only B in {result['only_b']}, neither in "
-        f"{result['neither']}"
-    )
+    both, only_a, only_b, neither = (result[name] for name in ("both", "only_a", "only_b", "neither"))
+    console.print(f"Both succeed in {both}, only A in {only_a}, only B in {only_b}, neither in {neither}")
     low, high = result["difference_95"]
     console.print(
         f"A less B: {100 * result['difference']:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}; "

@@ -132,10 +132,9 @@ def summarise_run(run: Path, split: str, checkpoint: str, kept: Sequence[str]) -
             if episodes.task and episodes.checkpoint == checkpoint:
                 by_task.setdefault(episodes.task, []).extend(finished)
     if checkpoint not in records:
-        raise PrismError(
-            f"{run} has no episodes of checkpoint '{checkpoint}' on split '{split}'; it has "
-            f"{', '.join(records) or 'none'}: run `prism evaluate {run}`"
-        )
+        there = ", ".join(records) or "none"
+        missing = f"{run} has no episodes of checkpoint '{checkpoint}' on split '{split}'"
+        raise PrismError(f"{missing}; it has {there}: run `prism evaluate {run}`")
     checkpoints = {name: summarise_seeds(by_seed) for name, by_seed in records.items()}
     summary = checkpoints[checkpoint] | {"checkpoint": checkpoint, "split": split, "checkpoints": checkpoints}
     if by_task:

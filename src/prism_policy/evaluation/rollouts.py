@@ -56,10 +56,6 @@ def evaluate(
         other_weights: what to do about episodes in the folder that other weights played. A training that repeats its
             last updates on a GPU comes back with slightly other ones.
         task: what is simulated; by default the run's, which must be a single one.
-
-    Raises:
-        PrismError: no episodes asked for, a policy of another action mode, or a folder with results of other weights
-            or another task.
     """
     eval_config = eval_config or config.evaluate
     if eval_config.n_episodes < 1:

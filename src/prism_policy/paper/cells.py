@@ -130,9 +130,8 @@ def find_cells(
         folder = cells_dir / f"{variant.name}{suffix}-{scale}-s{seed}"
         known = existing.get(_training(config))
         if known is None and (folder / "config.json").exists():
-            raise PrismError(
-                f"{folder} holds a run of another configuration than this plan; move it away or choose another --cells"
-            )
+            holds = f"{folder} holds a run of another configuration than this plan's"
+            raise PrismError(f"{holds}; move it away or choose another --cells")
         # The folder's own configuration: it may ask for another number of episodes.
         folder, config = known or (folder, config)
         cells.append(Cell(variant, seed, folder, config))

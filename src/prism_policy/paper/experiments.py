@@ -107,10 +107,8 @@ def select(
 ) -> Experiment:
     """The experiment on some of its tasks (of a suite: `numbers`) and policies; means over fewer are marked partial."""
     variants = [v for e in whole.entries for v in e.variants]
-    had_tasks, had_policies = (
-        tuple(dict.fromkeys(v.task for v in variants)),
-        tuple(dict.fromkeys(v.policy for v in variants)),
-    )
+    had_tasks = tuple(dict.fromkeys(v.task for v in variants))
+    had_policies = tuple(dict.fromkeys(v.policy for v in variants))
     for what, chosen, had in (("tasks", tasks, had_tasks), ("policies", policies, had_policies)):
         if chosen is not None and not chosen:
             raise PrismError(f"{what}: expected at least one of {', '.join(had)}, got none")

@@ -53,10 +53,8 @@ def run_on_ray(
         has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call, unused-ignore]
         gpus = min(1.0, has.get("GPU", 0.0)) if gpus is None else gpus
         if gpus > has.get("GPU", 0.0) or cpus > has.get("CPU", 0.0):
-            raise PrismError(
-                f"expected a cluster with {gpus:g} GPUs and {cpus:g} cores for a cell, got {has.get('GPU', 0):g} and "
-                f"{has.get('CPU', 0):g} in all"
-            )
+            got = f"{has.get('GPU', 0):g} and {has.get('CPU', 0):g} in all"
+            raise PrismError(f"expected a cluster with {gpus:g} GPUs and {cpus:g} cores for a cell, got {got}")
         remote = ray.remote(num_gpus=gpus, num_cpus=cpus, max_retries=RETRIES)(_do_remotely)
         token = folders[0].parent / f".here-{uuid.uuid4().hex}"
         token.parent.mkdir(parents=True, exist_ok=True)

@@ -171,11 +171,7 @@ def duration(seconds: float) -> str:
 
 
 def reproduce(plan: Plan, out: Path, options: ClusterOptions) -> Path:
-    """Run what is missing and write the tables, anew after every cell; returns the page.
-
-    Raises:
-        PrismError: `out` belongs to another plan; cells failed, of which the others were done all the same.
-    """
+    """Run what is missing and write the tables, anew after every cell; returns the page."""
     open_plan_folder(plan, out)
     failed: dict[str, str] = {}
     busy: list[str] = []
@@ -241,10 +237,8 @@ def open_plan_folder(plan: Plan, out: Path) -> None:
         except (ValueError, KeyError, TypeError) as error:
             raise PrismError(f"{path} is damaged ({error!r}); choose another --out") from error
         if other:
-            raise PrismError(
-                f"{out} holds another plan: {other[0]} is {there[other[0]]!r} there and {settings[other[0]]!r} now; "
-                "choose another --out"
-            )
+            values = f"{other[0]} is {there[other[0]]!r} there and {settings[other[0]]!r} now"
+            raise PrismError(f"{out} holds another plan: {values}; choose another --out")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PrismError(f"{out} exists and holds no plan (no plan.json in it); choose another --out")
     write_text(path, json.dumps(settings, indent=2) + "\n")

@@ -81,9 +81,6 @@ def probe(
         resolutions: sizes of the frames [px].
         cache_dir: where scenes are kept, as in `collect`.
         workers: trainings at a time on a CPU, one thread each; None is one for each core. A GPU does one at a time.
-
-    Raises:
-        PrismError: an encoder that cannot work, another configuration in the folder, no simulator, no OpenGL.
     """
     where = pick_device(device)
     report = progress or (lambda title, done, total: None)

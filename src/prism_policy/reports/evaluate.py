@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,20 +110,13 @@ class EvalPlan:
 
 
 def evaluate_runs(
-    folders: Sequence[Path],
-    options: EvalOptions,
-    workers: int | None = None,
-    device: Device = "auto",
-    preset: str = "",
+    folders: Sequence[Path], options: EvalOptions, workers: int | None = None, device: Device = "auto", preset: str = ""
 ) -> list[dict[str, Any]]:
     """Evaluate trained runs and write their videos, figures, summaries and reports; returns the summaries.
 
     Args:
         workers: simulator processes, kept from one run to the next; by default one for each core.
         preset: name of the sizes, for the summary; by default that of the summary before.
-
-    Raises:
-        PrismError: no run folder, or no weights in it; an unknown checkpoint; another process evaluates one of them.
     """
     if not folders:
         raise PrismError("expected at least one run folder, got none; see `prism evaluate --help`")
@@ -152,12 +146,13 @@ def _roll_out(plan: EvalPlan, simulators: WorkerPool, title: str) -> None:
         for episodes, settings, task in group:
             name = title if len(plan.episode_sets) == 1 else f"{title} {episodes.name}"
             with Bar(name, settings.n_episodes) as bar:
-
-                def show(records: Sequence[dict[str, Any]], bar: Bar = bar) -> None:
-                    bar.update(len(records), f"{sum(r['success'] for r in records)} of {len(records)} succeeded")
-
+                show = partial(_show_episodes, bar)
                 evaluate(episodes.folder, plan.config, policy, settings, simulators, show, task=task)
                 show(episodes.records())
+
+
+def _show_episodes(bar: Bar, records: Sequence[dict[str, Any]]) -> None:
+    bar.update(len(records), f"{sum(r['success'] for r in records)} of {len(records)} succeeded")
 
 
 def _present(plan: EvalPlan, options: EvalOptions, memory: PeakMemory) -> dict[str, Any]:

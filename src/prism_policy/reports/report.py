@@ -39,11 +39,7 @@ Sets = Sequence[tuple[EpisodeSet, list[dict[str, Any]]]]
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `report.html` into a run folder from what lies there, and return its path.
-
-    Raises:
-        PrismError: `config.json` or `results/summary.json` is missing or damaged.
-    """
+    """Write `report.html` into a run folder from what lies there, and return its path."""
     run = config_json.load(RunConfig, run_dir / "config.json")
     summary = _read_summary(run_dir / "results" / "summary.json")
     checkpoint, split = str(summary.get("checkpoint", "last")), str(summary.get("split", "evaluate"))

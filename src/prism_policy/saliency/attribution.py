@@ -55,9 +55,9 @@ class Attribution:
         if self.method not in METHODS:
             raise PrismError(f"unknown method '{self.method}'; there are {', '.join(METHODS)}")
         if self.target not in ("chunk", "gripper", *map(str, range(policy.action_dim))):
+            last = policy.action_dim - 1
             raise PrismError(
-                f"unknown target '{self.target}'; expected chunk, gripper, or an action dimension from 0 to "
-                f"{policy.action_dim - 1}"
+                f"unknown target '{self.target}'; expected chunk, gripper, or an action dimension from 0 to {last}"
             )
         deepest = policy.config.encoder.stages_read[-1]
         if self.stage is not None and not 1 <= self.stage <= deepest:

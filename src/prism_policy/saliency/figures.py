@@ -64,9 +64,8 @@ def draw_grid(
         for line, subject, subject_maps in zip(lines[1:], subjects, maps, strict=True):
             _draw_saliency(line, subject, clip, subject_maps, camera)
             line[0].set_ylabel(subject.title.replace(", ", "\n"), fontsize=9)
-    bar = figure.colorbar(
-        ScalarMappable(LogNorm(1, BRIGHTEST), HEAT), ax=axes, location="right", fraction=0.03, shrink=0.5, pad=0.02
-    )
+    colours = ScalarMappable(LogNorm(1, BRIGHTEST), HEAT)
+    bar = figure.colorbar(colours, ax=axes, location="right", fraction=0.03, shrink=0.5, pad=0.02)
     bar.set_ticks([1, 2, 5, 10], labels=["1 and less", "2", "5", "10 and more"])
     bar.ax.minorticks_off()
     bar.set_label("saliency / mean of its image", fontsize=8)

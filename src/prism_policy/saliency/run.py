@@ -58,12 +58,7 @@ class SaliencyOptions:
 
 
 def run_saliency(folders: Sequence[Path], options: SaliencyOptions, out: Path, device: Device = "auto") -> Study:
-    """Measure the saliency of these runs, write pictures, film and tables into `out`, and print the metrics.
-
-    Raises:
-        PrismError: no run folder, runs that do not take the same frames, an unknown camera, method, target, stage or
-            episode, nothing to compare, no simulator and no dataset, or a place that may not be written to.
-    """
+    """Measure the saliency of these runs, write pictures, film and tables into `out`, and print the metrics."""
     subjects = load_subjects(folders, device)
     cameras = _check(subjects, options)
     several = options.n_episodes > 1

@@ -84,10 +84,8 @@ def load_subjects(folders: Sequence[Path], device: Device = "auto") -> list[Subj
     for other, name in itertools.product(others, ("name", "cameras", "render")):
         ours, theirs = getattr(first.config.task, name), getattr(other.config.task, name)
         if ours != theirs:
-            raise PrismError(
-                f"expected runs that take the same frames, got task.{name} {ours!r} in {first.folder} and "
-                f"{theirs!r} in {other.folder}"
-            )
+            got = f"task.{name} {ours!r} in {first.folder} and {theirs!r} in {other.folder}"
+            raise PrismError(f"expected runs that take the same frames, got {got}")
     return subjects
 
 

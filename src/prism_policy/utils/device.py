@@ -15,9 +15,6 @@ def pick_device(wanted: Literal["auto", "cpu", "cuda"] = "auto", index: int = 0)
     Args:
         wanted: what the user asked for.
         index: of the GPU, for one of several processes.
-
-    Raises:
-        PrismError: a GPU is wanted and there is none, or none left for this process.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise PrismError("device: expected a GPU that PyTorch can use, found none; choose --device cpu")

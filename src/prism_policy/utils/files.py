@@ -24,9 +24,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         # HDF5 and safetensors wrap the system's error in their own and keep only its text.
         number = error.errno if isinstance(error, OSError) else None
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-            raise PrismError(
-                f"no space left on the disk of {path}; free some and run the same command again, it goes on from there"
-            ) from error
+            full = f"no space left on the disk of {path}"
+            raise PrismError(f"{full}; free some and run the same command again, it goes on from there") from error
         if number in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise PrismError(f"cannot write {path} ({error}); choose a folder you may write to") from error
         raise
@@ -40,9 +39,6 @@ def atomic(path: Path) -> Iterator[Path]:
 
         with atomic(folder / "weights.safetensors") as temporary:
             save_file(tensors, temporary)
-
-    Raises:
-        PrismError: no space left, or no permission.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
@@ -66,9 +62,6 @@ def file_lock(path: Path, waiting: str = "") -> Iterator[bool]:
     Args:
         path: made where it does not exist.
         waiting: printed before waiting for the process that holds it; by default yield False at once.
-
-    Raises:
-        PrismError: the file system has no locks, no space left, or no permission.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,11 +90,7 @@ def _locked(file: TextIO, options: int = 0) -> bool:
 
 @contextmanager
 def folder_lock(folder: Path, doing: str) -> Iterator[None]:
-    """Keep other processes from writing into `folder` during the block.
-
-    Raises:
-        PrismError: another process is `doing` ("training") it.
-    """
+    """Keep other processes from writing into `folder` during the block."""
     with file_lock(folder / ".lock") as locked:
         if not locked:
             raise PrismError(f"another process is {doing} {folder}; wait for it, or stop it and run this again")

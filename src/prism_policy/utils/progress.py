@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from threading import Event, Thread
-from types import TracebackType
 from typing import ClassVar
 
 from rich.console import Console
@@ -94,9 +93,7 @@ class Bar:
             self._lines.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         Bar._open.remove(self)
         self._end.set()
         self.progress.stop()

@@ -26,10 +26,6 @@ def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: int) -> No
 
     The file appears at `path` only when it is complete. Odd heights and widths, which yuv420p cannot hold, lose their
     last row or column.
-
-    Raises:
-        ValueError: no frames.
-        PrismError: no space left, or no permission.
     """
     iterator = iter(frames)
     first = next(iterator, None)
