@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from prism_policy.config.options import Attribution
 from prism_policy.config.settings import single_tasks
 from prism_policy.paper.cells import Cell
 from prism_policy.paper.tables import Results, added_parameters
 from prism_policy.run_folder import load_policy
-from prism_policy.saliency.attribution import Attribution
 from prism_policy.saliency.clips import Clip, draw_clips, evaluated_source
 from prism_policy.saliency.heatmaps import paint, strength
 from prism_policy.saliency.study import centre_crop, clip_of, saliency_maps

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from prism_policy.config.options import Attribution
 from prism_policy.errors import PrismError
 
 if TYPE_CHECKING:
@@ -27,48 +27,23 @@ Images = dict[str, Tensor]
 """camera -> (B, To, H, W, 3) in 0 to 255."""
 
 
-@dataclass(frozen=True)
-class Attribution:
-    """How saliency is computed."""
-
-    method: str = "gradient"
-    """One of `METHODS`."""
-    target: str = "chunk"
-    """What moves: `chunk`, the whole chunk's projection on itself; `gripper`; or the number of an action dimension,
-    averaged over the executed steps."""
-    stage: int | None = None
-    """Stage of the trunk that LayerCAM looks at; None is the deepest."""
-    noise_level: float | None = None
-    """None is the gradient through the whole sampler; a number in (0, 1] that of one call of the network at this level
-    of noise."""
-    samples: int | None = None
-    """Noisy copies of SmoothGrad (None is 16), steps of integrated gradients (64: the sampler has sharp bends)."""
-    blur: float = 0.1
-    """SmoothGrad's noise as a share of the range of grey levels."""
-    patch: int = 12
-    """Side of the occluded square [px]; it moves by half of this."""
-    seed: int = 0
-    """Of the policy's noise and of SmoothGrad's."""
-
-    def check(self, policy: Policy) -> None:
-        """Refuse what this policy does not have."""
-        if self.method not in METHODS:
-            raise PrismError(f"unknown method '{self.method}'; there are {', '.join(METHODS)}")
-        if self.target not in ("chunk", "gripper", *map(str, range(policy.action_dim))):
-            last = policy.action_dim - 1
-            raise PrismError(
-                f"unknown target '{self.target}'; expected chunk, gripper, or an action dimension from 0 to {last}"
-            )
-        deepest = policy.config.encoder.stages_read[-1]
-        if self.stage is not None and not 1 <= self.stage <= deepest:
-            raise PrismError(f"unknown stage {self.stage}; this encoder's trunk has stages 1 to {deepest}")
-        if self.stage is not None and self.method != "layercam":
-            raise PrismError(f"stage {self.stage} is for method 'layercam', got '{self.method}'")
-        if self.noise_level is not None and not 0 < self.noise_level <= 1:
-            raise PrismError(f"noise_level: expected a number in (0, 1], got {self.noise_level}")
-        for name, value in {"samples": self.samples, "patch": self.patch}.items():
-            if value is not None and value < 1:
-                raise PrismError(f"{name}: expected at least 1, got {value}")
+def check(how: Attribution, policy: Policy) -> None:
+    """Refuse what this policy does not have."""
+    if how.method not in METHODS:
+        raise PrismError(f"unknown method '{how.method}'; there are {', '.join(METHODS)}")
+    if how.target not in ("chunk", "gripper", *map(str, range(policy.action_dim))):
+        dimensions = f"an action dimension from 0 to {policy.action_dim - 1}"
+        raise PrismError(f"unknown target '{how.target}'; expected chunk, gripper, or {dimensions}")
+    deepest = policy.config.encoder.stages_read[-1]
+    if how.stage is not None and not 1 <= how.stage <= deepest:
+        raise PrismError(f"unknown stage {how.stage}; this encoder's trunk has stages 1 to {deepest}")
+    if how.stage is not None and how.method != "layercam":
+        raise PrismError(f"stage {how.stage} is for method 'layercam', got '{how.method}'")
+    if how.noise_level is not None and not 0 < how.noise_level <= 1:
+        raise PrismError(f"noise_level: expected a number in (0, 1], got {how.noise_level}")
+    for name, value in {"samples": how.samples, "patch": how.patch}.items():
+        if value is not None and value < 1:
+            raise PrismError(f"{name}: expected at least 1, got {value}")
 
 
 class Objective:
@@ -264,7 +239,7 @@ def saliency(policy: Policy, observation: Observation, how: Attribution) -> dict
 
     Pixels outside the centre crop have none. Every observation meets the same noise, whatever else is in the batch.
     """
-    how.check(policy)
+    check(how, policy)
     parts = [maps_of(f, how) for f in objectives(policy, observation, how)]
     return {c: np.concatenate([p[c] for p in parts]) for c in parts[0]}
 

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from prism_policy.config import config_json
+from prism_policy.config.options import Attribution
 from prism_policy.config.presets import encoder_name
 from prism_policy.config.settings import Device, RunConfig
 from prism_policy.errors import PrismError
 from prism_policy.models.encoder import crop_size
 from prism_policy.policies import Policy
 from prism_policy.run_folder import load_policy
-from prism_policy.saliency.attribution import Attribution, maps_of, objectives, saliency
+from prism_policy.saliency.attribution import maps_of, objectives, saliency
 from prism_policy.saliency.clips import Clip
 from prism_policy.saliency.faithfulness import SHARES, curves, randomised
 from prism_policy.saliency.metrics import (

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prism_policy.saliency.attribution import Attribution
+from prism_policy.config.options import Attribution
 from prism_policy.saliency.faithfulness import SHARES
 from prism_policy.saliency.metrics import Estimate, over_episodes
 from prism_policy.saliency.study import (
