@@ -56,11 +56,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
 
 
 def load(cls: type[T], path: Path) -> T:
-    """Read a config from a JSON file.
-
-    Raises:
-        PrismError: the file is missing, is no JSON, or does not fit the type.
-    """
+    """Read a config from a JSON file; a PrismError says what is wrong with it."""
     try:
         data = json.loads(path.read_text())
     except FileNotFoundError as error:

@@ -35,11 +35,7 @@ ENCODERS: dict[str, EncoderConfig] = {
 
 
 def encoder(name: str) -> EncoderConfig:
-    """Return the paper's encoder of this name, at full width; `sspool@2` is sspool after the trunk's second stage.
-
-    Raises:
-        PrismError: no such preset, or no such stage.
-    """
+    """Return the paper's encoder of this name, at full width; `sspool@2` is sspool after the trunk's second stage."""
     known = {**ENCODERS, **prism_designs()}
     base, _, stage = name.partition("@")
     if base not in known or (stage and (known[base].fusion != "last" or stage not in ("1", "2", "3", "4"))):
@@ -58,8 +54,7 @@ def encoder_name(config: EncoderConfig) -> str:
 def prism_designs() -> dict[str, EncoderConfig]:
     """Designs of PRISM that fit all the paper states: 384 numbers before the fusion, +15.4% parameters within 0.2.
 
-    The percentage is of the whole one-camera policy against SSPool. They are compared in `docs/prism-design.md`; the
-    preset `prism` is `prism-keypoint`.
+    The percentage is of the whole one-camera policy against SSPool. docs/prism-design.md compares them.
     """
     keypoint = ENCODERS["prism"]
     stage = replace(keypoint, tokens="stage", attention_dim=512, out_dim=396)

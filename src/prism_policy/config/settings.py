@@ -1,8 +1,7 @@
 """Every setting of the library: frozen dataclasses without torch, each declared once.
 
 A field is also a flag of the command line: its type says what is accepted (`Count` holds a range, see `ranges.py`), and
-the text under it is its `--help`. Variants are functions in `presets.py` that return these types; derived values are
-properties.
+the text under it is its `--help`. Variants are functions in `presets.py`; derived values are properties.
 """
 
 from __future__ import annotations

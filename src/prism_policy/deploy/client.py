@@ -18,7 +18,7 @@ from prism_policy.utils.observations import Observation, stack_history
 
 
 class PolicyClient:
-    """A policy behind a server, for a robot's control loop.
+    """A policy behind a server, for a robot's control loop; raises a PrismError where none is, or it refuses the key.
 
     It keeps the history of frames that the policy needs and the actions of the chunk that is being executed: one
     request a chunk, with frames that are one control step apart.
@@ -31,13 +31,9 @@ class PolicyClient:
                 action = policy.act({"agentview": image}, proprio)  # uint8 (H, W, 3), (P,) -> float32 (A,)
 
     Args:
-        url: of the server.
         api_key: what the server was given as PRISM_API_KEY.
         connect_s: how long to try, as a server takes a while to start [s].
         answer_s: how long to wait for an answer [s].
-
-    Raises:
-        PrismError: no server there, or it refuses the key.
     """
 
     def __init__(
@@ -62,14 +58,9 @@ class PolicyClient:
         self._options = {name: value for name, value in options.items() if value is not None}
 
     def act(self, images: Mapping[str, np.ndarray], proprio: np.ndarray) -> np.ndarray:
-        """The action to execute now, float32 (A,). Call it at every control step.
+        """The action to execute now, float32 (A,), of uint8 (H, W, 3) a camera, row 0 at the top, and proprio (P,).
 
-        Args:
-            images: the cameras' frames, uint8 (H, W, 3), row 0 at the top.
-            proprio: (P,).
-
-        Raises:
-            PrismError: a frame that does not fit the policy, which is forgotten again; or as `infer`.
+        Call it at every control step. A frame that does not fit raises a PrismError and is forgotten again.
         """
         frame, steps = self._frame(images, proprio), self.metadata["n_obs_steps"]
         frames = [*self._frames, frame][-steps:] if self._frames else [frame] * steps

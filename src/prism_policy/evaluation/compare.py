@@ -18,12 +18,7 @@ from prism_policy.utils.progress import console
 
 
 def compare(run_a: Path, run_b: Path, checkpoints: tuple[str, str], split: str, out: Path | None = None) -> Path:
-    """Compare two runs on the episodes that both have, print the result and write it as JSON; return the file.
-
-    Args:
-        run_b: another run than A, or the same one with another checkpoint.
-        out: the JSON file; by default in A's results/.
-    """
+    """Compare two runs, or checkpoints of one, on the episodes that both have; print, write JSON, return the file."""
     if (run_a.resolve(), checkpoints[0]) == (run_b.resolve(), checkpoints[1]):
         raise PrismError(f"expected two different runs or checkpoints, got {run_a} '{checkpoints[0]}' twice")
     ours = {(s.seed, s.task): s for s in _episode_sets(run_a, checkpoints[0], split)}

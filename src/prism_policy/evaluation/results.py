@@ -119,11 +119,7 @@ def summarise_seeds(by_seed: Mapping[int, Records]) -> dict[str, Any]:
 
 
 def summarise_run(run: Path, split: str, checkpoint: str, kept: Sequence[str]) -> dict[str, Any]:
-    """Summary of all of a run's episodes of a split: the numbers of `checkpoint`, and of every checkpoint below them.
-
-    Args:
-        kept: numbers of the kept checkpoints, in order, for the mean of the last ten.
-    """
+    """Summarise a run's episodes of a split: headline `checkpoint`, all others, and the mean of the last ten `kept`."""
     records: dict[str, dict[int, list[dict[str, Any]]]] = {}
     by_task: dict[str, list[dict[str, Any]]] = {}
     for episodes in episode_sets(run, split=split):

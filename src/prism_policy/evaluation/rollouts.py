@@ -50,7 +50,6 @@ def evaluate(
 
     Args:
         policy: what acts, in evaluation mode and on the device that shall compute.
-        eval_config: split, seed and number of episodes; by default the run's.
         simulators: worker processes to use; by default one for each core, for this call.
         on_episode: called with the records so far when an episode has ended.
         other_weights: what to do about episodes in the folder that other weights played. A training that repeats its
@@ -164,8 +163,7 @@ def sample_chunks(
     """Whole action chunks (n, T, A), in the environment's units, of n episodes, each with noise of its own.
 
     The policy is called with exactly `rows` rows, those that nobody needs filled with copies. An episode's row follows
-    from its number, for a kernel may treat its first rows otherwise than its last; two of the same row take turns. The
-    instruction goes to all of them.
+    from its number, for a kernel may treat its first rows otherwise than its last; two of the same row take turns.
     """
     noise = [policy.draw_noise(1, generator) for generator in generators]
     left = list(range(len(episodes)))

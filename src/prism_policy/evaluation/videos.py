@@ -27,12 +27,7 @@ def render_videos(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """A video of every episode, folder/episode_000.mp4, all cameras side by side; those that exist are kept.
-
-    Args:
-        episodes: records with `episode`, `success` and `steps`.
-        states: episode -> file of its states, float64 (steps + 1, S).
-    """
+    """folder/episode_000.mp4 of every record, all cameras side by side, from its states; those there are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [r for r in episodes if not (folder / f"episode_{r['episode']:03d}.mp4").exists()]
     with WorkerPool(workers) as pool:

@@ -110,9 +110,8 @@ _HOLLOW: dict[str, Any] = {"marker": "D", "ls": "", "ms": 6, "mfc": "white", "me
 def draw_saliency_grid(results: Results, path: Path) -> bool:
     """Tasks down, encoders across: one frame a task with each policy's input gradient; False where nothing is there.
 
-    All policies of a task see the same frame, from the middle of the first episode of the first one that was measured,
-    whatever its outcome. Brightness is relative to the mean of each picture, as in `prism saliency`: the gradients of
-    different policies have no other common unit.
+    All policies of a task see the frame in the middle of the first episode of the first one that was measured, whatever
+    its outcome; brightness is relative to the mean of each picture.
     """
     entries = results.experiment.entries
     rows, columns = (list(dict.fromkeys(names)) for names in zip(*((e.column, e.row) for e in entries), strict=True))

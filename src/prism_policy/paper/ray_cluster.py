@@ -33,11 +33,9 @@ def run_on_ray(
 
     Args:
         address: `auto` (a cluster that runs here, or RAY_ADDRESS), `local` (start one on this machine), or HOST:PORT.
-        folders: what each piece of work fills; absolute.
         work: returns whether it was done; may be sent to another process.
         on_done: called with the number of a piece and what it returned, or its error.
         gpus: GPUs a piece, or a share of one; None is one where the cluster has any.
-        cpus: CPU cores a piece.
     """
     try:
         import ray

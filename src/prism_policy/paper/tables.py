@@ -1,7 +1,4 @@
-"""An experiment's results as tables: ours and the paper's numbers in columns of their own.
-
-What was not measured is "missing", never a number.
-"""
+"""An experiment's results as tables, ours beside the paper's; what was not measured is "missing", never a number."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from prism_policy.evaluation.statistics import Paired
-from prism_policy.paper.cells import SCALES, Cell, Scale
+from prism_policy.paper.cells import SCALES, Scale
 from prism_policy.paper.experiments import Comparison, Entry, Experiment
 from prism_policy.paper.scores import Cells, Score, difference, parameters, score, stages_reached
 from prism_policy.tasks import task_spec
@@ -51,7 +48,7 @@ class Results:
                 else "The recipe is the paper's, and the data where the files are those, too; what the paper leaves "
                 "open, the simulator's version and the drawing of the images differ."
             )
-            + (" †: the paper's mean is over more tasks or policies than ours." if wide else "")
+            + " †: the paper's mean is over more tasks or policies than ours." * wide
         )
 
 
@@ -214,16 +211,14 @@ def _stages(results: Results) -> list[Grid]:
 
 
 def _cells(results: Results) -> Grid:
-    cells = results.cells.items()
-    rows = [[variant.name, str(seed), _state(cell, results), str(cell.folder)] for (variant, seed), cell in cells]
+    rows = []
+    for (variant, seed), cell in results.cells.items():
+        records = cell.records("last", results.n_episodes)
+        measured = f"{sum(r['success'] for r in records)} of {len(records)}"
+        state = measured if records else "trained" if cell.trained else MISSING
+        rows.append([variant.name, str(seed), state, str(cell.folder)])
     note = "Each is an ordinary run folder: `prism evaluate FOLDER`, `prism report FOLDER`."
     return Grid("Cells", ["cell", "seed", "state", "folder"], rows, note)
-
-
-def _state(cell: Cell, results: Results) -> str:
-    if records := cell.records("last", results.n_episodes):
-        return f"{sum(r['success'] for r in records)} of {len(records)}"
-    return "trained" if cell.trained else MISSING
 
 
 def facts(results: Results) -> list[str]:

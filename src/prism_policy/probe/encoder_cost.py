@@ -66,12 +66,9 @@ def encoder_costs(
     on_row: Callable[[EncoderCost], None] | None = None,
     device: torch.device | None = None,
 ) -> list[EncoderCost]:
-    """A row for each resolution and encoder, at the given width of the trunk. No policy's weights are allocated.
+    """A row for each resolution and encoder, also given to `on_row` as it is ready. No policy's weights are allocated.
 
-    Args:
-        batch_size: images in the timed forward.
-        rounds: forwards that are timed after two that are not; 0 times nothing.
-        on_row: called with each row as it is ready.
+    The forward of `batch_size` images is timed `rounds` times, after two that are not; 0 times nothing.
     """
     if not resolutions:
         raise PrismError("resolutions: expected at least one, got none")

@@ -1,8 +1,7 @@
-"""The spatial probe: how well each encoder can tell where things are, in metres and radians.
+"""The spatial probe: how well each encoder can tell where things are, in metres and radians, with no policy between.
 
-Each encoder is trained from scratch, with one linear layer on its output, to regress the poses of the objects and the
-hand in random still scenes, and measured on other scenes. The claim of arXiv:2606.15232 about representations becomes a
-number without any policy between.
+Each is trained from scratch, with one linear layer on its output, to regress the poses of the objects and the hand in
+random still scenes, and measured on other scenes.
 """
 
 from __future__ import annotations
@@ -69,17 +68,13 @@ def probe(
     progress: Progress | None = None,
     device: Device = "auto",
 ) -> list[Line]:
-    """Train and measure every encoder at every resolution from every seed; returns a line for each training.
+    """Train and measure every encoder at every resolution [px] from every seed; returns a line for each training.
 
     Seeds decide the initial weights, the batches and the crops; the scenes are the same for all.
 
     Args:
-        folder: where results.jsonl, table.md and probe.png go; what it already holds is not repeated, and more
-            encoders, resolutions and seeds can be added later.
-        config: the task and the budget, the same for everything in the folder.
-        encoders: name -> configuration, whose `width` is replaced by the probe's.
-        resolutions: sizes of the frames [px].
-        cache_dir: where scenes are kept, as in `collect`.
+        folder: of results.jsonl, table.md and probe.png; what it holds is not repeated, more can be added later.
+        config: the task and the budget, the same for everything in the folder; its `width` replaces the encoders'.
         workers: trainings at a time on a CPU, one thread each; None is one for each core. A GPU does one at a time.
     """
     where = pick_device(device)

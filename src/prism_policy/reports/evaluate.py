@@ -114,9 +114,7 @@ def evaluate_runs(
 ) -> list[dict[str, Any]]:
     """Evaluate trained runs and write their videos, figures, summaries and reports; returns the summaries.
 
-    Args:
-        workers: simulator processes, kept from one run to the next; by default one for each core.
-        preset: name of the sizes, for the summary; by default that of the summary before.
+    `preset` names the sizes in the summary; by default it is that of the summary before.
     """
     if not folders:
         raise PrismError("expected at least one run folder, got none; see `prism evaluate --help`")

@@ -1,8 +1,4 @@
-"""`report.html`: what a run achieved, on one page that opens from disk and loads nothing from elsewhere.
-
-It reads the run folder and nothing else, so it can be written again at any time. A part whose files are missing says
-so.
-"""
+"""`report.html`: what a run folder holds, on one page that loads nothing; a part whose files are missing says so."""
 
 from __future__ import annotations
 
@@ -59,7 +55,10 @@ def write_report(run_dir: Path) -> Path:
         max_video_mib=MAX_VIDEO_BYTES // 2**20,
         comparison=_comparison(summary),
         last_10=summary.get("mean_of_last_10"),
-        tasks=_tasks(summary),
+        tasks=[
+            (task_spec(n).instruction, f"{t['n_success']} of {t['n_episodes']}", t["success_rate"], *t["wilson_95"])
+            for n, t in summary.get("tasks", {}).items()
+        ],
         failures=stages_of_failures(run.task.name, summary.get("failures_by_stage", {})),
         pictures=_pictures(run_dir / "figures", run),
         failure=_failure(sets),
@@ -131,14 +130,6 @@ def _comparison(summary: dict[str, Any]) -> list[tuple[str, ...]]:
         rate = f"{row['n_success']} of {row['n_episodes']}", percent(row["success_rate"])
         rows.append((name, *rate, f"{percent(low)} to {percent(high)}", mean, seeds))
     return rows
-
-
-def _tasks(summary: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """Rows of charts.bars, one for each task of a suite."""
-    return [
-        (task_spec(n).instruction, f"{t['n_success']} of {t['n_episodes']}", t["success_rate"], *t["wilson_95"])
-        for n, t in summary.get("tasks", {}).items()
-    ]
 
 
 def _outcome(episode: dict[str, Any]) -> str:

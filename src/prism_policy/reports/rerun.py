@@ -1,7 +1,6 @@
 """Episodes as Rerun recordings (.rrd): cameras, keypoints, the hand's path, actions and predicted chunks over time.
 
-A recording is made after the rollout, from the episode's states: what the policy saw is drawn again to the pixel, and
-its noise follows from (split, seed, episode), so that it predicts what it predicted.
+They are made from the states after the rollout: what the policy saw is drawn again, and its noise is known.
 """
 
 from __future__ import annotations

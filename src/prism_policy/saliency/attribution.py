@@ -1,11 +1,8 @@
-"""Which pixels move the action: gradients, integrated gradients, LayerCAM and occlusion, all of one scalar.
-
-They differ in what they call "move". Each is short, and deterministic: noise and times of the sampler are fixed.
-"""
+"""Which pixels move the action, by five definitions of "move", all of one scalar and with fixed noise and times."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -49,11 +46,9 @@ def check(how: Attribution, policy: Policy) -> None:
 class Objective:
     """f(images) = <a(images), d> of each row: a is the normalised chunk from fixed noise, d a fixed direction.
 
-    For the target `chunk`, d is what the policy does with the observation as it is, a itself without its gradient.
+    For the target `chunk`, d is what the policy does with the observation as it is, a itself without its gradient::
 
-    Usage::
-
-        f = Objective(policy, observation, noise)  # noise of policy.draw_noise
+        f = Objective(policy, observation, policy.draw_noise(batch, generator))
         slopes = f.gradient(f.images)  # (B, To, H, W, 3) a camera
     """
 
@@ -69,7 +64,7 @@ class Objective:
         self.images: Images = dict(observation["images"])
         self.others = {name: x for name, x in observation.items() if name != "images"}
         with torch.no_grad():
-            self.actions = self._sample(self.images, self.others, noise)  # (B, T, A)
+            self.actions = self._sample(self.images)  # (B, T, A)
             chunk = self.actions if noise_level is None else self.chunk(self.images)
         if target == "chunk":
             self.direction = chunk
@@ -81,22 +76,23 @@ class Objective:
 
     def chunk(self, images: Images, rows: Tensor | None = None) -> Tensor:
         """Normalised chunks (N, T, A) of images (N, To, H, W, 3) of the observations `rows` (N,); None is all."""
-        others = {name: x if rows is None else x[rows] for name, x in self.others.items()}
-        noise = self.noise if rows is None else self.noise[rows]
+        some = slice(None) if rows is None else rows
         if self.noise_level is None:
-            return self._sample(images, others, noise)
+            return self._sample(images, some)
         with _fixed_order():
-            cond = self.policy.condition({**others, "images": images})
-        actions = self.actions if rows is None else self.actions[rows]
-        return self.policy.denoise(self.noise_level, actions, noise[:, 0], cond)
+            cond = self.policy.condition(self._observation(images, some))
+        return self.policy.denoise(self.noise_level, self.actions[some], self.noise[some, 0], cond)
 
-    def _sample(self, images: Images, others: Mapping[str, Any], noise: Tensor) -> Tensor:
+    def _observation(self, images: Images, some: Tensor | slice) -> dict[str, Any]:
+        return {**{name: x[some] for name, x in self.others.items()}, "images": images}
+
+    def _sample(self, images: Images, some: Tensor | slice = slice(None)) -> Tensor:
         with _fixed_order():
-            return self.policy.sample({**others, "images": images}, noise)
+            return self.policy.sample(self._observation(images, some), self.noise[some])
 
     def __call__(self, images: Images, rows: Tensor | None = None) -> Tensor:
         """f, (N,)."""
-        return (self.chunk(images, rows) * (self.direction if rows is None else self.direction[rows])).sum((1, 2))
+        return (self.chunk(images, rows) * self.direction[slice(None) if rows is None else rows]).sum((1, 2))
 
     def gradient(self, images: Images) -> Images:
         """Slope of f along every colour of every pixel, (B, To, H, W, 3) a camera [1 / grey level of 255]."""
@@ -153,10 +149,7 @@ def integrated_gradients(f: Objective, samples: int) -> Images:
 
 
 def layer_cam(f: Objective, stage: int | None = None) -> Images:
-    """relu(sum over channels of relu(df/dA) A) of a stage's feature map A (LayerCAM, IEEE TIP 30, 2021), (B, To, H, W).
-
-    It shows what speaks for f in the features, not against it, as coarsely as the stage sees.
-    """
+    """relu(sum over channels of relu(df/dA) A) of a stage's map A, (B, To, H, W): what favours f (LayerCAM, 2021)."""
     encoder = f.policy.encoder
     stage = stage or encoder.config.stages_read[-1]
     maps: list[Tensor] = []  # in the order in which the encoder takes the cameras, one trunk for all or not
@@ -245,10 +238,7 @@ def saliency(policy: Policy, observation: Observation, how: Attribution) -> dict
 
 
 def objectives(policy: Policy, observation: Observation, how: Attribution) -> Iterator[Objective]:
-    """The objective of a few rows at a time of an observation of arrays or tensors, on the policy's device.
-
-    The memory of a gradient through the sampler grows with its calls of the network.
-    """
+    """An `Objective` for a few rows at a time of an observation: a gradient's memory grows with the sampler's calls."""
     calls = getattr(policy.config, policy.config.kind).num_inference_steps if how.noise_level is None else 1
     batch = max(1, min(16, 160 // calls))
     noise = policy.draw_noise(1, torch.Generator().manual_seed(how.seed))

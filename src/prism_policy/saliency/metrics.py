@@ -117,12 +117,10 @@ def direction(difference: Estimate) -> int:
 
 
 def verdict(lift: Estimate, spread: Estimate) -> str:
-    """Whether "A is more localised than B" holds, from A's lift less B's and A's entropy less B's.
+    """Is A more localised than B: "supported", "refuted", "contradictory" (one number each way) or "undecided".
 
-    Localised means more saliency on objects and gripper than their area has, without being spread wider.
-
-    Returns:
-        "supported", "refuted", "contradictory" (one number each way) or "undecided".
+    Localised means more saliency on objects and gripper than their area has (A's lift less B's), without being spread
+    wider (A's entropy less B's).
     """
     on_task, concentrated = direction(lift), -direction(spread)
     if on_task * concentrated < 0:

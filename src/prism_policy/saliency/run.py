@@ -89,10 +89,7 @@ def _in_turn(subjects: Sequence[Subject], options: SaliencyOptions, history: int
 
 
 def draw_moments(config: RunConfig, policy: Policy, episodes: EpisodeSet, task: TaskConfig) -> None:
-    """Write the run's figures/saliency.png and, if the encoder has them, keypoints.png; those there are kept.
-
-    They show a few moments of the first episode, whatever its outcome: nobody picks.
-    """
+    """Write figures/saliency.png and, for keypoints, keypoints.png, of the first episode; those there are kept."""
     subject, figures = Subject(episodes.run, config, policy), episodes.run / "figures"
     paths = {"saliency": figures / "saliency.png"}
     if config.policy.encoder.pooling == "spatial_softmax":

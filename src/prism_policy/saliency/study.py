@@ -186,7 +186,8 @@ def run_study(
             maps[run].append(saliency_maps(subject.policy, clip, how))
             # A few frames spread evenly, the first and the last left out.
             few = np.unique(np.linspace(0, len(clip) - 1, checked + 2).astype(int)[1:-1])
-            records += _camera_records(subject, clip, maps[run][episode], cameras, fresh, few, how)
+            fresh_maps = saliency_maps(fresh, clip_of(clip, few), how) if fresh else {}
+            records += _records(subject, clip, maps[run][episode], cameras, few, fresh_maps)
             if checked:
                 records.append(_faithfulness(subject.policy, clip_of(clip, few), how, episode))
             if progress:
@@ -198,17 +199,10 @@ def run_study(
 _CURVES = ("deletion", "insertion", "deletion_chance", "insertion_chance")
 
 
-def _camera_records(
-    subject: Subject,
-    clip: Clip,
-    maps: Maps,
-    cameras: Sequence[str],
-    fresh: Policy | None,
-    few: np.ndarray,
-    how: Attribution,
+def _records(
+    subject: Subject, clip: Clip, maps: Maps, cameras: Sequence[str], few: np.ndarray, fresh_maps: Maps
 ) -> list[Record]:
-    """A record a camera; with the same policy of fresh weights, how much its maps are like these in a few frames."""
-    fresh_maps = saliency_maps(fresh, clip_of(clip, few), how) if fresh else {}
+    """A record a camera; with maps of fresh weights in a few frames, how much they are like these."""
     records = []
     for camera in cameras:
         mask = task_mask(subject, clip, camera)

@@ -59,9 +59,7 @@ def atomic(path: Path) -> Iterator[Path]:
 def file_lock(path: Path, waiting: str = "") -> Iterator[bool]:
     """Lock `path`, an empty file, for the block: yields whether this process has it. The kernel frees a dead one's.
 
-    Args:
-        path: made where it does not exist.
-        waiting: printed before waiting for the process that holds it; by default yield False at once.
+    `waiting` is printed before waiting for the process that holds it; without, False is yielded at once.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

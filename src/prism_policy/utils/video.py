@@ -52,11 +52,7 @@ def read_video(path: Path) -> Iterator[NDArray[np.uint8]]:
 
 
 def tile(videos: Sequence[Iterator[NDArray[np.uint8]]], width: int) -> Iterator[NDArray[np.uint8]]:
-    """Videos of one size side by side in rows, `width` [px] in all; one that is over keeps its last frame.
-
-    Yields:
-        uint8 (H, width, 3), until all are over.
-    """
+    """Videos of one size in rows, uint8 (H, width, 3), until all are over; one that is over keeps its last frame."""
     now = [next(video) for video in videos]
     # As many columns as make the picture about as wide as high, with the tiles' own shape.
     shape = now[0].shape[1] / now[0].shape[0]
@@ -78,13 +74,9 @@ def tile(videos: Sequence[Iterator[NDArray[np.uint8]]], width: int) -> Iterator[
 def mark_outcome(
     frames: Iterable[NDArray[np.uint8]], text: str, success: bool, scale: int = 3
 ) -> Iterator[NDArray[np.uint8]]:
-    """Enlarge frames (T, H, W, 3) `scale` times, framed in the colour of their outcome, with `text` above.
+    """Enlarge frames (H, W, 3) `scale` times, to uint8 (H * scale + 32, W * scale + 8, 3), bordered by their outcome.
 
-    The text is not below because a player's controls would cover it. One frame is made at a time: 400 enlarged frames
-    would take hundreds of MiB.
-
-    Yields:
-        uint8 (H * scale + 32, W * scale + 8, 3).
+    `text` is above, as a player's controls would cover it below. One frame is made at a time: 400 take hundreds of MiB.
     """
     colour = SUCCESS_COLOUR if success else FAILURE_COLOUR
     canvas: NDArray[np.uint8] | None = None
