@@ -43,6 +43,8 @@ from prism_policy.utils.memory import keep_freed_memory
 from prism_policy.utils.progress import Bar, console
 
 CPU = torch.device("cpu")
+Job = tuple[str, int, int]
+"""Encoder, resolution and seed."""
 Progress = Callable[[str, int, int], None]
 """Called with a title, the units done and their total."""
 
@@ -87,12 +89,12 @@ def probe(
     lines = read_lines(journal)
     wanted = [(name, r, seed) for r in resolutions for name in encoders for seed in seeds]
 
-    def find(name: str, *job: int) -> Line | None:
-        wanted_line = (name, *job, encoders[name])
-        keys = (((*_job(line), config_json.from_dict(EncoderConfig, line["config"])), line) for line in lines)
+    def find(job: Job) -> Line | None:
+        wanted_line = job, encoders[job[0]]
+        keys = (((_job(line), config_json.from_dict(EncoderConfig, line["config"])), line) for line in lines)
         return next((line for key, line in keys if key == wanted_line), None)
 
-    missing = [job for job in wanted if find(*job) is None]
+    missing = [job for job in wanted if find(job) is None]
     kept, start = len(wanted) - len(missing), len(lines)
     report("Probing", kept, len(wanted))
 
@@ -101,21 +103,21 @@ def probe(
         write_lines(journal, lines)
         report("Probing", kept + len(lines) - start, len(wanted))
 
+    work = [(job, encoders[job[0]], config, files[job[1]], where) for job in missing]
     if where.type == "cuda":
-        for name, r, seed in missing:
-            finish(_train(name, encoders[name], config, files[r], r, seed, where))
+        for arguments in work:
+            finish(_train(*arguments))
     else:
         with WorkerPool(workers) as pool:
-            jobs = [(name, encoders[name], config, files[r], r, seed, where) for name, r, seed in missing]
-            for future in as_completed([pool.submit(_train, *job) for job in jobs]):
+            for future in as_completed([pool.submit(_train, *arguments) for arguments in work]):
                 finish(future.result())
     everything = list({_job(line): line for line in lines}.values())
     write_text(folder / "table.md", markdown_table(everything))
     draw(everything, folder / "probe.png", f"{config.task}, camera {config.camera}")
-    return [line for job in wanted if (line := find(*job)) is not None]
+    return [line for job in wanted if (line := find(job)) is not None]
 
 
-def _job(line: Line) -> tuple[str, int, int]:
+def _job(line: Line) -> Job:
     return line["encoder"], line["resolution"], line["seed"]
 
 
@@ -235,7 +237,7 @@ def _check(
 
 def _scene_files(
     config: ProbeConfig, resolution: int, cache_dir: Path | None, workers: int | None, report: Progress
-) -> tuple[Path, Path]:
+) -> list[Path]:
     """Rendered scenes to learn from, and others to measure on."""
     task = TaskConfig(config.task, (config.camera,), render=RenderConfig(resolution))
     files = []
@@ -245,24 +247,16 @@ def _scene_files(
         states = collect_scenes(task, count, split, config.scene_seed, cache_dir, workers, show)
         show = partial(report, f"Frames {resolution} px")
         files.append(render_demos(states, task, cache_dir, workers, show))
-    return files[0], files[1]
+    return files
 
 
-def _train(
-    name: str,
-    encoder: EncoderConfig,
-    config: ProbeConfig,
-    files: tuple[Path, Path],
-    resolution: int,
-    seed: int,
-    device: torch.device,
-) -> Line:
+def _train(job: Job, encoder: EncoderConfig, config: ProbeConfig, files: list[Path], device: torch.device) -> Line:
     """One encoder from one seed. Runs in a process of its own on a CPU."""
     from prism_policy.envs.scenes import tracked
 
     if device.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    train, test = (read_scenes(path, config.camera) for path in files)
+    (name, resolution, seed), (train, test) = job, (read_scenes(path, config.camera) for path in files)
     started = time.perf_counter()
     with keep_freed_memory():
         model, targets = fit(encoder, config, train, {t.name: t.folds for t in tracked(config.task)}, seed, device)
