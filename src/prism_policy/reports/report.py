@@ -21,15 +21,6 @@ from prism_policy.utils.files import read_lines, write_text
 
 NUM_VIDEOS = 6
 MAX_VIDEO_BYTES = 24 * 2**20  # a page of this size still opens at once; base64 adds a third
-
-_CAPTIONS = {
-    "saliency": "Saliency: how much each pixel moves the predicted action chunk (input gradient of the chunk's "
-    "projection on itself, absolute value summed over colours, fixed noise). Bright means: a small change here would "
-    "change what the robot does next. Brightness is relative to the mean of each image: 10 times as much is brightest.",
-    "keypoints": "Keypoints: the image positions that the spatial softmax hands to the policy, coloured by the stage "
-    "of the network that they come from. The dashed frame is the part of the image that the network sees. A keypoint "
-    "near the middle may be a feature that responds nowhere in particular: its expected position is then the centre.",
-}
 Sets = Sequence[tuple[EpisodeSet, list[dict[str, Any]]]]
 """Sets of episodes with their records."""
 
@@ -67,7 +58,9 @@ def write_report(run_dir: Path) -> Path:
         peak_mib=summary.get("peak_rss_mib"),
         worker_peak_mib=summary.get("worker_peak_rss_mib"),
         settings=list(_flat(dataclasses.asdict(run))),
-        next_steps=_next_steps(run_dir, run, summary),
+        run=run,
+        encoder=shlex.quote(str(summary.get("encoder", "prism"))),
+        code=shlex.quote(f"import prism_policy as pp; print(pp.load_policy({json.dumps(str(run_dir))}))"),
     )
     path = run_dir / "report.html"
     write_text(path, page)
@@ -170,12 +163,12 @@ def _videos_of(episodes: EpisodeSet, records: Sequence[dict[str, Any]], count: i
 
 
 def _pictures(figures: Path, run: RunConfig) -> list[tuple[str, str, str]]:
-    """(name, address, caption) of each figure; without an address it is missing, and the caption says why."""
+    """(name, address, why there is none) of each figure."""
     pictures = []
-    for name, caption in _CAPTIONS.items():
+    for name in ("saliency", "keypoints"):
         path = figures / f"{name}.png"
         if path.is_file():
-            pictures.append((name, data_url(path, "image/png"), caption))
+            pictures.append((name, data_url(path, "image/png"), ""))
         elif name == "keypoints" and run.policy.encoder.pooling != "spatial_softmax":
             pictures.append((name, "", f"No keypoints: this encoder pools by '{run.policy.encoder.pooling}'."))
         else:
@@ -215,19 +208,3 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-
-
-def _next_steps(run_dir: Path, run: RunConfig, summary: dict[str, Any]) -> str:
-    encoder = shlex.quote(str(summary.get("encoder", "prism")))
-    code = f"import prism_policy as pp; print(pp.load_policy({json.dumps(str(run_dir))}))"
-    return f"""# the same again from another seed: how much of the result is luck?
-prism quickstart --task {run.task.name} --policy {run.policy.kind} --encoder {encoder} --seed {run.seed + 1}
-
-# another encoder: how strongly features respond, instead of where
-prism quickstart --task {run.task.name} --policy {run.policy.kind} --encoder avgpool --seed {run.seed}
-
-# the policy for your own observations
-python -c {shlex.quote(code)}
-
-# everything else
-prism --help"""

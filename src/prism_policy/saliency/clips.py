@@ -84,8 +84,9 @@ def sources(folder: Path, config: RunConfig, episodes: Sequence[int], n_obs_step
                 f"{folder} has no evaluated episode and its demonstrations {path} are not there: no frames to look at; "
                 f"run `prism evaluate {folder}`"
             )
-        name = f"demonstration {{}} of {path.name}"
-        return [Source(task, n_obs_steps, e, name.format(e), dataset=path, success=True) for e in episodes]
+        titles = [f"demonstration {e} of {path.name}" for e in episodes]
+        pairs = zip(episodes, titles, strict=True)
+        return [Source(task, n_obs_steps, e, title, dataset=path, success=True) for e, title in pairs]
     if bad := [e for e in episodes if e < 0]:
         raise PrismError(f"expected an episode from 0 on, got {bad[0]}")
     name = "the expert's demonstration"

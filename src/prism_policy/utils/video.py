@@ -84,15 +84,12 @@ def mark_outcome(
         height, width = frame.shape[0] * scale, frame.shape[1] * scale
         if canvas is None:
             picture = Image.new("RGB", (width + 2 * _BORDER, height + _BORDER + _BANNER), colour)
-            middle = (picture.width / 2, _BANNER / 2)
-            ImageDraw.Draw(picture).text(middle, text, "white", _fitting_font(text, width), anchor="mm")
+            font = ImageFont.load_default(size=18)
+            if (wide := font.getlength(text)) > width:
+                font = ImageFont.load_default(size=18 * width / wide)
+            ImageDraw.Draw(picture).text((picture.width / 2, _BANNER / 2), text, "white", font, anchor="mm")
             canvas = np.asarray(picture)
         marked = canvas.copy()
         enlarged = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
         marked[_BANNER : _BANNER + height, _BORDER : _BORDER + width] = enlarged
         yield marked
-
-
-def _fitting_font(text: str, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    font = ImageFont.load_default(size=18)
-    return font if font.getlength(text) <= width else ImageFont.load_default(size=18 * width / font.getlength(text))
