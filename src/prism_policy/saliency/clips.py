@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +76,7 @@ def sources(folder: Path, config: RunConfig, episodes: Sequence[int], n_obs_step
     evaluated = next((s for s in episode_sets(folder) if s.records() and s.task in ("", task.name)), None)
     if evaluated is not None:
         return [evaluated_source(evaluated, task, n_obs_steps, episode) for episode in episodes]
+    source = partial(Source, task, n_obs_steps, success=True)
     if config.dataset:
         path = Path(config.dataset)
         if path.is_dir() and task.spec.suite:
@@ -84,13 +86,10 @@ def sources(folder: Path, config: RunConfig, episodes: Sequence[int], n_obs_step
                 f"{folder} has no evaluated episode and its demonstrations {path} are not there: no frames to look at; "
                 f"run `prism evaluate {folder}`"
             )
-        titles = [f"demonstration {e} of {path.name}" for e in episodes]
-        pairs = zip(episodes, titles, strict=True)
-        return [Source(task, n_obs_steps, e, title, dataset=path, success=True) for e, title in pairs]
+        return [source(e, f"demonstration {e} of {path.name}", dataset=path) for e in episodes]
     if bad := [e for e in episodes if e < 0]:
         raise PrismError(f"expected an episode from 0 on, got {bad[0]}")
-    name = "the expert's demonstration"
-    return [Source(task, n_obs_steps, e, f"{name} {e}", demos=config.demos, success=True) for e in episodes]
+    return [source(e, f"the expert's demonstration {e}", demos=config.demos) for e in episodes]
 
 
 def evaluated_source(episodes: EpisodeSet, task: TaskConfig, n_obs_steps: int, episode: int) -> Source:
@@ -109,13 +108,11 @@ def evaluated_source(episodes: EpisodeSet, task: TaskConfig, n_obs_steps: int, e
 
 
 def draw_clips(
-    wanted: Sequence[tuple[Source, int, Pick]],
-    workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    wanted: Sequence[tuple[Source, int, Pick]], workers: int = 2, progress: Callable[[int, int], None] | None = None
 ) -> list[Clip]:
     """Draw at most so many frames of each episode, in worker processes; `progress` is called with (done, total)."""
     clips = []
-    with WorkerPool(min(workers or 2, len(wanted))) as pool:
+    with WorkerPool(min(workers, len(wanted))) as pool:
         for future in [pool.submit(_draw, *one) for one in wanted]:
             clips.append(future.result())
             if progress:
