@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import commandline
-from prism_policy.config.settings import CAMERAS, TaskConfig
+from prism_policy.config.settings import TaskConfig
 from prism_policy.utils.files import read_lines
 
 PRISM = [sys.executable, "-m", "prism_policy"]
@@ -230,5 +230,5 @@ def test_the_list_of_cameras_is_the_simulators() -> None:
     from prism_policy.envs.robosuite import RobosuiteEnv
 
     env = RobosuiteEnv(TaskConfig(), render_images=False)
-    assert sorted(env.cameras) == sorted(CAMERAS)
+    assert sorted(env.cameras) == sorted(TaskConfig().spec.simulator.cameras)
     env.close()
