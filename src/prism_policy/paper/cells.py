@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,19 +22,8 @@ from prism_policy.tasks import task_spec
 from prism_policy.utils.files import file_lock, read_lines
 
 Scale = Literal["nano", "small", "paper", "smoke"]
-SCALES: dict[Scale, str] = {
-    "nano": "a trunk a quarter as wide, a U-Net a tenth as large, 1,200 updates of 64 windows on Lift, 1,500 on other "
-    "tasks, 2,000 on a suite: ten minutes of two CPU cores on Lift. It can show what makes a small policy learn an "
-    "easy task faster or fail at it; it cannot show what large policies reach that were trained to the end. On "
-    "ToolHang it can hardly succeed: look at how far the episodes came.",
-    "small": "the paper's networks, 10,000 updates of 256 windows, 100 demonstrations: about 20 cells in an afternoon "
-    "of one GPU (estimated; none was at hand). It can show differences that appear early in training; it cannot show "
-    "those that need the paper's 50,000 updates of 512.",
-    "paper": "the paper's recipe (Tables 8 to 12), 50,000 updates of 512 windows. On robomimic's human demonstrations "
-    "it can be held against the paper's numbers, save for what the paper leaves open and another version of the "
-    "simulator; on scripted ones it cannot.",
-    "smoke": "the whole path at the smallest size. Its numbers mean nothing.",
-}
+_SCALES_FILE = files("prism_policy.paper").joinpath("scales.json")
+SCALES: dict[Scale, str] = json.loads(_SCALES_FILE.read_text(encoding="utf-8"))
 """What each scale is, what it can show and what it cannot."""
 
 _PRESETS = {"nano": presets.nano, "small": presets.small, "paper": presets.paper, "smoke": presets.nano}
@@ -82,13 +72,9 @@ FOLLOWED = ("tool_hang",)
 def run_config(variant: Variant, seed: int, scale: Scale) -> RunConfig:
     """The configuration of a cell; with no marks on the variant it is the preset's."""
     config = _PRESETS[scale](variant.task, variant.policy, variant.encoder, seed)
-    encoder = replace(
-        config.policy.encoder,
-        truncate=variant.truncate,
-        shuffle_keypoints=variant.shuffle,
-        refine=config.policy.encoder.refine or variant.refine,
-    )
-    task = config.task
+    task, encoder = config.task, config.policy.encoder
+    encoder = replace(encoder, truncate=variant.truncate, shuffle_keypoints=variant.shuffle)
+    encoder = replace(encoder, refine=encoder.refine or variant.refine)
     suite = task_spec(variant.task).members  # whose presets have a resolution of their own
     render = task.render if suite else replace(task.render, resolution=variant.resolution)
     config = replace(
@@ -123,10 +109,10 @@ def find_cells(
     cells = []
     for seed, variant in itertools.product(seeds, variants):
         config = run_config(variant, seed, scale)
-        files = datasets.get(variant.task, ())
-        if files:
-            config = _fit(config, files)
-        suffix = f"-on-{Path(config.dataset).stem}" if files else ""
+        demos = datasets.get(variant.task, ())
+        if demos:
+            config = _fit(config, demos)
+        suffix = f"-on-{Path(config.dataset).stem}" if demos else ""
         folder = cells_dir / f"{variant.name}{suffix}-{scale}-s{seed}"
         known = existing.get(_training(config))
         if known is None and (folder / "config.json").exists():
@@ -155,8 +141,9 @@ def _training(config: RunConfig) -> RunConfig:
     return replace(config, evaluate=EvalConfig())
 
 
-def _fit(config: RunConfig, files: Sequence[Path]) -> RunConfig:
-    *others, last = (replace(config, dataset=str(file.absolute())) for file in files)
+def _fit(config: RunConfig, demos: Sequence[Path]) -> RunConfig:
+    """The configuration on the first of these files that fits it."""
+    *others, last = (replace(config, dataset=str(file.absolute())) for file in demos)
     for candidate in others:
         with contextlib.suppress(PrismError):
             return fit_to_dataset(candidate)
@@ -176,12 +163,7 @@ def run_cell(
             return False
         if not cell.trained:
             train_run(cell.folder, cell.config, device=device)
-        options = EvalOptions(
-            n_episodes=n_episodes,
-            checkpoints=tuple(checkpoints),
-            seeds=(cell.seed,),
-            split="evaluate",
-            video_every=math.ceil(n_episodes / 4),  # enough to see what the policy does
-        )
+        every = math.ceil(n_episodes / 4)  # four videos are enough to see what the policy does
+        options = EvalOptions(n_episodes, tuple(checkpoints), (cell.seed,), "evaluate", video_every=every)
         evaluate_runs([cell.folder], options, workers, device)
     return True

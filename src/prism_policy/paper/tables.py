@@ -129,14 +129,12 @@ def _intervals(results: Results) -> Grid:
     rows = []
     for entry in results.experiment.entries:
         one = results.scores[entry.key]
-        start = [entry.block, entry.row, entry.column]
-        if one is None:
-            rows.append([*start, MISSING, "", "", ""])
-            continue
-        low, high = one.interval
-        seeds = ", ".join(f"{seed}: {points(rate)}" for seed, rate in zip(one.seeds, one.rates, strict=True))
-        counts, interval = f"{one.successes} of {one.n}", f"{points(low)} to {points(high)}"
-        rows.append([*start, counts, points(one.successes / one.n), interval, seeds])
+        cells = [MISSING, "", "", ""]
+        if one is not None:
+            low, high = map(points, one.interval)
+            seeds = ", ".join(f"{seed}: {points(rate)}" for seed, rate in zip(one.seeds, one.rates, strict=True))
+            cells = [f"{one.successes} of {one.n}", points(one.successes / one.n), f"{low} to {high}", seeds]
+        rows.append([*entry.key, *cells])
     header = ["", "", "", "successes of episodes", "rate [%]", "95% interval [%]", "each seed [%]"]
     note = (
         "Wilson's interval over all episodes. It says what other episodes would do to these policies; what other "

@@ -33,13 +33,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is flushed to the disk and takes `path`'s place.
-
-    Usage::
-
-        with atomic(folder / "weights.safetensors") as temporary:
-            save_file(tensors, temporary)
-    """
+    """Yield a temporary path beside `path`; on success it is flushed to the disk and takes `path`'s place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,10 +72,8 @@ def _locked(file: TextIO, options: int = 0) -> bool:
         return False
     except OSError as error:
         if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise PrismError(
-                f"{file.name}: its file system has no locks ({error.strerror}), and two processes could write the "
-                "same files; choose a folder on another disk"
-            ) from error
+            reason = f"its file system has no locks ({error.strerror}), and two processes could write the same files"
+            raise PrismError(f"{file.name}: {reason}; choose a folder on another disk") from error
         raise
     return True
 

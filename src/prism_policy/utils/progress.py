@@ -31,10 +31,7 @@ def untimed(stage: str) -> AbstractContextManager[None]:
 class Bar:
     """Progress of one stage, with a closing line that says how long it took.
 
-    Usage::
-
-        with Bar("Training", total=1000) as bar:
-            bar.update(10, "loss 0.31")  # done so far, latest metrics
+    `with Bar("Training", total=1000) as bar: bar.update(10, "loss 0.31")`: done so far, latest metrics.
     """
 
     _open: ClassVar[list[Bar]] = []  # where one stage runs inside another, the inner one speaks for both
