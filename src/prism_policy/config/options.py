@@ -15,8 +15,7 @@ class Attribution:
     method: str = "gradient"
     """Method: gradient, smoothgrad, integrated_gradients, layercam or occlusion."""
     target: str = "chunk"
-    """What is explained: chunk (all actions, projected on themselves), gripper, or the number of an action part,
-    averaged over the executed steps."""
+    """What is explained: chunk (all actions, projected on themselves), gripper, or the number of an action part."""
     stage: int | None = None
     """Stage of the trunk for layercam; by default the deepest."""
     noise_level: float | None = None
