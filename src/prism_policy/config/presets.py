@@ -107,8 +107,8 @@ def nano(
 ) -> RunConfig:
     """A run that two CPU cores finish in ten minutes on Lift: a trunk a quarter as wide, a U-Net a tenth as large."""
     base, spec, demos = encoder(encoder_name), task_spec(task), demo_config(task, seed)
-    narrow = replace(base, width=16, num_keypoints=min(base.num_keypoints or 32, 32), attention_dim=64, out_dim=64)
-    narrow = replace(narrow, temperature=0.3)
+    keypoints = min(base.num_keypoints or 32, 32)
+    narrow = replace(base, width=16, num_keypoints=keypoints, temperature=0.3, attention_dim=64, out_dim=64)
     return RunConfig(
         task=replace(task_config(task), render=RenderConfig(resolution=84)),
         demos=replace(demos, num_demos=20) if spec.members else demos,
@@ -128,9 +128,9 @@ def small(
     stays at 1e-4, as the batch is only halved; rollouts and kept checkpoints come four times, as in Table 8.
     """
     base = paper(task, policy, encoder_name, seed)
-    train = replace(base.train, steps=10_000, batch_size=256, keep_every=2_500, rollout_every=2_500)
-    demos = replace(base.demos, num_demos=base.demos.num_demos // 2)
-    return replace(base, demos=demos, train=replace(train, rollout_episodes=20))
+    train = replace(base.train, steps=10_000, batch_size=256, rollout_episodes=20)
+    train = replace(train, keep_every=2_500, rollout_every=2_500)
+    return replace(base, demos=replace(base.demos, num_demos=base.demos.num_demos // 2), train=train)
 
 
 def smoke(config: RunConfig) -> RunConfig:

@@ -69,15 +69,8 @@ def table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
     """Header and cells: distances in millimetres, angles in radians, with half-widths of 95% intervals over seeds."""
     quantities = list(lines[0]["errors"])
     units = {q: "rad" if q.endswith(" angle") else "mm" for q in quantities}
-    header = [
-        "encoder",
-        "px",
-        "numbers",
-        "parameters",
-        "seeds",
-        "mean [mm]",
-        *(f"{q} [{units[q]}]" for q in quantities),
-    ]
+    about = ["encoder", "px", "numbers", "parameters", "seeds", "mean [mm]"]
+    header = [*about, *(f"{q} [{units[q]}]" for q in quantities)]
 
     def cell(pair: tuple[float, float], unit: str) -> str:
         scale, digits = (1000, 1) if unit == "mm" else (1, 3)

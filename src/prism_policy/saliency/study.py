@@ -256,10 +256,11 @@ def _agreement(maps: Sequence[Sequence[Maps]], cameras: Sequence[str]) -> Floats
     pairs = list(itertools.combinations(maps, 2))
     if not pairs:
         return np.zeros((0, len(cameras)))
-    each = [
-        [[_mean(rank_correlation(x[c], y[c])) for c in cameras] for x, y in zip(a, b, strict=True)] for a, b in pairs
-    ]
-    return np.mean(each, axis=0)
+
+    def alike(a: Maps, b: Maps) -> list[float]:
+        return [_mean(rank_correlation(a[c], b[c])) for c in cameras]
+
+    return np.mean([list(map(alike, a, b)) for a, b in pairs], axis=0)
 
 
 def per_episode(study: Study, metric: str, places: Sequence[int], camera: str | None = None) -> Floats:
