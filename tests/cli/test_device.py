@@ -19,7 +19,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = small_config(f"--dataset {write_demos(folder / 'demos.hdf5')}")
     open_run(folder / "run", config)
     policy = make_policy(config, 9, 7)
-    save_normalizer(folder / "run", policy)
+    save_normalizer(folder / "run", policy, config.task)
     weights = {name: x for name, x in policy.state_dict().items() if not name.startswith("normalizer.")}
     save_weights(folder / "run", weights)
     return folder

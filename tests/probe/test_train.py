@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from commandline import prism
 from prism_policy.config import presets
 from prism_policy.config.settings import ProbeConfig
 from prism_policy.errors import PrismError
@@ -144,14 +143,26 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path: Path, cache: Pat
 def test_the_command_prints_a_table_and_takes_an_encoder_from_a_file(tmp_path: Path, cache: Path) -> None:
     encoder = replace(presets.encoder("sspool"), num_keypoints=8)
     (tmp_path / "mine.json").write_text(json.dumps(dataclasses.asdict(encoder)))
-    command = [sys.executable, "-m", "prism_policy", "probe", "--encoders", str(tmp_path / "mine.json"), "sspool@2"]
-    command += ["--seeds", "0", "--width", "8", "--steps", "2", "--batch-size", "4", "--frames", "60"]
+    command = ["probe", "--encoders", str(tmp_path / "mine.json"), "sspool@2"]
+    command += [
+        "--seeds",
+        "0",
+        "--width",
+        "8",
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+        "--train-frames",
+        "60",
+        "--test-frames",
+        "15",
+    ]
     command += ["--workers", "1", "--out", str(tmp_path / "p")]
-    environment = {"PRISM_CACHE": str(cache), "PATH": "/usr/bin:/bin"}
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    run = prism(*command, PRISM_CACHE=str(cache))
     assert run.returncode == 0, run.stderr
     for word in ("mine", "sspool@2", "cube [mm]", "(always the mean)", "probe.png"):
         assert word in run.stdout
-    again = subprocess.run([*command, "--steps", "5"], capture_output=True, text=True, timeout=300, env=environment)
+    again = prism(*command, "--steps", "5", PRISM_CACHE=str(cache))
     assert again.returncode == 2
     assert again.stderr.count("\n") == 1

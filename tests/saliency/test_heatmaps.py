@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from prism_policy.config import presets
 from prism_policy.run_folder import make_policy
-from prism_policy.saliency.attribution import input_gradient
+from prism_policy.saliency.attribution import Objective
 from prism_policy.saliency.heatmaps import keypoint_pixels, paint
 
 WATCHED = (slice(10, 20), slice(30, 45))  # rows, columns
@@ -28,6 +28,11 @@ def random_observation(cameras: tuple[str, ...], size: int = 84) -> dict:
     generator = torch.Generator().manual_seed(0)
     images = {c: torch.randint(0, 256, (1, 2, size, size, 3), dtype=torch.uint8, generator=generator) for c in cameras}
     return {"images": images, "proprio": torch.rand(1, 2, 9, generator=generator)}
+
+
+def input_gradient(policy: nn.Module, observation: dict, noise: Tensor) -> dict[str, np.ndarray]:
+    f = Objective(policy, observation, noise)
+    return {c: x.abs().sum(-1).numpy() for c, x in f.gradient(f.images).items()}
 
 
 def test_all_saliency_lies_where_the_action_looks() -> None:

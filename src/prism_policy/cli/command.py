@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Self
 
 import tyro
@@ -24,12 +25,7 @@ class Command:
 
     @classmethod
     def parse(cls, arguments: Sequence[str], prog: str) -> Callable[[], None]:
-        """Return the work that these arguments ask for.
-
-        Raises:
-            PrismError: a name that does not exist.
-            SystemExit: 2 after an explanation, of an unknown flag or a value of the wrong type; 0 after help.
-        """
+        """Return the work that these arguments ask for."""
         return tyro.cli(cls, args=list(arguments), prog=prog, config=PLAIN).run
 
     def run(self) -> None:
@@ -54,6 +50,16 @@ class RunCommand(Command):
     def defaults(self) -> RunConfig:
         """The settings before dotted flags change them."""
         raise NotImplementedError
+
+    def train(self, config: RunConfig, arguments: Sequence[str] = ()) -> None:
+        """Do the work with these settings; `arguments` start other processes that do the same."""
+        raise NotImplementedError
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str], prog: str) -> Callable[[], None]:
+        """Return the training that these arguments ask for."""
+        command, config = cls.parse_run(arguments, prog)
+        return partial(command.train, config, arguments)
 
     @classmethod
     def parse_run(cls, arguments: Sequence[str], prog: str = "prism") -> tuple[Self, RunConfig]:

@@ -14,6 +14,7 @@ from prism_policy.config.presets import demo_config, task_config
 from prism_policy.config.ranges import check_ranges
 from prism_policy.config.settings import DemoConfig, RenderConfig, check_task, single_tasks
 from prism_policy.errors import PrismError
+from prism_policy.utils.progress import Bar
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,6 @@ class Collect(Command):
         from prism_policy.data.robomimic import read_attributes
         from prism_policy.demos.cache import check_free, copy_out
         from prism_policy.demos.collect import collect
-        from prism_policy.utils.progress import Bar
 
         check_free(self.out)
         for task in single_tasks(replace(task_config(self.task), numbers=self.numbers)):
@@ -59,12 +59,9 @@ class Collect(Command):
             about = read_attributes(file)
             if self.out:
                 file = copy_out(file, self.out / f"{task.spec.env_name}_demo.hdf5" if suite else self.out)
-            print(
-                f"{self.demos.num_demos} demonstrations, {about['total']} steps; {about['tried']} episodes were tried"
-            )
-            print(f"File: {file}")
-        rendered = self.out if self.out else file
-        print(f"Next: prism render {rendered}   (its images; prism info {file} says what it holds)")
+            steps, tried = about["total"], about["tried"]
+            print(f"{self.demos.num_demos} demonstrations, {steps} steps; {tried} episodes were tried\nFile: {file}")
+        print(f"Next: prism render {self.out or file}   (its images; prism info {file} says what it holds)")
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,6 @@ class Render(Command):
         from prism_policy.data.robomimic import open_demos
         from prism_policy.demos.cache import copy_out
         from prism_policy.demos.render import render_demos
-        from prism_policy.utils.progress import Bar
 
         with open_demos(source) as demos:
             task = recorded_env(read_env_args(demos)).task_config(str(source), actions=False)
@@ -141,7 +137,6 @@ class Import(Command):
         """Convert them, and print where they lie."""
         from prism_policy.data.libero import import_libero
         from prism_policy.demos.cache import check_free
-        from prism_policy.utils.progress import Bar
 
         check_free(self.out)
         folder = self.source.is_dir()

@@ -13,6 +13,8 @@ from prism_policy.cli.command import PLAIN, Command, Flat, value_of
 from prism_policy.config import presets
 from prism_policy.config.settings import Device, ProbeConfig
 
+_named = tyro.conf.subcommand
+
 
 @dataclass(frozen=True)
 class Probe(Command):
@@ -107,10 +109,7 @@ class InfoDemos(Command):
 class Info(Command):
     """Show what a file of demonstrations holds (`prism info FILE`), or what encoders cost (`prism info encoders`)."""
 
-    topic: Annotated[
-        Annotated[InfoDemos, tyro.conf.subcommand("demos")] | Annotated[InfoEncoders, tyro.conf.subcommand("encoders")],
-        Flat,
-    ]
+    topic: Annotated[Annotated[InfoDemos, _named("demos")] | Annotated[InfoEncoders, _named("encoders")], Flat]
     """`prism info FILE` is short for `prism info demos FILE`."""
 
     @classmethod

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Union
+from typing import Annotated, Union
 
 import tyro
 
@@ -41,23 +41,14 @@ COMMANDS: dict[str, type[Command]] = {
 
 
 def parse(arguments: Sequence[str]) -> Callable[[], None]:
-    """The work that the command line asks for.
-
-    Raises:
-        PrismError: a name that does not exist.
-        SystemExit: 2 after an explanation of what is wrong; 0 after help.
-    """
+    """The work that the command line asks for."""
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", ())
     if name in COMMANDS:
         return COMMANDS[name].parse(rest, f"prism {name}")
-    commands = tuple(Annotated[c, _subcommand(n, c)] for n, c in COMMANDS.items())
+    summaries = {n: (command.__doc__ or "").partition("\n")[0] for n, command in COMMANDS.items()}
+    commands = tuple(Annotated[c, tyro.conf.subcommand(n, description=summaries[n])] for n, c in COMMANDS.items())
     tyro.cli(Union[commands], args=list(arguments[:1]), prog="prism", description=ABOUT)  # type: ignore[call-overload] # noqa: UP007
     raise AssertionError("tyro has exited")
-
-
-def _subcommand(name: str, command: type[Any]) -> Any:
-    """In the list of commands, with the first line of its docstring."""
-    return tyro.conf.subcommand(name, description=(command.__doc__ or "").partition("\n")[0])
 
 
 def repeat_lost_interrupt(lost: sys.UnraisableHookArgs) -> None:

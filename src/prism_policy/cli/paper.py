@@ -59,6 +59,12 @@ class Reproduce(Command):
         """Show the plan, run what is missing of it, and print where the table lies."""
         from prism_policy.paper.reproduce import make_plan, print_plan, reproduce
 
+        datasets: dict[str, list[Path]] = {}
+        for assignment in self.dataset:
+            task, equals, file = assignment.partition("=")
+            if not equals:
+                raise PrismError(f"--dataset: expected TASK=FILE, got {assignment!r}")
+            datasets.setdefault(task_spec(task).name, []).append(Path(file))
         scale: Literal["nano", "small", "paper", "smoke"] = "smoke" if self.smoke else self.scale
         plan = make_plan(
             name=self.name,
@@ -68,7 +74,7 @@ class Reproduce(Command):
             seeds=self.seeds,
             n_episodes=self.n_episodes if self.n_episodes is not None else 2 if self.smoke else 50,
             cells_dir=self.cells,
-            datasets=_files(self.dataset),
+            datasets=datasets,
             train=self.train,
             numbers=self.numbers,
         )
@@ -81,14 +87,3 @@ class Reproduce(Command):
         print(f"Table: {path} (also table.md, table.csv, cells.csv, figure.png)")
         more = [*plan.seeds, max(plan.seeds) + 1]
         print(f"Next:  prism reproduce {self.name} ... --seeds {' '.join(map(str, more))}   (runs only what is new)")
-
-
-def _files(assignments: tuple[str, ...]) -> dict[str, list[Path]]:
-    """Files by task, from TASK=FILE each."""
-    files: dict[str, list[Path]] = {}
-    for assignment in assignments:
-        task, equals, file = assignment.partition("=")
-        if not equals:
-            raise PrismError(f"--dataset: expected TASK=FILE, got {assignment!r}")
-        files.setdefault(task_spec(task).name, []).append(Path(file))
-    return files

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -41,12 +40,6 @@ class Train(RunCommand):
     out: Path | None = None
     """Run folder; by default runs/train-TASK-POLICY-ENCODER-PRESET-sSEED."""
 
-    @classmethod
-    def parse(cls, arguments: Sequence[str], prog: str) -> Callable[[], None]:
-        """The training that these arguments ask for, in this process or in several."""
-        command, config = cls.parse_run(arguments, prog)
-        return partial(command.train, config, arguments)
-
     def defaults(self) -> RunConfig:
         """The preset's settings."""
         preset = {"nano": presets.nano, "small": presets.small, "paper": presets.paper}[self.preset]
@@ -54,7 +47,7 @@ class Train(RunCommand):
         return replace(config, dataset=str(self.dataset.absolute()) if self.dataset else "")
 
     def train(self, config: RunConfig, arguments: Sequence[str] = ()) -> None:
-        """Train, and print where the policy lies."""
+        """Train, in this process or in several, and print where the policy lies."""
         check(config)
 
         from prism_policy.demos.dataset import fit_to_dataset
@@ -89,18 +82,12 @@ class Quickstart(RunCommand):
     out: Path | None = None
     """Run folder; by default runs/quickstart-TASK-POLICY-ENCODER-sSEED."""
 
-    @classmethod
-    def parse(cls, arguments: Sequence[str], prog: str) -> Callable[[], None]:
-        """The run that these arguments ask for."""
-        command, config = cls.parse_run(arguments, prog)
-        return partial(command.train, config)
-
     def defaults(self) -> RunConfig:
         """The preset nano, or with `--smoke` the smallest sizes."""
         config = presets.nano(self.task, self.policy, self.encoder, self.seed)
         return presets.smoke(config) if self.smoke else config
 
-    def train(self, config: RunConfig) -> None:
+    def train(self, config: RunConfig, arguments: Sequence[str] = ()) -> None:
         """Train and evaluate, and print success and where the report lies."""
         check(config)
 

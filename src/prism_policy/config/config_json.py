@@ -20,11 +20,7 @@ def to_json(config: Any) -> str:
 
 
 def from_dict(cls: type[T], data: Any, where: str = "") -> T:
-    """Build a config from plain JSON values.
-
-    Raises:
-        PrismError: an unknown field or a value of the wrong type, named by its path.
-    """
+    """Build a config from plain JSON values."""
     if not isinstance(data, dict):
         raise PrismError(f"{where or cls.__name__}: expected an object with fields, got {data!r}")
     hints = typing.get_type_hints(cls)
@@ -60,11 +56,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
 
 
 def load(cls: type[T], path: Path) -> T:
-    """Read a config from a JSON file.
-
-    Raises:
-        PrismError: the file is missing, is no JSON, or does not fit the type.
-    """
+    """Read a config from a JSON file; a PrismError says what is wrong with it."""
     try:
         data = json.loads(path.read_text())
     except FileNotFoundError as error:

@@ -9,6 +9,60 @@ from prism_policy.config.settings import Device
 
 
 @dataclass(frozen=True)
+class Attribution:
+    """How saliency is computed."""
+
+    method: str = "gradient"
+    """Method: gradient, smoothgrad, integrated_gradients, layercam or occlusion."""
+    target: str = "chunk"
+    """What is explained: chunk (all actions, projected on themselves), gripper, or the number of an action part."""
+    stage: int | None = None
+    """Stage of the trunk for layercam; by default the deepest."""
+    noise_level: float | None = None
+    """Explain one call of the network at this noise level in (0, 1]; by default the whole sampler."""
+    samples: int | None = None
+    """Noisy copies of smoothgrad (by default 16), steps of integrated_gradients (64: the sampler has sharp bends)."""
+    blur: float = 0.1
+    """Noise of smoothgrad, as a share of the range of grey levels."""
+    patch: int = 12
+    """Side of the square of occlusion [px]; it moves by half of this."""
+    seed: int = 0
+    """Seed of the policy's noise and of smoothgrad's."""
+
+
+@dataclass(frozen=True)
+class SaliencyOptions:
+    """Which frames of runs to measure, and what to write."""
+
+    compare: bool = False
+    """Test whether the first run is more localised than the others; runs that differ only by seed are one side."""
+    episode: int = 0
+    """The (first) episode; pictures and film are of it."""
+    episodes: int | None = None
+    """Episodes to measure; by default 1, or 12 with --compare."""
+    frames: int | None = None
+    """Most frames of each, spread evenly; by default 40 of one episode, 8 of each of several."""
+    camera: tuple[str, ...] = ()
+    """Cameras to show; by default all."""
+    video: bool = True
+    """Make the film; --no-video leaves it out."""
+    checks: bool = True
+    """Measure deletion, insertion and randomised weights (most of the time); --no-checks leaves them out."""
+    format: str = "png"
+    """Of the pictures: png or pdf."""
+
+    @property
+    def n_episodes(self) -> int:
+        """`episodes`, or its default."""
+        return self.episodes if self.episodes is not None else 12 if self.compare else 1
+
+    @property
+    def n_frames(self) -> int:
+        """`frames`, or its default."""
+        return self.frames if self.frames is not None else 40 if self.n_episodes == 1 else 8
+
+
+@dataclass(frozen=True)
 class EvalOptions:
     """What to evaluate of a run, and how."""
 

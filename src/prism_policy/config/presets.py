@@ -35,11 +35,7 @@ ENCODERS: dict[str, EncoderConfig] = {
 
 
 def encoder(name: str) -> EncoderConfig:
-    """Return the paper's encoder of this name, at full width; `sspool@2` is sspool after the trunk's second stage.
-
-    Raises:
-        PrismError: no such preset, or no such stage.
-    """
+    """Return the paper's encoder of this name, at full width; `sspool@2` is sspool after the trunk's second stage."""
     known = {**ENCODERS, **prism_designs()}
     base, _, stage = name.partition("@")
     if base not in known or (stage and (known[base].fusion != "last" or stage not in ("1", "2", "3", "4"))):
@@ -58,8 +54,7 @@ def encoder_name(config: EncoderConfig) -> str:
 def prism_designs() -> dict[str, EncoderConfig]:
     """Designs of PRISM that fit all the paper states: 384 numbers before the fusion, +15.4% parameters within 0.2.
 
-    The percentage is of the whole one-camera policy against SSPool. They are compared in `docs/prism-design.md`; the
-    preset `prism` is `prism-keypoint`.
+    The percentage is of the whole one-camera policy against SSPool. docs/prism-design.md compares them.
     """
     keypoint = ENCODERS["prism"]
     stage = replace(keypoint, tokens="stage", attention_dim=512, out_dim=396)
@@ -111,24 +106,13 @@ def nano(
     task: str = "lift", policy: PolicyKind = "flow_matching", encoder_name: str = "prism", seed: int = 0
 ) -> RunConfig:
     """A run that two CPU cores finish in ten minutes on Lift: a trunk a quarter as wide, a U-Net a tenth as large."""
-    base = encoder(encoder_name)
-    spec, demos = task_spec(task), demo_config(task, seed)
+    base, spec, demos = encoder(encoder_name), task_spec(task), demo_config(task, seed)
+    keypoints = min(base.num_keypoints or 32, 32)
+    narrow = replace(base, width=16, num_keypoints=keypoints, temperature=0.3, attention_dim=64, out_dim=64)
     return RunConfig(
         task=replace(task_config(task), render=RenderConfig(resolution=84)),
         demos=replace(demos, num_demos=20) if spec.members else demos,
-        policy=PolicyConfig(
-            kind=policy,
-            encoder=replace(
-                base,
-                width=16,
-                num_keypoints=min(base.num_keypoints or 32, 32),
-                temperature=0.3,
-                attention_dim=64,
-                out_dim=64,
-            ),
-            down_dims=(64, 128, 256),
-            step_embed_dim=64,
-        ),
+        policy=PolicyConfig(policy, narrow, down_dims=(64, 128, 256), step_embed_dim=64),
         train=TrainConfig(steps=spec.nano_steps, batch_size=64, lr=1e-3, warmup_steps=50, log_every=10),
         evaluate=EvalConfig(n_episodes=10 if spec.members else 20, seed=seed),
         seed=seed,
@@ -144,9 +128,8 @@ def small(
     stays at 1e-4, as the batch is only halved; rollouts and kept checkpoints come four times, as in Table 8.
     """
     base = paper(task, policy, encoder_name, seed)
-    train = replace(
-        base.train, steps=10_000, batch_size=256, keep_every=2_500, rollout_every=2_500, rollout_episodes=20
-    )
+    train = replace(base.train, steps=10_000, batch_size=256, rollout_episodes=20)
+    train = replace(train, keep_every=2_500, rollout_every=2_500)
     return replace(base, demos=replace(base.demos, num_demos=base.demos.num_demos // 2), train=train)
 
 

@@ -18,6 +18,7 @@ class Range:
     high: float = math.inf
     open_low: bool = False
     open_high: bool = False
+    unit: str = ""
 
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.open_low else value >= self.low
@@ -27,7 +28,7 @@ class Range:
     def __str__(self) -> str:
         if self.high < math.inf:
             low, high = "more than " * self.open_low, "less than " * self.open_high
-            return f"{low}{self.low:g} to {high}{self.high:g}"
+            return f"{low}{self.low:g} to {high}{self.high:g} {self.unit}".rstrip()
         if self.low == -math.inf:
             return "a finite number"
         if self.open_low:
@@ -47,11 +48,7 @@ Fraction = Annotated[float, Range(0, 1)]
 
 
 def check_ranges(config: Any, path: str = "") -> None:
-    """Check every number of a config, nested ones and those in tuples too.
-
-    Raises:
-        PrismError: a number out of its field's range, named by its path.
-    """
+    """Check every number of a config, nested ones and those in tuples too."""
     for name, hint in get_type_hints(type(config), include_extras=True).items():
         value, wanted = getattr(config, name), range_of(hint)
         if dataclasses.is_dataclass(value):

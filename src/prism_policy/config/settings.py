@@ -1,8 +1,7 @@
 """Every setting of the library: frozen dataclasses without torch, each declared once.
 
 A field is also a flag of the command line: its type says what is accepted (`Count` holds a range, see `ranges.py`), and
-the text under it is its `--help`. Variants are functions in `presets.py` that return these types; derived values are
-properties.
+the text under it is its `--help`. Variants are functions in `presets.py`; derived values are properties.
 """
 
 from __future__ import annotations
@@ -10,16 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from prism_policy.config.ranges import (
-    Count,
-    Finite,
-    Fraction,
-    Natural,
-    NonNegative,
-    Positive,
-    Range,
-    check_ranges,
-)
+from prism_policy.config.ranges import Count, Finite, Fraction, Natural, NonNegative, Positive, Range, check_ranges
 from prism_policy.errors import PrismError
 from prism_policy.tasks import task_spec
 from prism_policy.tasks.spec import TaskSpec
@@ -45,7 +35,7 @@ Decay = Annotated[float, Range(0, 1, open_high=True)]
 class RenderConfig:
     """How frames are drawn; demonstrations and evaluation must agree."""
 
-    resolution: Annotated[int, Range(8, 2048)] = 84
+    resolution: Annotated[int, Range(8, 2048, unit="px")] = 84
     """Width and height of a frame [px]."""
     msaa: Natural = 0
     """Samples a pixel of multi-sample anti-aliasing; 0 is off. 4 about doubles the cost in software OpenGL."""
@@ -329,22 +319,13 @@ class RunConfig:
 
 
 def check(config: RunConfig) -> None:
-    """Check a run's settings before anything is written.
-
-    Raises:
-        PrismError: tasks that the suite does not have; an unknown or repeated camera, or none; a number out of its
-            field's range.
-    """
+    """Check a run's settings before anything is written."""
     check_task(config.task)
     check_ranges(config)
 
 
 def single_tasks(task: TaskConfig) -> tuple[TaskConfig, ...]:
-    """The tasks of a suite one by one, with the cameras, limit and drawing of the whole; any other task alone.
-
-    Raises:
-        PrismError: no such task; numbers that the suite does not have or that are given twice; actions that it lacks.
-    """
+    """The tasks of a suite one by one, with the cameras, limit and drawing of the whole; any other task alone."""
     spec = task.spec
     if task.action_mode not in spec.action_modes:
         expected = " or ".join(map(repr, spec.action_modes))
@@ -362,12 +343,7 @@ def single_tasks(task: TaskConfig) -> tuple[TaskConfig, ...]:
 
 
 def check_task(task: TaskConfig) -> None:
-    """Refuse what no simulation can have.
-
-    Raises:
-        PrismError: an unknown task, or one that the suite does not have; an unknown or repeated camera, or none; a
-            resolution or a number of samples out of range.
-    """
+    """Refuse what no simulation can have."""
     single_tasks(task)
     cameras = task.spec.simulator.cameras
     if unknown := [camera for camera in task.cameras if camera not in cameras]:

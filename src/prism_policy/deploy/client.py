@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from types import TracebackType
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from prism_policy.utils.observations import Observation, stack_history
 
 
 class PolicyClient:
-    """A policy behind a server, for a robot's control loop.
+    """A policy behind a server, for a robot's control loop; raises a PrismError where none is, or it refuses the key.
 
     It keeps the history of frames that the policy needs and the actions of the chunk that is being executed: one
     request a chunk, with frames that are one control step apart.
@@ -32,50 +30,37 @@ class PolicyClient:
                 action = policy.act({"agentview": image}, proprio)  # uint8 (H, W, 3), (P,) -> float32 (A,)
 
     Args:
-        url: of the server.
         api_key: what the server was given as PRISM_API_KEY.
         connect_s: how long to try, as a server takes a while to start [s].
         answer_s: how long to wait for an answer [s].
-
-    Raises:
-        PrismError: no server there, or it refuses the key.
     """
 
     def __init__(
         self, url: str = "ws://127.0.0.1:8000", api_key: str | None = None, connect_s: float = 10, answer_s: float = 30
     ) -> None:
         self.url, self.answer_s = url, answer_s
-        self._open = ExitStack()
-        with ExitStack() as stack:
-            self._connection = stack.enter_context(_connected(url, api_key, connect_s))
+        self._connection = _connected(url, api_key, connect_s)
+        try:
             self.metadata = unpack(self._received())
             """Of the policy: `cameras`, `proprio_dim`, `n_obs_steps`, `instructions`, ..."""
-            self._open = stack.pop_all()
+        except BaseException:
+            self.close()
+            raise
         self.round_trips_s: deque[float] = deque(maxlen=10_000)
         """Duration of each of the latest requests, the network included [s]."""
         self.reset()
 
     def reset(self, instruction: str | None = None, seed: int | None = None) -> None:
-        """Begin an episode.
-
-        Args:
-            instruction: for a policy of several tasks.
-            seed: of its noise; None goes on with the server's.
-        """
+        """Begin an episode: of this instruction, for a policy of several tasks; a seed begins its noise anew."""
         self._frames: list[Observation] = []
         self._actions: deque[np.ndarray] = deque()
         options = {"task": instruction, "seed": seed}
         self._options = {name: value for name, value in options.items() if value is not None}
 
     def act(self, images: Mapping[str, np.ndarray], proprio: np.ndarray) -> np.ndarray:
-        """The action to execute now, float32 (A,). Call it at every control step.
+        """The action to execute now, float32 (A,), of uint8 (H, W, 3) a camera, row 0 at the top, and proprio (P,).
 
-        Args:
-            images: the cameras' frames, uint8 (H, W, 3), row 0 at the top.
-            proprio: (P,).
-
-        Raises:
-            PrismError: a frame that does not fit the policy, which is forgotten again; or as `infer`.
+        Call it at every control step. A frame that does not fit raises a PrismError and is forgotten again.
         """
         frame, steps = self._frame(images, proprio), self.metadata["n_obs_steps"]
         frames = [*self._frames, frame][-steps:] if self._frames else [frame] * steps
@@ -131,9 +116,8 @@ class PolicyClient:
             raise self._lost(error) from error
         except TimeoutError as error:
             self.close()
-            raise PrismError(
-                f"{self.url} did not answer within {self.answer_s:g} s; the connection is closed"
-            ) from error
+            late = f"did not answer within {self.answer_s:g} s"
+            raise PrismError(f"{self.url} {late}; the connection is closed") from error
         if isinstance(answer, str):
             raise PrismError(f"{self.url}: {answer}")
         return answer
@@ -143,35 +127,26 @@ class PolicyClient:
 
     def close(self) -> None:
         """Leave the server."""
-        self._open.close()
+        self._connection.close()
 
     def __enter__(self) -> PolicyClient:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
-@contextmanager
-def _connected(url: str, api_key: str | None, connect_s: float) -> Iterator[ClientConnection]:
+def _connected(url: str, api_key: str | None, connect_s: float) -> ClientConnection:
     headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
     end = time.monotonic() + connect_s
-    with ExitStack() as stack:
-        while True:
-            try:
-                attempt = connect(url, compression=None, max_size=None, additional_headers=headers, proxy=None)
-                connection = stack.enter_context(attempt)
-                break
-            except InvalidURI as error:
-                raise PrismError(f"expected an address such as ws://127.0.0.1:8000, got {url!r}") from error
-            except InvalidHandshake as error:
-                raise PrismError(f"{url} refuses the connection ({error}); is PRISM_API_KEY the server's?") from error
-            except (OSError, EOFError) as error:
-                if time.monotonic() > end:
-                    raise PrismError(
-                        f"no policy server at {url} ({error}); start one with `prism serve RUN`"
-                    ) from error
-                time.sleep(0.1)
-        yield connection
+    while True:
+        try:
+            return connect(url, compression=None, max_size=None, additional_headers=headers, proxy=None)
+        except InvalidURI as error:
+            raise PrismError(f"expected an address such as ws://127.0.0.1:8000, got {url!r}") from error
+        except InvalidHandshake as error:
+            raise PrismError(f"{url} refuses the connection ({error}); is PRISM_API_KEY the server's?") from error
+        except (OSError, EOFError) as error:
+            if time.monotonic() > end:
+                raise PrismError(f"no policy server at {url} ({error}); start one with `prism serve RUN`") from error
+            time.sleep(0.1)

@@ -18,27 +18,17 @@ NUMBERS = "biuf"
 
 
 def pack(message: dict[str, Any]) -> bytes:
-    """A message as bytes.
-
-    Raises:
-        TypeError: something in it is no number, text, list, map or array of numbers.
-    """
-    packed: bytes = msgpack.packb(message, default=_packed)
-    return packed
+    """A message as bytes."""
+    return msgpack.packb(message, default=_packed)
 
 
 def unpack(data: bytes) -> dict[str, Any]:
-    """The message that bytes hold; its arrays may be written to.
-
-    Raises:
-        PrismError: the bytes are no such message.
-    """
+    """The message that bytes hold; its arrays may be written to."""
     try:
         message = msgpack.unpackb(data, object_hook=_unpacked)
     except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
-        raise PrismError(
-            f"expected a msgpack message with arrays as openpi has them, got {error or 'others'}"
-        ) from error
+        expected = "expected a msgpack message with arrays as openpi has them"
+        raise PrismError(f"{expected}, got {error or 'others'}") from error
     if not isinstance(message, dict):
         raise PrismError(f"expected a map, got {type(message).__name__}")
     return message

@@ -6,11 +6,10 @@ import asyncio
 import hmac
 import http
 import signal
-import statistics
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,19 +53,13 @@ class Session:
         self.frames: list[Observation] = []
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The actions to execute now.
+        """The actions to execute now, float32 (n_action_steps, A), and `server_timing`.
 
         Args:
             request: `images` {camera: uint8 (H, W, 3)} and `proprio` (P,) of this control step, to which the server
                 adds the history; or all of the last n_obs_steps frames, (To, H, W, 3) and (To, P). A policy of several
                 tasks needs `task` (or `prompt`), the instruction. `reset` clears the history; so does `seed`, which
                 also begins the noise anew.
-
-        Returns:
-            `actions` float32 (n_action_steps, A), `server_timing`.
-
-        Raises:
-            PrismError: anything else.
         """
         known = {"images", "proprio", "task", "prompt", "reset", "seed"}
         if other := [key for key in request if key not in known]:
@@ -79,7 +72,10 @@ class Session:
         if request.get("reset") or "seed" in request:
             self.frames.clear()
         if "seed" in request:
-            self.generator.manual_seed(_seed(request["seed"]))
+            seed = request["seed"]
+            if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+                raise PrismError(f"seed: expected an integer from 0 to 2^63 - 1, got {seed!r}")
+            self.generator.manual_seed(int(seed))
         frames = {"images": images, "proprio": proprio}
         batch = stack_history([self._with_history(frames) if proprio.ndim == 1 else frames])  # of one
         if instruction := request.get("task", request.get("prompt")):
@@ -107,20 +103,9 @@ class Session:
         return stacked
 
 
-def _seed(value: Any) -> int:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not 0 <= value < 2**63:
-        raise PrismError(f"seed: expected an integer from 0 to 2^63 - 1, got {value!r}")
-    return int(value)
-
-
 @dataclass
 class Server:
-    """A policy behind a websocket.
-
-    Usage::
-
-        Server(load_policy(run), metadata).run("127.0.0.1", 8000)
-    """
+    """A policy behind a websocket: `Server(load_policy(run), metadata).run(host, port)`."""
 
     policy: Policy
     metadata: dict[str, Any]
@@ -140,29 +125,16 @@ class Server:
 
     def warm_up(self) -> None:
         """Act once, on a frame in the middle of the training data: the first call lays out the weights."""
-        sizes = self.policy.encoder.cameras
-        middle = self.policy.normalizer["proprio"].invert(
-            torch.zeros(1, self.policy.proprio_dim, device=self.policy.device)
-        )  # type: ignore[operator]
-        request: dict[str, Any] = {
-            "images": {c: np.full((*size, 3), 128, np.uint8) for c, size in sizes.items()},
-            "proprio": middle[0].cpu().numpy(),
-        }
+        images = {c: np.full((*size, 3), 128, np.uint8) for c, size in self.policy.encoder.cameras.items()}
+        zeros = torch.zeros(1, self.policy.proprio_dim, device=self.policy.device)
+        middle = self.policy.normalizer["proprio"].invert(zeros)  # type: ignore[operator]
+        request: dict[str, Any] = {"images": images, "proprio": middle[0].cpu().numpy()}
         if instructions := self.metadata["instructions"]:
             request["task"] = instructions[0]
         Session(self.policy, False, 0).answer(request)
 
     def run(self, host: str, port: int, ready: Callable[[str], None] = lambda url: None) -> None:
-        """Answer requests until SIGINT or SIGTERM.
-
-        Args:
-            host: address to listen at; 0.0.0.0 is all of this machine's.
-            port: 0 is any that is free.
-            ready: called with the address.
-
-        Raises:
-            PrismError: the address is taken or not this machine's.
-        """
+        """Answer requests until SIGINT or SIGTERM; `ready` is called with the address. Port 0 is any that is free."""
         asyncio.run(self._run(host, port, ready))
 
     async def _run(self, host: str, port: int, ready: Callable[[str], None]) -> None:
@@ -254,11 +226,7 @@ def serve(
     seed: int = 0,
     api_key: str | None = None,
 ) -> None:
-    """Serve the policy of a run folder until it is stopped, then print how fast it was.
-
-    Raises:
-        PrismError: no such run or checkpoint; no GPU where one is wanted; the address is taken.
-    """
+    """Serve the policy of a run folder until it is stopped, then print how fast it was."""
     config = config_json.load(RunConfig, folder / "config.json")
     policy = load_policy(folder, checkpoint).to(pick_device(device))
     server = Server(policy, describe(folder, checkpoint, config, policy), seed, api_key)
@@ -278,11 +246,8 @@ def serve(
         console.print("Ctrl-C stops it")
 
     server.run(host, port, ready)
-    console.print(f"Served {server.answers} chunks{_speed(server.answers_s)}")
-
-
-def _speed(seconds: Sequence[float]) -> str:
-    if len(seconds) < 2:
-        return ""
-    cuts = statistics.quantiles(seconds, n=20, method="inclusive")
-    return f": median {1000 * statistics.median(seconds):.0f} ms, 95% within {1000 * cuts[-1]:.0f} ms"
+    speed = ""
+    if len(server.answers_s) > 1:
+        median, slow = (1000 * seconds for seconds in np.quantile(server.answers_s, (0.5, 0.95)))
+        speed = f": median {median:.0f} ms, 95% within {slow:.0f} ms"
+    console.print(f"Served {server.answers} chunks{speed}")

@@ -18,26 +18,14 @@ from prism_policy.utils.progress import console
 
 
 def compare(run_a: Path, run_b: Path, checkpoints: tuple[str, str], split: str, out: Path | None = None) -> Path:
-    """Compare two runs on the episodes that both have, print the result and write it as JSON; return the file.
-
-    Args:
-        run_a: a run folder with results.
-        run_b: another one, or the same one with another checkpoint.
-        checkpoints: whose results, of A and of B.
-        split: of the episodes.
-        out: the JSON file; by default in A's results/.
-
-    Raises:
-        PrismError: a run without results, runs of different tasks or limits, no episodes in common, or other starts.
-    """
+    """Compare two runs, or checkpoints of one, on the episodes that both have; print, write JSON, return the file."""
     if (run_a.resolve(), checkpoints[0]) == (run_b.resolve(), checkpoints[1]):
         raise PrismError(f"expected two different runs or checkpoints, got {run_a} '{checkpoints[0]}' twice")
     ours = {(s.seed, s.task): s for s in _episode_sets(run_a, checkpoints[0], split)}
     theirs = {(s.seed, s.task): s for s in _episode_sets(run_b, checkpoints[1], split)}
     if not (shared := [key for key in ours if key in theirs]):
-        raise PrismError(
-            f"expected a seed that both were measured on, got {_names(ours)} of {run_a} and {_names(theirs)} of {run_b}"
-        )
+        got = f"{_names(ours)} of {run_a} and {_names(theirs)} of {run_b}"
+        raise PrismError(f"expected a seed that both were measured on, got {got}")
     pairs: dict[int, tuple[list[bool], list[bool]]] = {}
     for seed, task in shared:
         outcomes = paired_outcomes(ours[seed, task], theirs[seed, task])
@@ -73,31 +61,22 @@ def _names(sets: dict[tuple[int, str], EpisodeSet]) -> str:
     return "seed " + ", ".join(dict.fromkeys(" of ".join(filter(None, (str(seed), task))) for seed, task in sets))
 
 
-def paired_outcomes(
-    ours: EpisodeSet, theirs: EpisodeSet, n_episodes: int | None = None
-) -> tuple[list[bool], list[bool]]:
-    """Outcomes of the (first `n_episodes`) episodes that both sets have, in order.
-
-    Raises:
-        PrismError: runs of different tasks or limits, or other starts.
-    """
-    tasks = ours.simulated(), theirs.simulated()
+def paired_outcomes(a: EpisodeSet, b: EpisodeSet, n_episodes: int | None = None) -> tuple[list[bool], list[bool]]:
+    """Outcomes of the (first `n_episodes`) episodes that both sets have, in order."""
+    sets, tasks = (a, b), (a.simulated(), b.simulated())
     for field in ("name", "max_steps"):
         if tasks[0][field] != tasks[1][field]:
-            raise PrismError(
-                f"expected runs of one task, got task.{field} {tasks[0][field]!r} in {ours.run} and "
-                f"{tasks[1][field]!r} in {theirs.run}"
-            )
-    a, b = ({r["episode"]: bool(r["success"]) for r in s.records()} for s in (ours, theirs))
-    both = [e for e in sorted(a.keys() & b.keys()) if n_episodes is None or e < n_episodes]
+            got = " and ".join(f"{task[field]!r} in {s.run}" for task, s in zip(tasks, sets, strict=True))
+            raise PrismError(f"expected runs of one task, got task.{field} {got}")
+    ours, theirs = ({r["episode"]: bool(r["success"]) for r in s.records()} for s in sets)
+    both = [e for e in sorted(ours.keys() & theirs.keys()) if n_episodes is None or e < n_episodes]
     for episode in both:
-        starts = [np.load(s.states(episode), mmap_mode="r")[0] for s in (ours, theirs)]
-        if not np.array_equal(*starts):
+        if not np.array_equal(*(np.load(s.states(episode), mmap_mode="r")[0] for s in sets)):
             raise PrismError(
-                f"expected the same starts, but episode {episode} of {ours.name} starts differently in {ours.run} and "
-                f"{theirs.run}: were they measured with another version of the simulator?"
+                f"expected the same starts, but episode {episode} of {a.name} starts differently in {a.run} and "
+                f"{b.run}: were they measured with another version of the simulator?"
             )
-    return [a[e] for e in both], [b[e] for e in both]
+    return [ours[e] for e in both], [theirs[e] for e in both]
 
 
 def _metrics(paired: Paired) -> dict[str, Any]:
@@ -127,10 +106,8 @@ def _print(result: dict[str, Any]) -> None:
             f"{name.upper()}: {result[name]['run']} ({result[name]['checkpoint']}): "
             f"{result[f'success_rate_{name}']:.1%} of {n} episodes, 95% interval {low:.1%} to {high:.1%}"
         )
-    console.print(
-        f"Both succeed in {result['both']}, only A in {result['only_a']}, only B in {result['only_b']}, neither in "
-        f"{result['neither']}"
-    )
+    both, only_a, only_b, neither = (result[name] for name in ("both", "only_a", "only_b", "neither"))
+    console.print(f"Both succeed in {both}, only A in {only_a}, only B in {only_b}, neither in {neither}")
     low, high = result["difference_95"]
     console.print(
         f"A less B: {100 * result['difference']:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}; "

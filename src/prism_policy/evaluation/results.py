@@ -71,10 +71,9 @@ class EpisodeSet:
         """The settings of the task that was simulated."""
         path = self.folder / "settings.json"
         try:
-            task: dict[str, Any] = json.loads(path.read_text())["task"]
+            return json.loads(path.read_text())["task"]
         except (OSError, ValueError, KeyError) as error:
             raise PrismError(f"{path} is missing or damaged; evaluate the run again") from error
-        return task
 
 
 def states_path(folder: Path, episode: int) -> Path:
@@ -86,8 +85,7 @@ def episode_sets(run: Path, checkpoint: str | None = None, split: str | None = N
     """Every set that a run folder holds: checkpoints `last`, `best`, then by number; within each by seed, then task."""
     sets = []
     for journal in (run / "results").glob("*/*/episodes.jsonl"):
-        match = re.fullmatch(r"(\w+)-s(\d+)(?:-(\w+))?", journal.parent.name)
-        if match:
+        if match := re.fullmatch(r"(\w+)-s(\d+)(?:-(\w+))?", journal.parent.name):
             sets.append(EpisodeSet(run, journal.parent.parent.name, match[1], int(match[2]), match[3] or ""))
     wanted = [s for s in sets if checkpoint in (None, s.checkpoint) and split in (None, s.split)]
 
@@ -121,17 +119,7 @@ def summarise_seeds(by_seed: Mapping[int, Records]) -> dict[str, Any]:
 
 
 def summarise_run(run: Path, split: str, checkpoint: str, kept: Sequence[str]) -> dict[str, Any]:
-    """Summary of all of a run's episodes of a split: the numbers of `checkpoint`, and of every checkpoint below them.
-
-    Args:
-        run: the run folder.
-        split: whose episodes.
-        checkpoint: the headline.
-        kept: numbers of the kept checkpoints, in order, for the mean of the last ten.
-
-    Raises:
-        PrismError: the checkpoint has no episodes of this split.
-    """
+    """Summarise a run's episodes of a split: headline `checkpoint`, all others, and the mean of the last ten `kept`."""
     records: dict[str, dict[int, list[dict[str, Any]]]] = {}
     by_task: dict[str, list[dict[str, Any]]] = {}
     for episodes in episode_sets(run, split=split):
@@ -140,10 +128,9 @@ def summarise_run(run: Path, split: str, checkpoint: str, kept: Sequence[str]) -
             if episodes.task and episodes.checkpoint == checkpoint:
                 by_task.setdefault(episodes.task, []).extend(finished)
     if checkpoint not in records:
-        raise PrismError(
-            f"{run} has no episodes of checkpoint '{checkpoint}' on split '{split}'; it has "
-            f"{', '.join(records) or 'none'}: run `prism evaluate {run}`"
-        )
+        there = ", ".join(records) or "none"
+        missing = f"{run} has no episodes of checkpoint '{checkpoint}' on split '{split}'"
+        raise PrismError(f"{missing}; it has {there}: run `prism evaluate {run}`")
     checkpoints = {name: summarise_seeds(by_seed) for name, by_seed in records.items()}
     summary = checkpoints[checkpoint] | {"checkpoint": checkpoint, "split": split, "checkpoints": checkpoints}
     if by_task:

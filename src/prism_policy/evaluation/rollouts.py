@@ -49,19 +49,12 @@ def evaluate(
     was killed goes on with the episodes that are missing, and a longer one adds to a shorter one.
 
     Args:
-        folder: of these episodes' results.
-        config: the run.
         policy: what acts, in evaluation mode and on the device that shall compute.
-        eval_config: split, seed and number of episodes; by default the run's.
         simulators: worker processes to use; by default one for each core, for this call.
         on_episode: called with the records so far when an episode has ended.
         other_weights: what to do about episodes in the folder that other weights played. A training that repeats its
             last updates on a GPU comes back with slightly other ones.
         task: what is simulated; by default the run's, which must be a single one.
-
-    Raises:
-        PrismError: no episodes asked for, a policy of another action mode, or a folder with results of other weights
-            or another task.
     """
     eval_config = eval_config or config.evaluate
     if eval_config.n_episodes < 1:
@@ -103,10 +96,10 @@ class _Actor:
     def __init__(self, policy: Policy, task: TaskConfig, eval_config: EvalConfig) -> None:
         self.policy, self.eval_config = policy, eval_config
         self.absolute = task.action_mode == "absolute"
-        if policy.action_dim != (10 if self.absolute else 7):
+        if policy.action_dim != (expected := 10 if self.absolute else 7):
             raise PrismError(
-                f"expected a policy of {10 if self.absolute else 7} numbers an action, as task.action_mode "
-                f"'{task.action_mode}' has, got one of {policy.action_dim}"
+                f"expected a policy of {expected} numbers an action, as task.action_mode '{task.action_mode}' has, got "
+                f"one of {policy.action_dim}"
             )
         self.rows = rows_of(policy)
         self.instruction = policy.task_condition(task)
@@ -130,14 +123,8 @@ def _write_episode(folder: Path, eval_config: EvalConfig, outcome: Outcome) -> d
     """Keep an episode's states and its record, which is returned."""
     with atomic(states_path(folder, outcome.episode)) as temporary, open(temporary, "wb") as file:
         np.save(file, outcome.states, allow_pickle=False)
-    record = {
-        "split": eval_config.split,
-        "seed": eval_config.seed,
-        "episode": outcome.episode,
-        "success": outcome.success,
-        "steps": outcome.steps,
-        "stage": outcome.stage,
-    }
+    record: dict[str, Any] = {"split": eval_config.split, "seed": eval_config.seed}
+    record |= {name: getattr(outcome, name) for name in ("episode", "success", "steps", "stage")}
     journal = folder / "episodes.jsonl"
     with disk_errors(journal), open(journal, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
@@ -176,8 +163,7 @@ def sample_chunks(
     """Whole action chunks (n, T, A), in the environment's units, of n episodes, each with noise of its own.
 
     The policy is called with exactly `rows` rows, those that nobody needs filled with copies. An episode's row follows
-    from its number, for a kernel may treat its first rows otherwise than its last; two of the same row take turns. The
-    instruction goes to all of them.
+    from its number, for a kernel may treat its first rows otherwise than its last; two of the same row take turns.
     """
     noise = [policy.draw_noise(1, generator) for generator in generators]
     left = list(range(len(episodes)))

@@ -53,8 +53,7 @@ class Paired:
     def interval(self) -> tuple[float, float]:
         """Tango's 95% score interval of the difference (Statistics in Medicine 17, 1998).
 
-        It holds every difference that the score test of paired proportions does not refute, so that it has a width
-        even where no pair is discordant.
+        It holds what the score test of paired proportions does not refute, and so has a width without discordant pairs.
         """
         b, c, n = self.only_a, self.only_b, self.n
 

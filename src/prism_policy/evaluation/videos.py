@@ -27,19 +27,12 @@ def render_videos(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """A video of every episode, folder/episode_000.mp4, all cameras side by side; those that exist are kept.
-
-    Args:
-        episodes: records with `episode`, `success` and `steps`.
-        states: episode -> file of its states, float64 (steps + 1, S).
-    """
+    """folder/episode_000.mp4 of every record, all cameras side by side, from its states; those there are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [r for r in episodes if not (folder / f"episode_{r['episode']:03d}.mp4").exists()]
     with WorkerPool(workers) as pool:
-        futures = [
-            pool.submit(_video, task, r, states(r["episode"]), folder / f"episode_{r['episode']:03d}.mp4")
-            for r in missing
-        ]
+        jobs = [(task, r, states(r["episode"]), folder / f"episode_{r['episode']:03d}.mp4") for r in missing]
+        futures = [pool.submit(_video, *job) for job in jobs]
         for done, future in enumerate(as_completed(futures), start=len(episodes) - len(missing) + 1):
             future.result()
             if progress:
@@ -69,8 +62,7 @@ def _video(task: TaskConfig, record: dict[str, Any], states: Path, path: Path) -
 def observe_all(task: TaskConfig, states: Path) -> list[Observation]:
     """The observation of every state of an episode, drawn in a process of their own."""
     with WorkerPool(1) as pool:
-        observations: list[Observation] = pool.submit(_observations, task, states).result()
-    return observations
+        return pool.submit(_observations, task, states).result()
 
 
 def _observations(task: TaskConfig, states: Path) -> list[Observation]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,24 +22,11 @@ from prism_policy.tasks import task_spec
 from prism_policy.utils.files import file_lock, read_lines
 
 Scale = Literal["nano", "small", "paper", "smoke"]
-SCALES: dict[Scale, str] = {
-    "nano": "a trunk a quarter as wide, a U-Net a tenth as large, 1,200 updates of 64 windows on Lift, 1,500 on other "
-    "tasks, 2,000 on a suite: ten minutes of two CPU cores on Lift. It can show what makes a small policy learn an "
-    "easy task faster or fail at it; it cannot show what large policies reach that were trained to the end. On "
-    "ToolHang it can hardly succeed: look at how far the episodes came.",
-    "small": "the paper's networks, 10,000 updates of 256 windows, 100 demonstrations: about 20 cells in an afternoon "
-    "of one GPU (estimated; none was at hand). It can show differences that appear early in training; it cannot show "
-    "those that need the paper's 50,000 updates of 512.",
-    "paper": "the paper's recipe (Tables 8 to 12), 50,000 updates of 512 windows. On robomimic's human demonstrations "
-    "it can be held against the paper's numbers, save for what the paper leaves open and another version of the "
-    "simulator; on scripted ones it cannot.",
-    "smoke": "the whole path at the smallest size. Its numbers mean nothing.",
-}
+_SCALES_FILE = files("prism_policy.paper").joinpath("scales.json")
+SCALES: dict[Scale, str] = json.loads(_SCALES_FILE.read_text(encoding="utf-8"))
 """What each scale is, what it can show and what it cannot."""
 
 _PRESETS = {"nano": presets.nano, "small": presets.small, "paper": presets.paper, "smoke": presets.nano}
-VIDEOS = 4
-"""Of a cell: enough to see what its policy does."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +72,9 @@ FOLLOWED = ("tool_hang",)
 def run_config(variant: Variant, seed: int, scale: Scale) -> RunConfig:
     """The configuration of a cell; with no marks on the variant it is the preset's."""
     config = _PRESETS[scale](variant.task, variant.policy, variant.encoder, seed)
-    encoder = replace(
-        config.policy.encoder,
-        truncate=variant.truncate,
-        shuffle_keypoints=variant.shuffle,
-        refine=config.policy.encoder.refine or variant.refine,
-    )
-    task = config.task
+    task, encoder = config.task, config.policy.encoder
+    encoder = replace(encoder, truncate=variant.truncate, shuffle_keypoints=variant.shuffle)
+    encoder = replace(encoder, refine=encoder.refine or variant.refine)
     suite = task_spec(variant.task).members  # whose presets have a resolution of their own
     render = task.render if suite else replace(task.render, resolution=variant.resolution)
     config = replace(
@@ -118,29 +104,23 @@ def find_cells(
     Args:
         datasets: files of demonstrations by task; a cell takes the first that has its cameras and resolution. Tasks
             without files learn from the scripted expert.
-
-    Raises:
-        PrismError: the files of a task do not fit; a cell's folder holds another run.
     """
     existing = _runs(cells_dir)
     cells = []
-    for seed in seeds:
-        for variant in variants:
-            config = run_config(variant, seed, scale)
-            files = datasets.get(variant.task, ())
-            if files:
-                config = _fit(config, files)
-            suffix = f"-on-{Path(config.dataset).stem}" if files else ""
-            folder = cells_dir / f"{variant.name}{suffix}-{scale}-s{seed}"
-            known = existing.get(_training(config))
-            if known is None and (folder / "config.json").exists():
-                raise PrismError(
-                    f"{folder} holds a run of another configuration than this plan's; move it away or choose another "
-                    "--cells"
-                )
-            # The folder's own configuration: it may ask for another number of episodes.
-            folder, config = known or (folder, config)
-            cells.append(Cell(variant, seed, folder, config))
+    for seed, variant in itertools.product(seeds, variants):
+        config = run_config(variant, seed, scale)
+        demos = datasets.get(variant.task, ())
+        if demos:
+            config = _fit(config, demos)
+        suffix = f"-on-{Path(config.dataset).stem}" if demos else ""
+        folder = cells_dir / f"{variant.name}{suffix}-{scale}-s{seed}"
+        known = existing.get(_training(config))
+        if known is None and (folder / "config.json").exists():
+            holds = f"{folder} holds a run of another configuration than this plan's"
+            raise PrismError(f"{holds}; move it away or choose another --cells")
+        # The folder's own configuration: it may ask for another number of episodes.
+        folder, config = known or (folder, config)
+        cells.append(Cell(variant, seed, folder, config))
     return cells
 
 
@@ -161,22 +141,17 @@ def _training(config: RunConfig) -> RunConfig:
     return replace(config, evaluate=EvalConfig())
 
 
-def _fit(config: RunConfig, files: Sequence[Path]) -> RunConfig:
-    for i, file in enumerate(files):
-        try:
-            return fit_to_dataset(replace(config, dataset=str(file.absolute())))
-        except PrismError:
-            if i == len(files) - 1:
-                raise
-    raise AssertionError("no files")
+def _fit(config: RunConfig, demos: Sequence[Path]) -> RunConfig:
+    """The configuration on the first of these files that fits it."""
+    *others, last = (replace(config, dataset=str(file.absolute())) for file in demos)
+    for candidate in others:
+        with contextlib.suppress(PrismError):
+            return fit_to_dataset(candidate)
+    return fit_to_dataset(last)
 
 
 def run_cell(
-    cell: Cell,
-    checkpoints: Sequence[str],
-    n_episodes: int,
-    device: Device = "auto",
-    workers: int | None = None,
+    cell: Cell, checkpoints: Sequence[str], n_episodes: int, device: Device = "auto", workers: int | None = None
 ) -> bool:
     """Train and evaluate what is missing of a cell; False where another process is at it."""
     from prism_policy.config.options import EvalOptions
@@ -188,12 +163,7 @@ def run_cell(
             return False
         if not cell.trained:
             train_run(cell.folder, cell.config, device=device)
-        options = EvalOptions(
-            n_episodes=n_episodes,
-            checkpoints=tuple(checkpoints),
-            seeds=(cell.seed,),
-            split="evaluate",
-            video_every=math.ceil(n_episodes / VIDEOS),
-        )
+        every = math.ceil(n_episodes / 4)  # four videos are enough to see what the policy does
+        options = EvalOptions(n_episodes, tuple(checkpoints), (cell.seed,), "evaluate", video_every=every)
         evaluate_runs([cell.folder], options, workers, device)
     return True

@@ -107,9 +107,8 @@ def select(
 ) -> Experiment:
     """The experiment on some of its tasks (of a suite: `numbers`) and policies; means over fewer are marked partial."""
     variants = [v for e in whole.entries for v in e.variants]
-    had_tasks, had_policies = (
-        tuple(dict.fromkeys(x)) for x in zip(*((v.task, v.policy) for v in variants), strict=True)
-    )
+    had_tasks = tuple(dict.fromkeys(v.task for v in variants))
+    had_policies = tuple(dict.fromkeys(v.policy for v in variants))
     for what, chosen, had in (("tasks", tasks, had_tasks), ("policies", policies, had_policies)):
         if chosen is not None and not chosen:
             raise PrismError(f"{what}: expected at least one of {', '.join(had)}, got none")
@@ -120,15 +119,13 @@ def select(
     kept, shown = {}, set()
     for entry in sorted(whole.entries, key=lambda e: "Avg." in e.key):
         chosen_variants = tuple(
-            v for v in entry.variants if v.task in (tasks or had_tasks) and v.policy in (policies or had_policies)
+            replace(v, numbers=tuple(numbers or ())) if task_spec(v.task).members else v
+            for v in entry.variants
+            if v.task in (tasks or had_tasks) and v.policy in (policies or had_policies)
         )
         # A mean over what another entry already shows is none.
         if chosen_variants and not ("Avg." in entry.key and (entry.block, chosen_variants) in shown):
-            some = tuple(
-                replace(v, numbers=tuple(numbers or ())) if task_spec(v.task).members else v for v in chosen_variants
-            )
-            partial = len(some) < len(entry.variants) or some != chosen_variants
-            kept[entry.key] = replace(entry, variants=some, partial=partial)
+            kept[entry.key] = replace(entry, variants=chosen_variants, partial=chosen_variants != entry.variants)
             shown.add((entry.block, chosen_variants))
     entries = tuple(kept[e.key] for e in whole.entries if e.key in kept)
     keys = {e.key for e in entries}

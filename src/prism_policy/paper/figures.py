@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from prism_policy.config.options import Attribution
 from prism_policy.config.settings import single_tasks
 from prism_policy.paper.cells import Cell
 from prism_policy.paper.tables import Results, added_parameters
 from prism_policy.run_folder import load_policy
-from prism_policy.saliency.attribution import Attribution
 from prism_policy.saliency.clips import Clip, draw_clips, evaluated_source
 from prism_policy.saliency.heatmaps import paint, strength
-from prism_policy.saliency.study import centre_crop, clip_of, densities, saliency_maps
+from prism_policy.saliency.study import centre_crop, clip_of, saliency_maps
 from prism_policy.utils.files import atomic
 
 GREY = "#666666"
@@ -44,15 +44,17 @@ def draw_bars(results: Results, path: Path) -> None:
         _panel(axis, results, block, rows, colours)
     if more:
         _gains(panels[-2], results, rows, colours)
-        _added(panels[-1], results, colours)
+        added = {row: count / 1e6 for row, (_, count) in added_parameters(results).items()}
+        panels[-1].bar(range(len(added)), added.values(), 0.75, color=[colours[row] for row in added])
+        panels[-1].set_yscale("log")
+        _bare(panels[-1], list(added), "added parameters [M], at full size")
     panels[0].set_ylabel("success [%]")
     handles: list[Any] = [Patch(color=colour, label=row) for row, colour in colours.items()]
     handles.append(Line2D([], [], color="black", label="ours, 95% interval (Wilson)"))
     other = "data, scale and tasks" if any(e.partial for e in entries) else "data and scale"
     if any(e.paper is not None for e in entries):
-        handles.append(
-            _diamond(f"the paper's number: other {other}" if results.other_setting else "the paper's number")
-        )
+        label = "the paper's number" + f": other {other}" * results.other_setting
+        handles.append(Line2D([], [], label=label, **_HOLLOW))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(f"{results.experiment.title}\nours at scale {results.scale}, {results.data}", fontsize=9)
     _save(figure, path)
@@ -76,8 +78,7 @@ def _panel(axis: Axes, results: Results, block: str, rows: Sequence[str], colour
         if entry.paper is not None:
             axis.plot([x + 0.2 * width], [entry.paper], **_HOLLOW)
     axis.set_xticks(range(len(columns)), columns)
-    axis.set_xlim(-0.5, len(columns) - 0.5)
-    axis.set_ylim(0, 103)
+    axis.set(xlim=(-0.5, len(columns) - 0.5), ylim=(0, 103))
     axis.set_title(block, fontsize=9)
     axis.grid(axis="y", alpha=0.2)
     axis.set_axisbelow(True)
@@ -97,40 +98,20 @@ def _gains(axis: Axes, results: Results, rows: Sequence[str], colours: Mapping[s
     _bare(axis, rows, "gain [points], 95% interval (Tango)")
 
 
-def _added(axis: Axes, results: Results, colours: Mapping[str, Any]) -> None:
-    added = added_parameters(results)
-    for x, (row, (_, more)) in enumerate(added.items()):
-        axis.bar(x, more / 1e6, 0.75, color=colours[row])
-    axis.set_yscale("log")
-    _bare(axis, list(added), "added parameters [M], at full size")
-
-
 def _bare(axis: Axes, rows: Sequence[str], title: str) -> None:
     axis.set_xticks(range(len(rows)), rows, rotation=45, ha="right", fontsize=8)
     axis.set_title(title, fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
 
 
-_HOLLOW: dict[str, Any] = {
-    "marker": "D",
-    "linestyle": "",
-    "markersize": 6,
-    "markerfacecolor": "white",
-    "markeredgecolor": "black",
-    "markeredgewidth": 1.0,
-}
-
-
-def _diamond(label: str) -> Line2D:
-    return Line2D([], [], label=label, **_HOLLOW)
+_HOLLOW: dict[str, Any] = {"marker": "D", "ls": "", "ms": 6, "mfc": "white", "mec": "black", "mew": 1.0}
 
 
 def draw_saliency_grid(results: Results, path: Path) -> bool:
     """Tasks down, encoders across: one frame a task with each policy's input gradient; False where nothing is there.
 
-    All policies of a task see the same frame, from the middle of the first episode of the first one that was measured,
-    whatever its outcome. Brightness is relative to the mean of each picture, as in `prism saliency`: the gradients of
-    different policies have no other common unit.
+    All policies of a task see the frame in the middle of the first episode of the first one that was measured, whatever
+    its outcome; brightness is relative to the mean of each picture.
     """
     entries = results.experiment.entries
     rows, columns = (list(dict.fromkeys(names)) for names in zip(*((e.column, e.row) for e in entries), strict=True))
@@ -141,9 +122,7 @@ def draw_saliency_grid(results: Results, path: Path) -> bool:
     figure = Figure(figsize=(2.3 * (len(columns) + 1) + 0.3, 2.3 * len(rows) + 0.5), layout="constrained")
     axes = figure.subplots(len(rows), len(columns) + 1, squeeze=False)
     for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.set_box_aspect(1)
+        axis.set(xticks=[], yticks=[], box_aspect=1)
     for line, row in zip(axes, rows, strict=True):
         line[0].set_ylabel(row)
         first = next((measured[row, c] for c in columns if (row, c) in measured), None)
@@ -158,9 +137,8 @@ def draw_saliency_grid(results: Results, path: Path) -> bool:
             axis.imshow(_painted(measured[row, column], clip, camera), interpolation="nearest")
     for axis, title in zip(axes[0], ["frame", *columns], strict=True):
         axis.set_title(title, fontsize=11)
-    figure.suptitle(
-        f"{results.experiment.title} (ours alone, scale {results.scale}, seed {results.seeds[0]})", fontsize=10
-    )
+    about = f"ours alone, scale {results.scale}, seed {results.seeds[0]}"
+    figure.suptitle(f"{results.experiment.title} ({about})", fontsize=10)
     _save(figure, path)
     return True
 
@@ -178,7 +156,7 @@ def _painted(cell: Cell, clip: Clip, camera: str) -> np.ndarray:
     policy = load_policy(cell.folder)
     maps = saliency_maps(policy, clip, Attribution())
     frames = centre_crop(clip.observation["images"][camera][:, -1], policy.encoder.config.crop)
-    return paint(frames[0], strength(densities(maps)[camera])[0])
+    return paint(frames[0], strength(maps[camera])[0])
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -33,14 +33,9 @@ def run_on_ray(
 
     Args:
         address: `auto` (a cluster that runs here, or RAY_ADDRESS), `local` (start one on this machine), or HOST:PORT.
-        folders: what each piece of work fills; absolute.
         work: returns whether it was done; may be sent to another process.
         on_done: called with the number of a piece and what it returned, or its error.
         gpus: GPUs a piece, or a share of one; None is one where the cluster has any.
-        cpus: CPU cores a piece.
-
-    Raises:
-        PrismError: Ray is not installed, there is no such cluster, or it never has what a piece needs.
     """
     try:
         import ray
@@ -50,26 +45,21 @@ def run_on_ray(
     try:
         ray.init(address=None if address == "local" else address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise PrismError(
-            f"no Ray cluster at '{address}' ({_first_line(error)}); start one with `ray start --head`, or use "
-            "--ray local"
-        ) from error
+        there = f"no Ray cluster at '{address}' ({_first_line(error)})"
+        raise PrismError(f"{there}; start one with `ray start --head`, or use --ray local") from error
     try:
         has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call, unused-ignore]
         gpus = min(1.0, has.get("GPU", 0.0)) if gpus is None else gpus
         if gpus > has.get("GPU", 0.0) or cpus > has.get("CPU", 0.0):
-            raise PrismError(
-                f"expected a cluster with {gpus:g} GPUs and {cpus:g} cores for a cell, got {has.get('GPU', 0):g} and "
-                f"{has.get('CPU', 0):g} in all"
-            )
+            got = f"{has.get('GPU', 0):g} and {has.get('CPU', 0):g} in all"
+            raise PrismError(f"expected a cluster with {gpus:g} GPUs and {cpus:g} cores for a cell, got {got}")
         remote = ray.remote(num_gpus=gpus, num_cpus=cpus, max_retries=RETRIES)(_do_remotely)
         token = folders[0].parent / f".here-{uuid.uuid4().hex}"
         token.parent.mkdir(parents=True, exist_ok=True)
         token.touch()
         try:
-            waiting = {
-                remote.remote(do, folder, token): i for i, (do, folder) in enumerate(zip(work, folders, strict=True))
-            }
+            pairs = zip(work, folders, strict=True)
+            waiting = {remote.remote(do, folder, token): number for number, (do, folder) in enumerate(pairs)}
             while waiting:
                 ready, _ = ray.wait(list(waiting))
                 for reference in ready:

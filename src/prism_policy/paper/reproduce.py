@@ -22,7 +22,7 @@ from prism_policy.paper.experiments import Experiment, Variant, select
 from prism_policy.paper.figures import draw_bars, draw_saliency_grid
 from prism_policy.paper.printed import experiment
 from prism_policy.paper.ray_cluster import run_on_ray
-from prism_policy.paper.tables import Results, collect_results
+from prism_policy.paper.tables import collect_results
 from prism_policy.paper.writers import cells_csv, entries_csv, markdown, page
 from prism_policy.tasks import task_spec
 from prism_policy.utils.files import write_text
@@ -100,12 +100,8 @@ def make_plan(
         raise PrismError(f"dataset of task '{other[0]}': this plan has {', '.join(sorted(known))}")
     cells = find_cells(chosen.variants, seeds, scale, cells_dir, datasets or {})
     read = {v for e in chosen.entries if e.reference for v in e.variants} - set(chosen.variants)
-    references = find_cells(sorted(read, key=lambda v: v.name), seeds, scale, cells_dir, _fitting(datasets, read))
+    references = find_cells(sorted(read, key=lambda v: v.name), seeds, scale, cells_dir, datasets or {})
     return Plan(chosen, scale, seeds, n_episodes, cells, references, train, datasets or {})
-
-
-def _fitting(datasets: Mapping[str, Sequence[Path]] | None, variants: set[Variant]) -> Mapping[str, Sequence[Path]]:
-    return {task: files for task, files in (datasets or {}).items() if any(v.task == task for v in variants)}
 
 
 def print_plan(plan: Plan) -> None:
@@ -129,10 +125,8 @@ def print_plan(plan: Plan) -> None:
     )
     if missing:
         seconds = estimate(plan)
-        if seconds is None:
-            console.print("Time: nothing was measured yet; look again after the first cell")
-        else:
-            console.print(f"Time: about {duration(seconds)}, one cell after the other, as similar cells took so far")
+        known = seconds and f"about {duration(seconds)}, one cell after the other, as similar cells took so far"
+        console.print(f"Time: {known or 'nothing was measured yet; look again after the first cell'}")
     if untrained:
         console.print(f"Demonstrations: {_demonstrations(untrained)}")
 
@@ -153,16 +147,13 @@ def estimate(plan: Plan) -> float | None:
 
 def _likeness(a: Cell, b: Cell) -> tuple[bool, ...]:
     """What of two cells is alike, the most important for their cost first."""
-    return tuple(
-        getattr(a.variant, name) == getattr(b.variant, name)
-        for name in ("task", "resolution", "policy", "views", "encoder")
-    )
+    names = ("task", "resolution", "policy", "views", "encoder")
+    return tuple(getattr(a.variant, name) == getattr(b.variant, name) for name in names)
 
 
 def _demonstrations(untrained: Sequence[Cell]) -> str:
-    needed = {
-        (c.config.task.name, single_tasks(c.config.task), c.config.demos) for c in untrained if not c.config.dataset
-    }
+    scripted = [c.config for c in untrained if not c.config.dataset]
+    needed = {(config.task.name, single_tasks(config.task), config.demos) for config in scripted}
     if not needed:
         return "those of the given files"
     counts: Counter[str] = Counter()
@@ -180,11 +171,7 @@ def duration(seconds: float) -> str:
 
 
 def reproduce(plan: Plan, out: Path, options: ClusterOptions) -> Path:
-    """Run what is missing and write the tables, anew after every cell; returns the page.
-
-    Raises:
-        PrismError: `out` belongs to another plan; cells failed, of which the others were done all the same.
-    """
+    """Run what is missing and write the tables, anew after every cell; returns the page."""
     open_plan_folder(plan, out)
     failed: dict[str, str] = {}
     busy: list[str] = []
@@ -202,10 +189,9 @@ def reproduce(plan: Plan, out: Path, options: ClusterOptions) -> Path:
             write_results(plan, out)
             bar.update(bar.done + 1, f"{bar.done + 1} of {len(missing)}")
 
-        work = [
-            partial(run_cell, cell, plan.experiment.checkpoints(cell.variant), plan.n_episodes, options.device)
-            for cell in missing
-        ]
+        checkpoints = [plan.experiment.checkpoints(cell.variant) for cell in missing]
+        pairs = zip(missing, checkpoints, strict=True)
+        work = [partial(run_cell, cell, names, plan.n_episodes, options.device) for cell, names in pairs]
         if options.ray is not None and missing:
             absolute = [partial(_run_in, Path.cwd(), do, max(1, int(options.cpus_per_cell))) for do in work]
             folders = [cell.folder.absolute() for cell in missing]
@@ -223,9 +209,8 @@ def reproduce(plan: Plan, out: Path, options: ClusterOptions) -> Path:
         console.print(f"Left to another process that is at it: {', '.join(busy)}")
     if failed:
         name, reason = next(iter(failed.items()))
-        raise PrismError(
-            f"{len(failed)} of {len(plan.cells)} cells failed, first {name}: {reason} (what the others did: {path})"
-        )
+        count = f"{len(failed)} of {len(plan.cells)} cells failed"
+        raise PrismError(f"{count}, first {name}: {reason} (what the others did: {path})")
     return path
 
 
@@ -237,11 +222,7 @@ def _run_in(folder: Path, do: Any, workers: int) -> bool:
 
 
 def open_plan_folder(plan: Plan, out: Path) -> None:
-    """Make `out` this plan's, or accept the one that already is: seeds, tasks and policies may differ.
-
-    Raises:
-        PrismError: it holds another plan or foreign files.
-    """
+    """Make `out` this plan's, or accept the one that already is: seeds, tasks and policies may differ."""
     settings = {
         "experiment": plan.experiment.name,
         "scale": plan.scale,
@@ -256,10 +237,8 @@ def open_plan_folder(plan: Plan, out: Path) -> None:
         except (ValueError, KeyError, TypeError) as error:
             raise PrismError(f"{path} is damaged ({error!r}); choose another --out") from error
         if other:
-            raise PrismError(
-                f"{out} holds another plan: {other[0]} is {there[other[0]]!r} there and {settings[other[0]]!r} now; "
-                "choose another --out"
-            )
+            values = f"{other[0]} is {there[other[0]]!r} there and {settings[other[0]]!r} now"
+            raise PrismError(f"{out} holds another plan: {values}; choose another --out")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PrismError(f"{out} exists and holds no plan (no plan.json in it); choose another --out")
     write_text(path, json.dumps(settings, indent=2) + "\n")
@@ -268,23 +247,12 @@ def open_plan_folder(plan: Plan, out: Path) -> None:
 def write_results(plan: Plan, out: Path) -> Path:
     """Tables and figure from what is measured so far; returns the page."""
     cells = {(c.variant, c.seed): c for c in (*plan.cells, *plan.references)}
-    results = collect_results(
-        experiment=plan.experiment,
-        scale=plan.scale,
-        seeds=plan.seeds,
-        n_episodes=plan.n_episodes,
-        cells=cells,
-        data=plan.data,
-    )
+    results = collect_results(plan.experiment, plan.scale, plan.seeds, plan.n_episodes, cells=cells, data=plan.data)
     picture = out / "figure.png"
-    _draw(results, picture)
+    if plan.experiment.name != "fig2" or not draw_saliency_grid(results, picture):
+        draw_bars(results, picture)
     write_text(out / "table.md", markdown(results, picture.name))
     write_text(out / "table.csv", entries_csv(results))
     write_text(out / "cells.csv", cells_csv(results))
     write_text(out / "table.html", page(results, picture.read_bytes()))
     return out / "table.html"
-
-
-def _draw(results: Results, path: Path) -> None:
-    if results.experiment.name != "fig2" or not draw_saliency_grid(results, path):
-        draw_bars(results, path)

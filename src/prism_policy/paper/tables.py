@@ -1,7 +1,4 @@
-"""An experiment's results as tables: ours and the paper's numbers in columns of their own.
-
-What was not measured is "missing", never a number.
-"""
+"""An experiment's results as tables, ours beside the paper's; what was not measured is "missing", never a number."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from prism_policy.evaluation.statistics import Paired
-from prism_policy.paper.cells import SCALES, Cell, Scale
+from prism_policy.paper.cells import SCALES, Scale
 from prism_policy.paper.experiments import Comparison, Entry, Experiment
 from prism_policy.paper.scores import Cells, Score, difference, parameters, score, stages_reached
 from prism_policy.tasks import task_spec
@@ -51,7 +48,7 @@ class Results:
                 else "The recipe is the paper's, and the data where the files are those, too; what the paper leaves "
                 "open, the simulator's version and the drawing of the images differ."
             )
-            + (" †: the paper's mean is over more tasks or policies than ours." if wide else "")
+            + " †: the paper's mean is over more tasks or policies than ours." * wide
         )
 
 
@@ -120,11 +117,8 @@ def _block(results: Results, block: str) -> Grid:
         entry = entries.get((row, column))
         if entry is None:
             return ["", ""]
-        paper = mean_and_deviation(entry.paper, entry.paper_std)
-        return [
-            ours(results.scores[entry.key], results.seeds),
-            paper + "†" * (entry.partial and entry.paper is not None),
-        ]
+        paper = mean_and_deviation(entry.paper, entry.paper_std) + "†" * (entry.partial and entry.paper is not None)
+        return [ours(results.scores[entry.key], results.seeds), paper]
 
     body = [[row, *(text for column in columns for text in cells(row, column))] for row in rows]
     return Grid(block, header, body, results.note, frozenset(range(2, len(header), 2)))
@@ -135,22 +129,18 @@ def _intervals(results: Results) -> Grid:
     rows = []
     for entry in results.experiment.entries:
         one = results.scores[entry.key]
-        start = [entry.block, entry.row, entry.column]
-        if one is None:
-            rows.append([*start, MISSING, "", "", ""])
-            continue
-        low, high = one.interval
-        seeds = ", ".join(f"{seed}: {points(rate)}" for seed, rate in zip(one.seeds, one.rates, strict=True))
-        counts, interval = f"{one.successes} of {one.n}", f"{points(low)} to {points(high)}"
-        rows.append([*start, counts, points(one.successes / one.n), interval, seeds])
+        cells = [MISSING, "", "", ""]
+        if one is not None:
+            low, high = map(points, one.interval)
+            seeds = ", ".join(f"{seed}: {points(rate)}" for seed, rate in zip(one.seeds, one.rates, strict=True))
+            cells = [f"{one.successes} of {one.n}", points(one.successes / one.n), f"{low} to {high}", seeds]
+        rows.append([*entry.key, *cells])
     header = ["", "", "", "successes of episodes", "rate [%]", "95% interval [%]", "each seed [%]"]
-    return Grid(
-        "Ours, with intervals",
-        header,
-        rows,
+    note = (
         "Wilson's interval over all episodes. It says what other episodes would do to these policies; what other "
-        "training seeds would do is the deviation over seeds.",
+        "training seeds would do is the deviation over seeds."
     )
+    return Grid("Ours, with intervals", header, rows, note)
 
 
 def _differences(results: Results) -> Grid:
@@ -158,27 +148,18 @@ def _differences(results: Results) -> Grid:
     rows = []
     for comparison, paired in results.differences:
         a, b = entries[comparison.a], entries[comparison.b]
-        printed = _printed_difference(comparison, a, b)
-        name = _places(a, b)
-        if paired is None:
-            rows.append([*name, MISSING, "", "", "", printed])
-            continue
-        low, high = paired.interval()
-        cells = [
-            f"{100 * paired.difference:+.1f}",
-            f"{100 * low:+.1f} to {100 * high:+.1f}",
-            f"{paired.p_value:.2g}",
-        ]
-        rows.append([*name, *cells, f"{paired.only_a} : {paired.only_b} of {paired.n}", printed])
+        cells = [MISSING, "", "", ""]
+        if paired is not None:
+            low, high = (100 * share for share in paired.interval())
+            cells = [f"{100 * paired.difference:+.1f}", f"{low:+.1f} to {high:+.1f}", f"{paired.p_value:.2g}"]
+            cells.append(f"{paired.only_a} : {paired.only_b} of {paired.n}")
+        rows.append([*_places(a, b), *cells, _printed_difference(comparison, a, b)])
     header = ["", "against", "ours [points]", "95% interval", "p", "only one succeeds", "paper [points]"]
-    return Grid(
-        "Differences, episode by episode",
-        header,
-        rows,
+    note = (
         "Ours: the same starts for both, over all seeds; Tango's interval of the paired difference, exact McNemar "
-        f"test, without correction for the number of comparisons ({len(rows)}). " + results.note,
-        frozenset({6}),
+        f"test, without correction for the number of comparisons ({len(rows)}). {results.note}"
     )
+    return Grid("Differences, episode by episode", header, rows, note, frozenset({6}))
 
 
 def _places(a: Entry, b: Entry) -> list[str]:
@@ -189,11 +170,12 @@ def _places(a: Entry, b: Entry) -> list[str]:
 
 
 def _printed_difference(comparison: Comparison, a: Entry, b: Entry) -> str:
-    if comparison.paper is not None:
-        return f"{comparison.paper:+.1f}" + "†" * (a.partial or b.partial)
-    if a.paper is None or b.paper is None:
-        return UNPRINTED
-    return f"{a.paper - b.paper:+.1f}" + "†" * (a.partial or b.partial)
+    printed = comparison.paper
+    if printed is None:
+        if a.paper is None or b.paper is None:
+            return UNPRINTED
+        printed = a.paper - b.paper
+    return f"{printed:+.1f}" + "†" * (a.partial or b.partial)
 
 
 def added_parameters(results: Results) -> dict[str, tuple[int, int]]:
@@ -215,40 +197,26 @@ def _parameters(results: Results) -> Grid:
 
 def _stages(results: Results) -> list[Grid]:
     """How far episodes came, a table a task."""
+    note = "Ours: episodes by the furthest stage reached, last weights, all seeds measured so far."
+    reached = stages_reached(results.experiment, results.cells, results.seeds, results.n_episodes)
     tables = []
-    for task, by_variant in stages_reached(
-        results.experiment, results.cells, results.seeds, results.n_episodes
-    ).items():
+    for task, by_variant in reached.items():
         names = ["", *task_spec(task).stages]
         header = [task, "episodes", *(name or "nothing" for name in names[:-1]), f"{names[-1]} (success)"]
-        rows = [
-            [variant.name, str(counts.total()), *(str(counts[name]) for name in names)]
-            for variant, counts in by_variant.items()
-        ]
-        tables.append(
-            Grid(
-                f"How far the episodes came: {task}",
-                header,
-                rows,
-                "Ours: episodes by the furthest stage reached, last weights, all seeds measured so far.",
-            )
-        )
+        rows = [[v.name, *map(str, [counts.total(), *(counts[n] for n in names)])] for v, counts in by_variant.items()]
+        tables.append(Grid(f"How far the episodes came: {task}", header, rows, note))
     return tables
 
 
 def _cells(results: Results) -> Grid:
-    rows = [
-        [variant.name, str(seed), _state(cell, results), str(cell.folder)]
-        for (variant, seed), cell in results.cells.items()
-    ]
+    rows = []
+    for (variant, seed), cell in results.cells.items():
+        records = cell.records("last", results.n_episodes)
+        measured = f"{sum(r['success'] for r in records)} of {len(records)}"
+        state = measured if records else "trained" if cell.trained else MISSING
+        rows.append([variant.name, str(seed), state, str(cell.folder)])
     note = "Each is an ordinary run folder: `prism evaluate FOLDER`, `prism report FOLDER`."
     return Grid("Cells", ["cell", "seed", "state", "folder"], rows, note)
-
-
-def _state(cell: Cell, results: Results) -> str:
-    if records := cell.records("last", results.n_episodes):
-        return f"{sum(r['success'] for r in records)} of {len(records)}"
-    return "trained" if cell.trained else MISSING
 
 
 def facts(results: Results) -> list[str]:

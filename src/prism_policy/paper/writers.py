@@ -41,12 +41,9 @@ def entries_csv(results: Results) -> str:
         score = results.scores[entry.key]
         mean, deviation = score.mean_and_std if score else (None, None)
         low, high = score.interval if score else (None, None)
-        block, row, column = entry.key
         rows.append(
             {
-                "block": block,
-                "row": row,
-                "column": column,
+                **dict(zip(("block", "row", "column"), entry.key, strict=True)),
                 "checkpoint": entry.checkpoint,
                 "ours_mean": _percent(mean),
                 "ours_std": _percent(deviation),
@@ -77,11 +74,7 @@ def cells_csv(results: Results) -> str:
         rows.append(
             {
                 "cell": variant.name,
-                "task": variant.task,
-                "policy": variant.policy,
-                "encoder": variant.encoder,
-                "views": variant.views,
-                "resolution": variant.resolution,
+                **{n: getattr(variant, n) for n in ("task", "policy", "encoder", "views", "resolution")},
                 "seed": seed,
                 "trained": cell.trained,
                 "successes": sum(r["success"] for r in records) if records else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +30,7 @@ PROPRIO_DIM, ACTION_DIM = 9, 10
 """Position, quaternion and two fingers; absolute position, rotation-6D and gripper."""
 BASELINE = "sspool"
 ROUNDS = 10
-TIMED_S = 5.0
-"""Seconds after which an encoder is timed no further [s]."""
+TIMED_S = 5.0  # [s]: an encoder is timed no further after this
 TIMED_OPERATIONS, TIMED_PARAMETERS = 10**12, 10**9
 """An encoder with more of either is counted and not timed: half a minute a forward on two cores, or 4 GB of weights."""
 
@@ -66,13 +66,9 @@ def encoder_costs(
     on_row: Callable[[EncoderCost], None] | None = None,
     device: torch.device | None = None,
 ) -> list[EncoderCost]:
-    """A row for each resolution and encoder, at the given width of the trunk. No policy's weights are allocated.
+    """A row for each resolution and encoder, also given to `on_row` as it is ready. No policy's weights are allocated.
 
-    Args:
-        batch_size: images in the timed forward.
-        rounds: forwards that are timed after two that are not; 0 times nothing.
-        on_row: called with each row as it is ready.
-        device: where forwards are timed; None is a GPU where there is one.
+    The forward of `batch_size` images is timed `rounds` times, after two that are not; 0 times nothing.
     """
     if not resolutions:
         raise PrismError("resolutions: expected at least one, got none")
@@ -104,10 +100,9 @@ def _parameters(config: EncoderConfig, resolution: int) -> tuple[int, int, int]:
     def count(module: nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
 
+    cameras = {"camera": (resolution, resolution)}
     with torch.device("meta"):  # `nopool`'s policy would take gigabytes at 240 px
-        policy = build_policy(
-            PolicyConfig(encoder=config), {"camera": (resolution, resolution)}, PROPRIO_DIM, ACTION_DIM
-        )
+        policy = build_policy(PolicyConfig(encoder=config), cameras, PROPRIO_DIM, ACTION_DIM)
     return policy.encoder.out_dim, count(policy.encoder), count(policy)
 
 
@@ -138,13 +133,10 @@ def device_name(device: torch.device) -> str:
     """The device's name with, for a CPU, the number of threads torch uses: "AMD EPYC, 2 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = models[0].partition(":")[2].strip() if models else name
+    models = re.findall(r"^model name\s*: (.+)", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
     threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' * (threads > 1)}"
+    return f"{models[0].strip() if models else platform.machine()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def encoder_table(rows: Sequence[EncoderCost]) -> Table:

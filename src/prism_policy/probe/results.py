@@ -69,9 +69,8 @@ def table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
     """Header and cells: distances in millimetres, angles in radians, with half-widths of 95% intervals over seeds."""
     quantities = list(lines[0]["errors"])
     units = {q: "rad" if q.endswith(" angle") else "mm" for q in quantities}
-    header = ["encoder", "px", "numbers", "parameters", "seeds", "mean [mm]"] + [
-        f"{q} [{units[q]}]" for q in quantities
-    ]
+    about = ["encoder", "px", "numbers", "parameters", "seeds", "mean [mm]"]
+    header = [*about, *(f"{q} [{units[q]}]" for q in quantities)]
 
     def cell(pair: tuple[float, float], unit: str) -> str:
         scale, digits = (1000, 1) if unit == "mm" else (1, 3)
@@ -111,10 +110,9 @@ def draw(lines: Sequence[Line], path: Path, title: str) -> None:
         scale, unit = (1, "rad") if angle else (1000, "mm")
         axis.axvline(lines[0]["constant"][quantity] * scale, color="#999999", linestyle=(0, (3, 3)), linewidth=1)
         for row in results:
-            colour = mpl.colormaps["viridis"](
-                0.15 + 0.6 * resolutions.index(row.resolution) / max(len(resolutions) - 1, 1)
-            )
-            y = order[row.encoder] + 0.24 * (resolutions.index(row.resolution) - (len(resolutions) - 1) / 2)
+            place = resolutions.index(row.resolution)
+            colour = mpl.colormaps["viridis"](0.15 + 0.6 * place / max(len(resolutions) - 1, 1))
+            y = order[row.encoder] + 0.24 * (place - (len(resolutions) - 1) / 2)
             mean, half = row.errors[quantity]
             if not math.isnan(half):
                 low = max(mean - half, mean / 10)  # the axis is logarithmic
@@ -133,8 +131,7 @@ def draw(lines: Sequence[Line], path: Path, title: str) -> None:
     axes[0, 0].invert_yaxis()
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.suptitle(
-        f"{title}: held-out error (dots are seeds, bars 95% intervals, dashed: always the mean)", fontsize=10
-    )
+    note = "held-out error (dots are seeds, bars 95% intervals, dashed: always the mean)"
+    figure.suptitle(f"{title}: {note}", fontsize=10)
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

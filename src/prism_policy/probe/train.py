@@ -1,22 +1,22 @@
-"""The spatial probe: how well each encoder can tell where things are, in metres and radians.
+"""The spatial probe: how well each encoder can tell where things are, in metres and radians, with no policy between.
 
-Each encoder is trained from scratch, with one linear layer on its output, to regress the poses of the objects and the
-hand in random still scenes, and measured on other scenes. The claim of arXiv:2606.15232 about representations becomes a
-number without any policy between.
+Each is trained from scratch, with one linear layer on its output, to regress the poses of the objects and the hand in
+random still scenes, and measured on other scenes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -43,6 +43,8 @@ from prism_policy.utils.memory import keep_freed_memory
 from prism_policy.utils.progress import Bar, console
 
 CPU = torch.device("cpu")
+Job = tuple[str, int, int]
+"""Encoder, resolution and seed."""
 Progress = Callable[[str, int, int], None]
 """Called with a title, the units done and their total."""
 
@@ -68,26 +70,14 @@ def probe(
     progress: Progress | None = None,
     device: Device = "auto",
 ) -> list[Line]:
-    """Train and measure every encoder at every resolution from every seed; what `folder` already holds is not repeated.
+    """Train and measure every encoder at every resolution [px] from every seed; returns a line for each training.
 
     Seeds decide the initial weights, the batches and the crops; the scenes are the same for all.
 
     Args:
-        folder: where results.jsonl, table.md and probe.png go; more encoders, resolutions and seeds can be added later.
-        config: the task and the budget, the same for everything in the folder.
-        encoders: name -> configuration, whose `width` is replaced by the probe's.
-        resolutions: sizes of the frames [px].
-        seeds: of the trainings.
-        cache_dir: where scenes are kept, as in `collect`.
+        folder: of results.jsonl, table.md and probe.png; what it holds is not repeated, more can be added later.
+        config: the task and the budget, the same for everything in the folder; its `width` replaces the encoders'.
         workers: trainings at a time on a CPU, one thread each; None is one for each core. A GPU does one at a time.
-        progress: called as the work goes on.
-        device: where to train.
-
-    Returns:
-        A line for each training.
-
-    Raises:
-        PrismError: an encoder that cannot work, another configuration in the folder, no simulator, no OpenGL.
     """
     where = pick_device(device)
     report = progress or (lambda title, done, total: None)
@@ -99,14 +89,12 @@ def probe(
     lines = read_lines(journal)
     wanted = [(name, r, seed) for r in resolutions for name in encoders for seed in seeds]
 
-    def find(name: str, resolution: int, seed: int) -> Line | None:
-        key = (name, resolution, seed, dataclasses.asdict(encoders[name]))
-        for line in lines:
-            if (line["encoder"], line["resolution"], line["seed"], _from_json(line["config"])) == key:
-                return line
-        return None
+    def find(job: Job) -> Line | None:
+        wanted_line = job, encoders[job[0]]
+        keys = (((_job(line), config_json.from_dict(EncoderConfig, line["config"])), line) for line in lines)
+        return next((line for key, line in keys if key == wanted_line), None)
 
-    missing = [job for job in wanted if find(*job) is None]
+    missing = [job for job in wanted if find(job) is None]
     kept, start = len(wanted) - len(missing), len(lines)
     report("Probing", kept, len(wanted))
 
@@ -115,20 +103,22 @@ def probe(
         write_lines(journal, lines)
         report("Probing", kept + len(lines) - start, len(wanted))
 
+    work = [(job, encoders[job[0]], config, files[job[1]], where) for job in missing]
     if where.type == "cuda":
-        for name, r, seed in missing:
-            finish(_train(name, encoders[name], config, files[r], r, seed, where))
+        for arguments in work:
+            finish(_train(*arguments))
     else:
         with WorkerPool(workers) as pool:
-            futures = [
-                pool.submit(_train, name, encoders[name], config, files[r], r, seed, where) for name, r, seed in missing
-            ]
-            for future in as_completed(futures):
+            for future in as_completed([pool.submit(_train, *arguments) for arguments in work]):
                 finish(future.result())
-    everything = list({(line["encoder"], line["resolution"], line["seed"]): line for line in lines}.values())
+    everything = list({_job(line): line for line in lines}.values())
     write_text(folder / "table.md", markdown_table(everything))
     draw(everything, folder / "probe.png", f"{config.task}, camera {config.camera}")
-    return [line for job in wanted if (line := find(*job)) is not None]
+    return [line for job in wanted if (line := find(job)) is not None]
+
+
+def _job(line: Line) -> Job:
+    return line["encoder"], line["resolution"], line["seed"]
 
 
 def print_probe(
@@ -141,7 +131,13 @@ def print_probe(
     device: Device = "auto",
 ) -> None:
     """`probe` for the command line: names of encoders or JSON files in, a progress bar and a table out."""
-    chosen = {Path(name).stem if name.endswith(".json") else name: _encoder(name) for name in encoders}
+    chosen = {}
+    for name in encoders:
+        path = Path(name)
+        if path.suffix == ".json":
+            chosen[path.stem] = config_json.load(EncoderConfig, path)
+        else:
+            chosen[name] = presets.encoder(name)
     bars = contextlib.ExitStack()
     bar: Bar | None = None
 
@@ -155,19 +151,14 @@ def print_probe(
     with bars:
         lines = probe(folder, config, chosen, resolutions, seeds, workers=workers, progress=progress, device=device)
     header, cells = table(lines)
-    shown = Table(
-        *map(escape, header), title=f"Held-out error, task {config.task}, camera {config.camera} (± 95% over seeds)"
-    )
+    title = f"Held-out error, task {config.task}, camera {config.camera} (± 95% over seeds)"
+    shown = Table(*map(escape, header), title=title)
     for row in cells:
         shown.add_row(*row)
     console.print(shown)
     console.print(f"Results: {folder / 'table.md'}, {folder / 'probe.png'}, {folder / 'results.jsonl'}")
     best = rows(lines)[0]
     console.print(f"Smallest mean distance: {best.encoder} at {best.resolution} px. Costs: prism info encoders")
-
-
-def _encoder(name: str) -> EncoderConfig:
-    return config_json.load(EncoderConfig, Path(name)) if name.endswith(".json") else presets.encoder(name)
 
 
 def read_scenes(path: Path, camera: str) -> Scenes:
@@ -239,50 +230,33 @@ def _check(
         raise PrismError(f"batch_size: expected at most {config.train_frames} (train_frames), got {config.batch_size}")
     if min(seeds) < 0:
         raise PrismError(f"seeds: expected 0 or more, got {min(seeds)}")
-    for encoder in encoders.values():
-        for resolution in resolutions:
-            with torch.device("meta"):
-                VisualEncoder(encoder, {config.camera: (resolution, resolution)})
+    with torch.device("meta"):
+        for encoder, resolution in itertools.product(encoders.values(), resolutions):
+            VisualEncoder(encoder, {config.camera: (resolution, resolution)})
 
 
 def _scene_files(
     config: ProbeConfig, resolution: int, cache_dir: Path | None, workers: int | None, report: Progress
-) -> tuple[Path, Path]:
+) -> list[Path]:
     """Rendered scenes to learn from, and others to measure on."""
     task = TaskConfig(config.task, (config.camera,), render=RenderConfig(resolution))
     files = []
     counts: dict[Split, int] = {"collect": config.train_frames, "evaluate": config.test_frames}
     for split, count in counts.items():
-        states = collect_scenes(
-            task,
-            count,
-            split,
-            config.scene_seed,
-            cache_dir,
-            workers,
-            lambda d, n: report("Scenes", d, n),
-        )
-        files.append(
-            render_demos(states, task, cache_dir, workers, lambda d, n: report(f"Frames {resolution} px", d, n))
-        )
-    return files[0], files[1]
+        show = partial(report, "Scenes")
+        states = collect_scenes(task, count, split, config.scene_seed, cache_dir, workers, show)
+        show = partial(report, f"Frames {resolution} px")
+        files.append(render_demos(states, task, cache_dir, workers, show))
+    return files
 
 
-def _train(
-    name: str,
-    encoder: EncoderConfig,
-    config: ProbeConfig,
-    files: tuple[Path, Path],
-    resolution: int,
-    seed: int,
-    device: torch.device,
-) -> Line:
+def _train(job: Job, encoder: EncoderConfig, config: ProbeConfig, files: list[Path], device: torch.device) -> Line:
     """One encoder from one seed. Runs in a process of its own on a CPU."""
     from prism_policy.envs.scenes import tracked
 
     if device.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    train, test = (read_scenes(path, config.camera) for path in files)
+    (name, resolution, seed), (train, test) = job, (read_scenes(path, config.camera) for path in files)
     started = time.perf_counter()
     with keep_freed_memory():
         model, targets = fit(encoder, config, train, {t.name: t.folds for t in tracked(config.task)}, seed, device)
@@ -320,12 +294,12 @@ def fit(
     frames, wanted = scenes.frames.to(device), targets.encode(scenes.poses).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, fused=True)
     warmup = max(config.steps // 20, 1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda n: min(
-            (n + 1) / warmup, 0.5 * (1 + math.cos(math.pi * max(n - warmup, 0) / (config.steps - warmup + 1)))
-        ),
-    )
+
+    def share_of_rate(n: int) -> float:
+        cosine = 0.5 * (1 + math.cos(math.pi * max(n - warmup, 0) / (config.steps - warmup + 1)))
+        return min((n + 1) / warmup, cosine)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_rate)
     generator = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
     for _ in range(config.steps):
@@ -348,7 +322,3 @@ def predict(model: nn.Sequential, scenes: Scenes) -> Tensor:
     (camera,) = visual.cameras
     device = next(model.parameters()).device
     return torch.cat([model({camera: x.to(device)}).cpu() for x in torch.split(scenes.frames, 100)])
-
-
-def _from_json(config: dict[str, Any]) -> dict[str, Any]:
-    return dataclasses.asdict(config_json.from_dict(EncoderConfig, config))

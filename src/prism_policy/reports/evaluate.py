@@ -39,9 +39,8 @@ from prism_policy.utils.files import folder_lock, write_text
 from prism_policy.utils.memory import PeakMemory
 from prism_policy.utils.progress import Bar, console
 
-MOST_VIDEOS = 20
+MOST_VIDEOS, MOST_RECORDINGS = 20, 5
 """Of the headline's episodes, by default: every k-th, whatever its outcome."""
-MOST_RECORDINGS = 5
 
 
 @dataclass
@@ -111,23 +110,11 @@ class EvalPlan:
 
 
 def evaluate_runs(
-    folders: Sequence[Path],
-    options: EvalOptions,
-    workers: int | None = None,
-    device: Device = "auto",
-    preset: str = "",
+    folders: Sequence[Path], options: EvalOptions, workers: int | None = None, device: Device = "auto", preset: str = ""
 ) -> list[dict[str, Any]]:
     """Evaluate trained runs and write their videos, figures, summaries and reports; returns the summaries.
 
-    Args:
-        folders: run folders with weights.
-        options: checkpoints, seeds and episodes.
-        workers: simulator processes, kept from one run to the next; by default one for each core.
-        device: where policies compute.
-        preset: name of the sizes, for the summary; by default that of the summary before.
-
-    Raises:
-        PrismError: no run folder, or no weights in it; an unknown checkpoint; another process evaluates one of them.
+    `preset` names the sizes in the summary; by default it is that of the summary before.
     """
     if not folders:
         raise PrismError("expected at least one run folder, got none; see `prism evaluate --help`")
@@ -213,10 +200,8 @@ def _expand(folder: Path, checkpoints: Sequence[str]) -> tuple[str, ...]:
     names: list[str] = []
     for name in checkpoints:
         if name == "last10" and len(kept) < LAST_TEN:
-            raise PrismError(
-                f"last10: expected {LAST_TEN} kept checkpoints in {folder / 'checkpoints'}, found {len(kept)}"
-                f"{' (' + ', '.join(kept) + ')' if kept else ''}"
-            )
+            there = f"{len(kept)} ({', '.join(kept)})" if kept else "0"
+            raise PrismError(f"last10: expected {LAST_TEN} kept checkpoints in {folder / 'checkpoints'}, found {there}")
         names += kept[-LAST_TEN:] if name == "last10" else [name]
     return tuple(dict.fromkeys(names))
 
@@ -248,10 +233,9 @@ def print_summary(folder: Path, summary: dict[str, Any]) -> None:
     """The closing lines: success with its interval, where the report lies, what to run next."""
     _print_table(summary)
     low, high = summary["wilson_95"]
-    seeds = ", ".join(summary["seeds"])
     console.print(
         f"\nSuccess: {summary['n_success']} of {summary['n_episodes']} unseen episodes ({summary['success_rate']:.0%}, "
-        f"95% interval {low:.0%} to {high:.0%}), seed {seeds}; "
+        f"95% interval {low:.0%} to {high:.0%}), seed {', '.join(summary['seeds'])}; "
         f"{sum(summary['wall_s'].values()):.0f} s, peak memory {summary['peak_rss_mib'] / 1024:.1f} GiB"
     )
     console.print(f"Report:  {folder / 'report.html'} (open it in a browser)")
@@ -268,19 +252,17 @@ def _print_table(summary: dict[str, Any]) -> None:
     if len(summary["checkpoints"]) > 1 or len(summary["seeds"]) > 1:
         table = Table("checkpoint", "success", "95% interval", "mean over seeds", "seeds")
         for name, row in summary["checkpoints"].items():
-            low, high = row["wilson_95"]
             seeds = ", ".join(f"{seed}: {one['success_rate']:.0%}" for seed, one in row["seeds"].items())
-            rate = f"{row['n_success']} of {row['n_episodes']} ({row['success_rate']:.1%})"
-            table.add_row(name, rate, f"{low:.1%} to {high:.1%}", mean_over_seeds(row), seeds)
+            deviation = row["std_over_seeds"]
+            mean = f"{row['mean_over_seeds']:.1%}" + ("" if deviation is None else f" ± {deviation:.1%}")
+            table.add_row(name, *_rate_cells(row), mean, seeds)
         console.print(table)
     if by_task := summary.get("tasks"):
         table = Table("task", "success", "95% interval", "median time")
         for name, row in by_task.items():
-            low, high = row["wilson_95"]
             seconds = row["median_seconds_to_success"]
-            rate = f"{row['n_success']} of {row['n_episodes']} ({row['success_rate']:.0%})"
             time_to = "" if seconds is None else f"{seconds:.1f} s"
-            table.add_row(f"{name} {task_spec(name).instruction}", rate, f"{low:.0%} to {high:.0%}", time_to)
+            table.add_row(f"{name} {task_spec(name).instruction}", *_rate_cells(row, digits=0), time_to)
         console.print(table)
     if ten := summary.get("mean_of_last_10"):
         console.print(f"Mean of the last 10 checkpoints: {ten['mean']:.1%}, standard deviation {ten['std']:.1%}")
@@ -289,19 +271,16 @@ def _print_table(summary: dict[str, Any]) -> None:
         console.print(f"Failures by the furthest stage reached: {reached}")
 
 
-def mean_over_seeds(row: dict[str, Any]) -> str:
-    """Mean over seeds with its standard deviation, where there are several."""
-    deviation = row["std_over_seeds"]
-    return f"{row['mean_over_seeds']:.1%}" + ("" if deviation is None else f" ± {deviation:.1%}")
+def _rate_cells(row: dict[str, Any], digits: int = 1) -> tuple[str, str]:
+    low, high = (f"{share:.{digits}%}" for share in row["wilson_95"])
+    return f"{row['n_success']} of {row['n_episodes']} ({row['success_rate']:.{digits}%})", f"{low} to {high}"
 
 
 def print_runs(folders: Sequence[Path], summaries: Sequence[dict[str, Any]]) -> None:
     """Several runs side by side, and mean and standard deviation over them, as papers give them over training seeds."""
     table = Table("run", "success", "95% interval")
     for folder, row in zip(folders, summaries, strict=True):
-        low, high = row["wilson_95"]
-        rate = f"{row['n_success']} of {row['n_episodes']} ({row['success_rate']:.1%})"
-        table.add_row(str(folder), rate, f"{low:.1%} to {high:.1%}")
+        table.add_row(str(folder), *_rate_cells(row))
     console.print(table)
     mean, deviation = mean_and_std([row["success_rate"] for row in summaries])
     successes, n = (sum(row[key] for row in summaries) for key in ("n_success", "n_episodes"))

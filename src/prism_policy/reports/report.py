@@ -1,8 +1,4 @@
-"""`report.html`: what a run achieved, on one page that opens from disk and loads nothing from elsewhere.
-
-It reads the run folder and nothing else, so it can be written again at any time. A part whose files are missing says
-so.
-"""
+"""`report.html`: what a run folder holds, on one page that loads nothing; a part whose files are missing says so."""
 
 from __future__ import annotations
 
@@ -25,25 +21,12 @@ from prism_policy.utils.files import read_lines, write_text
 
 NUM_VIDEOS = 6
 MAX_VIDEO_BYTES = 24 * 2**20  # a page of this size still opens at once; base64 adds a third
-
-_CAPTIONS = {
-    "saliency": "Saliency: how much each pixel moves the predicted action chunk (input gradient of the chunk's "
-    "projection on itself, absolute value summed over colours, fixed noise). Bright means: a small change here would "
-    "change what the robot does next. Brightness is relative to the mean of each image: 10 times as much is brightest.",
-    "keypoints": "Keypoints: the image positions that the spatial softmax hands to the policy, coloured by the stage "
-    "of the network that they come from. The dashed frame is the part of the image that the network sees. A keypoint "
-    "near the middle may be a feature that responds nowhere in particular: its expected position is then the centre.",
-}
 Sets = Sequence[tuple[EpisodeSet, list[dict[str, Any]]]]
 """Sets of episodes with their records."""
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `report.html` into a run folder from what lies there, and return its path.
-
-    Raises:
-        PrismError: `config.json` or `results/summary.json` is missing or damaged.
-    """
+    """Write `report.html` into a run folder from what lies there, and return its path."""
     run = config_json.load(RunConfig, run_dir / "config.json")
     summary = _read_summary(run_dir / "results" / "summary.json")
     checkpoint, split = str(summary.get("checkpoint", "last")), str(summary.get("split", "evaluate"))
@@ -63,7 +46,10 @@ def write_report(run_dir: Path) -> Path:
         max_video_mib=MAX_VIDEO_BYTES // 2**20,
         comparison=_comparison(summary),
         last_10=summary.get("mean_of_last_10"),
-        tasks=_tasks(summary),
+        tasks=[
+            (task_spec(n).instruction, f"{t['n_success']} of {t['n_episodes']}", t["success_rate"], *t["wilson_95"])
+            for n, t in summary.get("tasks", {}).items()
+        ],
         failures=stages_of_failures(run.task.name, summary.get("failures_by_stage", {})),
         pictures=_pictures(run_dir / "figures", run),
         failure=_failure(sets),
@@ -72,7 +58,9 @@ def write_report(run_dir: Path) -> Path:
         peak_mib=summary.get("peak_rss_mib"),
         worker_peak_mib=summary.get("worker_peak_rss_mib"),
         settings=list(_flat(dataclasses.asdict(run))),
-        next_steps=_next_steps(run_dir, run, summary),
+        run=run,
+        encoder=shlex.quote(str(summary.get("encoder", "prism"))),
+        code=shlex.quote(f"import prism_policy as pp; print(pp.load_policy({json.dumps(str(run_dir))}))"),
     )
     path = run_dir / "report.html"
     write_text(path, page)
@@ -90,9 +78,8 @@ def _read_summary(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise PrismError(f"{path} is damaged ({error!r}); evaluate the run again") from error
     if not fits:
-        raise PrismError(
-            f"{path}: expected rates in [0, 1] of at least one episode, got {summary}; evaluate the run again"
-        )
+        expected = "expected rates in [0, 1] of at least one episode"
+        raise PrismError(f"{path}: {expected}, got {summary}; evaluate the run again")
     return summary
 
 
@@ -117,13 +104,9 @@ def _strips(sets: Sets) -> list[tuple[str, list[dict[str, Any]]]]:
     """(label, episodes with their outcome in words) of each set; nothing where no episode was played."""
     if not any(records for _, records in sets):
         return []
-    return [
-        (
-            f"Seed {s.seed}" + (f", {task_spec(s.task).instruction}" if s.task else ""),
-            [r | {"outcome": _outcome(r)} for r in records],
-        )
-        for s, records in sets
-    ]
+    labels = [f"Seed {s.seed}" + (f", {task_spec(s.task).instruction}" if s.task else "") for s, _ in sets]
+    episodes = [[r | {"outcome": _outcome(r)} for r in records] for _, records in sets]
+    return list(zip(labels, episodes, strict=True))
 
 
 def _comparison(summary: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -142,24 +125,13 @@ def _comparison(summary: dict[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _tasks(summary: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """Rows of charts.bars, one for each task of a suite."""
-    return [
-        (task_spec(n).instruction, f"{t['n_success']} of {t['n_episodes']}", t["success_rate"], *t["wilson_95"])
-        for n, t in summary.get("tasks", {}).items()
-    ]
-
-
 def _outcome(episode: dict[str, Any]) -> str:
     end = "success" if episode["success"] else f"failure, {episode.get('stage') or 'nothing'} reached,"
     return f"Episode {episode['episode']}: {end} after {episode['steps']} steps"
 
 
 def choose_episodes(episodes: Sequence[dict[str, Any]], count: int = NUM_VIDEOS) -> list[dict[str, Any]]:
-    """The first `count` episodes, and the first success and the first failure where these lie further on.
-
-    Chosen by number alone: nobody picks the pretty ones.
-    """
+    """The first `count` episodes, and the first success and failure where these lie further on: nobody picks."""
     chosen = list(episodes[:count])
     for outcome in (True, False):
         first = next((e for e in episodes if bool(e["success"]) is outcome), None)
@@ -191,12 +163,12 @@ def _videos_of(episodes: EpisodeSet, records: Sequence[dict[str, Any]], count: i
 
 
 def _pictures(figures: Path, run: RunConfig) -> list[tuple[str, str, str]]:
-    """(name, address, caption) of each figure; without an address it is missing, and the caption says why."""
+    """(name, address, why there is none) of each figure."""
     pictures = []
-    for name, caption in _CAPTIONS.items():
+    for name in ("saliency", "keypoints"):
         path = figures / f"{name}.png"
         if path.is_file():
-            pictures.append((name, data_url(path, "image/png"), caption))
+            pictures.append((name, data_url(path, "image/png"), ""))
         elif name == "keypoints" and run.policy.encoder.pooling != "spatial_softmax":
             pictures.append((name, "", f"No keypoints: this encoder pools by '{run.policy.encoder.pooling}'."))
         else:
@@ -206,10 +178,10 @@ def _pictures(figures: Path, run: RunConfig) -> list[tuple[str, str, str]]:
 
 def _failure(sets: Sets) -> dict[str, str] | None:
     """The film of the first failed episode, where there is one."""
-    for episodes, _ in sets[:1]:
-        for path in sorted((episodes.run / "figures" / episodes.name).glob("episode_*_saliency.mp4"))[:1]:
-            return {"source": data_url(path, "video/mp4"), "file": f"figures/{episodes.name}/{path.name}"}
-    return None
+    paths = (p for e, _ in sets[:1] for p in sorted((e.run / "figures" / e.name).glob("episode_*_saliency.mp4")))
+    if (path := next(paths, None)) is None:
+        return None
+    return {"source": data_url(path, "video/mp4"), "file": f"figures/{sets[0][0].name}/{path.name}"}
 
 
 def _training(metrics: list[dict[str, Any]]) -> dict[str, Any]:
@@ -236,19 +208,3 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-
-
-def _next_steps(run_dir: Path, run: RunConfig, summary: dict[str, Any]) -> str:
-    encoder = shlex.quote(str(summary.get("encoder", "prism")))
-    code = f"import prism_policy as pp; print(pp.load_policy({json.dumps(str(run_dir))}))"
-    return f"""# the same again from another seed: how much of the result is luck?
-prism quickstart --task {run.task.name} --policy {run.policy.kind} --encoder {encoder} --seed {run.seed + 1}
-
-# another encoder: how strongly features respond, instead of where
-prism quickstart --task {run.task.name} --policy {run.policy.kind} --encoder avgpool --seed {run.seed}
-
-# the policy for your own observations
-python -c {shlex.quote(code)}
-
-# everything else
-prism --help"""

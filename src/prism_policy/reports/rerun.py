@@ -1,7 +1,6 @@
 """Episodes as Rerun recordings (.rrd): cameras, keypoints, the hand's path, actions and predicted chunks over time.
 
-A recording is made after the rollout, from the episode's states: what the policy saw is drawn again to the pixel, and
-its noise follows from (split, seed, episode), so that it predicts what it predicted.
+They are made from the states after the rollout: what the policy saw is drawn again, and its noise is known.
 """
 
 from __future__ import annotations
@@ -36,15 +35,7 @@ def check_rerun() -> None:
 
 
 def record(path: Path, task: TaskConfig, policy: Policy, states: Path, split: str, seed: int, episode: int) -> None:
-    """Write the recording of an episode.
-
-    Args:
-        path: the .rrd file.
-        task: what was simulated.
-        policy: what acted.
-        states: file of the episode's states.
-        split: with seed and episode, decides the policy's noise.
-    """
+    """Write the recording (.rrd) of an episode from the file of its states."""
     check_rerun()
     import rerun as rr
 

@@ -1,13 +1,9 @@
-"""Which pixels move the action: gradients, integrated gradients, LayerCAM and occlusion, all of one scalar.
-
-They differ in what they call "move". Each is short, and deterministic: noise and times of the sampler are fixed.
-"""
+"""Which pixels move the action, by five definitions of "move", all of one scalar and with fixed noise and times."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from prism_policy.config.options import Attribution
 from prism_policy.errors import PrismError
 
 if TYPE_CHECKING:
@@ -27,58 +24,31 @@ Images = dict[str, Tensor]
 """camera -> (B, To, H, W, 3) in 0 to 255."""
 
 
-@dataclass(frozen=True)
-class Attribution:
-    """How saliency is computed."""
-
-    method: str = "gradient"
-    """One of `METHODS`."""
-    target: str = "chunk"
-    """What moves: `chunk`, the whole chunk's projection on itself; `gripper`; or the number of an action dimension,
-    averaged over the executed steps."""
-    stage: int | None = None
-    """Stage of the trunk that LayerCAM looks at; None is the deepest."""
-    noise_level: float | None = None
-    """None is the gradient through the whole sampler; a number in (0, 1] that of one call of the network at this level
-    of noise."""
-    samples: int | None = None
-    """Noisy copies of SmoothGrad (None is 16), steps of integrated gradients (64: the sampler has sharp bends)."""
-    blur: float = 0.1
-    """SmoothGrad's noise as a share of the range of grey levels."""
-    patch: int = 12
-    """Side of the occluded square [px]; it moves by half of this."""
-    seed: int = 0
-    """Of the policy's noise and of SmoothGrad's."""
-
-    def check(self, policy: Policy) -> None:
-        """Refuse what this policy does not have."""
-        if self.method not in METHODS:
-            raise PrismError(f"unknown method '{self.method}'; there are {', '.join(METHODS)}")
-        if self.target not in ("chunk", "gripper", *map(str, range(policy.action_dim))):
-            raise PrismError(
-                f"unknown target '{self.target}'; expected chunk, gripper, or an action dimension from 0 to "
-                f"{policy.action_dim - 1}"
-            )
-        deepest = policy.config.encoder.stages_read[-1]
-        if self.stage is not None and not 1 <= self.stage <= deepest:
-            raise PrismError(f"unknown stage {self.stage}; this encoder's trunk has stages 1 to {deepest}")
-        if self.stage is not None and self.method != "layercam":
-            raise PrismError(f"stage {self.stage} is for method 'layercam', got '{self.method}'")
-        if self.noise_level is not None and not 0 < self.noise_level <= 1:
-            raise PrismError(f"noise_level: expected a number in (0, 1], got {self.noise_level}")
-        for name, value in {"samples": self.samples, "patch": self.patch}.items():
-            if value is not None and value < 1:
-                raise PrismError(f"{name}: expected at least 1, got {value}")
+def check(how: Attribution, policy: Policy) -> None:
+    """Refuse what this policy does not have."""
+    if how.method not in METHODS:
+        raise PrismError(f"unknown method '{how.method}'; there are {', '.join(METHODS)}")
+    if how.target not in ("chunk", "gripper", *map(str, range(policy.action_dim))):
+        dimensions = f"an action dimension from 0 to {policy.action_dim - 1}"
+        raise PrismError(f"unknown target '{how.target}'; expected chunk, gripper, or {dimensions}")
+    deepest = policy.config.encoder.stages_read[-1]
+    if how.stage is not None and not 1 <= how.stage <= deepest:
+        raise PrismError(f"unknown stage {how.stage}; this encoder's trunk has stages 1 to {deepest}")
+    if how.stage is not None and how.method != "layercam":
+        raise PrismError(f"stage {how.stage} is for method 'layercam', got '{how.method}'")
+    if how.noise_level is not None and not 0 < how.noise_level <= 1:
+        raise PrismError(f"noise_level: expected a number in (0, 1], got {how.noise_level}")
+    for name, value in {"samples": how.samples, "patch": how.patch}.items():
+        if value is not None and value < 1:
+            raise PrismError(f"{name}: expected at least 1, got {value}")
 
 
 class Objective:
     """f(images) = <a(images), d> of each row: a is the normalised chunk from fixed noise, d a fixed direction.
 
-    For the target `chunk`, d is what the policy does with the observation as it is, a itself without its gradient.
+    For the target `chunk`, d is what the policy does with the observation as it is, a itself without its gradient::
 
-    Usage::
-
-        f = Objective(policy, observation, noise)  # noise of policy.draw_noise
+        f = Objective(policy, observation, policy.draw_noise(batch, generator))
         slopes = f.gradient(f.images)  # (B, To, H, W, 3) a camera
     """
 
@@ -94,7 +64,7 @@ class Objective:
         self.images: Images = dict(observation["images"])
         self.others = {name: x for name, x in observation.items() if name != "images"}
         with torch.no_grad():
-            self.actions = self._sample(self.images, self.others, noise)  # (B, T, A)
+            self.actions = self._sample(self.images)  # (B, T, A)
             chunk = self.actions if noise_level is None else self.chunk(self.images)
         if target == "chunk":
             self.direction = chunk
@@ -105,27 +75,24 @@ class Objective:
             self.direction[:, executed, dimension] = 1 / (executed.stop - executed.start)
 
     def chunk(self, images: Images, rows: Tensor | None = None) -> Tensor:
-        """Normalised chunks (N, T, A) of images (N, To, H, W, 3).
-
-        Args:
-            rows: (N,) which observation each belongs to; by default they are all of them in order.
-        """
-        others = {name: x if rows is None else x[rows] for name, x in self.others.items()}
-        noise = self.noise if rows is None else self.noise[rows]
+        """Normalised chunks (N, T, A) of images (N, To, H, W, 3) of the observations `rows` (N,); None is all."""
+        some = slice(None) if rows is None else rows
         if self.noise_level is None:
-            return self._sample(images, others, noise)
+            return self._sample(images, some)
         with _fixed_order():
-            cond = self.policy.condition({**others, "images": images})
-        actions = self.actions if rows is None else self.actions[rows]
-        return self.policy.denoise(self.noise_level, actions, noise[:, 0], cond)
+            cond = self.policy.condition(self._observation(images, some))
+        return self.policy.denoise(self.noise_level, self.actions[some], self.noise[some, 0], cond)
 
-    def _sample(self, images: Images, others: Mapping[str, Any], noise: Tensor) -> Tensor:
+    def _observation(self, images: Images, some: Tensor | slice) -> dict[str, Any]:
+        return {**{name: x[some] for name, x in self.others.items()}, "images": images}
+
+    def _sample(self, images: Images, some: Tensor | slice = slice(None)) -> Tensor:
         with _fixed_order():
-            return self.policy.sample({**others, "images": images}, noise)
+            return self.policy.sample(self._observation(images, some), self.noise[some])
 
     def __call__(self, images: Images, rows: Tensor | None = None) -> Tensor:
         """f, (N,)."""
-        return (self.chunk(images, rows) * (self.direction if rows is None else self.direction[rows])).sum((1, 2))
+        return (self.chunk(images, rows) * self.direction[slice(None) if rows is None else rows]).sum((1, 2))
 
     def gradient(self, images: Images) -> Images:
         """Slope of f along every colour of every pixel, (B, To, H, W, 3) a camera [1 / grey level of 255]."""
@@ -182,10 +149,7 @@ def integrated_gradients(f: Objective, samples: int) -> Images:
 
 
 def layer_cam(f: Objective, stage: int | None = None) -> Images:
-    """relu(sum over channels of relu(df/dA) A) of a stage's feature map A (LayerCAM, IEEE TIP 30, 2021), (B, To, H, W).
-
-    It shows what speaks for f in the features, not against it, as coarsely as the stage sees.
-    """
+    """relu(sum over channels of relu(df/dA) A) of a stage's map A, (B, To, H, W): what favours f (LayerCAM, 2021)."""
     encoder = f.policy.encoder
     stage = stage or encoder.config.stages_read[-1]
     maps: list[Tensor] = []  # in the order in which the encoder takes the cameras, one trunk for all or not
@@ -201,12 +165,16 @@ def layer_cam(f: Objective, stage: int | None = None) -> Images:
     cams = {}
     for camera, features, slope in zip(encoder.cameras, maps, slopes, strict=True):
         cam = F.relu((F.relu(slope) * features).sum(1)).detach().float()  # (B * To, h, w)
-        (height, width), size = encoder.cameras[camera], encoder.crops[camera]
-        whole = cam.new_zeros(len(cam), height, width)
-        top, left = (height - size[0]) // 2, (width - size[1]) // 2
-        whole[:, top : top + size[0], left : left + size[1]] = on_pixels(cam, size, 2 ** (stage + 1))
-        cams[camera] = whole.view(*f.images[camera].shape[:2], height, width)
+        size = encoder.cameras[camera]
+        seen = on_pixels(cam, encoder.crops[camera], 2 ** (stage + 1))
+        cams[camera] = in_whole(seen, size).view(*f.images[camera].shape[:2], *size)
     return cams
+
+
+def in_whole(crops: Tensor, size: Sequence[int]) -> Tensor:
+    """Centre crops (B, h, w) in their whole images (B, *size), zero around them."""
+    top, left = ((whole - part) // 2 for whole, part in zip(size, crops.shape[1:], strict=True))
+    return F.pad(crops, (left, size[1] - crops.shape[2] - left, top, size[0] - crops.shape[1] - top))
 
 
 def on_pixels(values: Tensor, size: tuple[int, int], stride: int) -> Tensor:
@@ -259,53 +227,33 @@ def _starts(size: int, patch: int) -> list[int]:
     return [*range(0, last, max(patch // 2, 1)), last]
 
 
-def input_gradient(policy: Policy, observation: Observation, noise: Tensor) -> dict[str, NDArray[np.float32]]:
-    """How much each pixel moves the action chunk: |d <a, sg[a]> / d pixel|, summed over colours.
-
-    Gradients flow through the whole sampler. Pixels outside the centre crop have no saliency.
-
-    Args:
-        policy: a policy in evaluation mode.
-        observation: images uint8 (B, To, H, W, 3), proprio (B, To, P).
-        noise: from `policy.draw_noise`.
-
-    Returns:
-        float32 (B, To, H, W) a camera [squared normalised action per grey level of 255].
-    """
-    f = Objective(policy, observation, noise)
-    return {c: x.abs().sum(-1).cpu().numpy() for c, x in f.gradient(f.images).items()}
-
-
 def saliency(policy: Policy, observation: Observation, how: Attribution) -> dict[str, NDArray[np.float32]]:
     """Saliency maps of any number of observations by any method, >= 0, float32 (B, To, H, W) a camera.
 
-    Every observation meets the same noise, whatever else is asked for with it.
+    Pixels outside the centre crop have none. Every observation meets the same noise, whatever else is in the batch.
     """
-    how.check(policy)
-    noise = policy.draw_noise(1, torch.Generator().manual_seed(how.seed))
-    size, batch = len(observation["proprio"]), rows_that_fit(policy, how)
-    parts = []
-    for first in range(0, size, batch):
-        part = part_of(policy, observation, slice(first, first + batch))
-        f = Objective(policy, part, noise.expand(len(part["proprio"]), *noise.shape[1:]), how.target, how.noise_level)
-        parts.append(_maps(f, how))
+    check(how, policy)
+    parts = [maps_of(f, how) for f in objectives(policy, observation, how)]
     return {c: np.concatenate([p[c] for p in parts]) for c in parts[0]}
 
 
-def rows_that_fit(policy: Policy, how: Attribution) -> int:
-    """Observations at once: the memory of a gradient through the sampler grows with its calls of the network."""
+def objectives(policy: Policy, observation: Observation, how: Attribution) -> Iterator[Objective]:
+    """An `Objective` for a few rows at a time of an observation: a gradient's memory grows with the sampler's calls."""
     calls = getattr(policy.config, policy.config.kind).num_inference_steps if how.noise_level is None else 1
-    return max(1, min(16, 160 // calls))
+    batch = max(1, min(16, 160 // calls))
+    noise = policy.draw_noise(1, torch.Generator().manual_seed(how.seed))
+    for first in range(0, len(observation["proprio"]), batch):
+        rows = slice(first, first + batch)
+        part: dict[str, Any] = {
+            n: torch.as_tensor(x[rows]).to(policy.device) for n, x in observation.items() if n != "images"
+        }
+        images = {c: torch.as_tensor(observation["images"][c][rows]).to(policy.device) for c in policy.encoder.cameras}
+        some = noise.expand(len(part["proprio"]), *noise.shape[1:])
+        yield Objective(policy, {"images": images, **part}, some, how.target, how.noise_level)
 
 
-def part_of(policy: Policy, observation: Observation, rows: slice) -> dict[str, Any]:
-    """Some rows of an observation of arrays or tensors, as tensors beside the policy."""
-    images = {c: torch.as_tensor(observation["images"][c][rows]).to(policy.device) for c in policy.encoder.cameras}
-    others = {n: torch.as_tensor(x[rows]).to(policy.device) for n, x in observation.items() if n != "images"}
-    return {"images": images, **others}
-
-
-def _maps(f: Objective, how: Attribution) -> dict[str, NDArray[np.float32]]:
+def maps_of(f: Objective, how: Attribution) -> dict[str, NDArray[np.float32]]:
+    """The saliency maps of an objective, as `saliency` returns them."""
     match how.method:
         case "gradient":
             signed = f.gradient(f.images)

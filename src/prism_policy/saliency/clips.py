@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +76,7 @@ def sources(folder: Path, config: RunConfig, episodes: Sequence[int], n_obs_step
     evaluated = next((s for s in episode_sets(folder) if s.records() and s.task in ("", task.name)), None)
     if evaluated is not None:
         return [evaluated_source(evaluated, task, n_obs_steps, episode) for episode in episodes]
+    source = partial(Source, task, n_obs_steps, success=True)
     if config.dataset:
         path = Path(config.dataset)
         if path.is_dir() and task.spec.suite:
@@ -84,16 +86,10 @@ def sources(folder: Path, config: RunConfig, episodes: Sequence[int], n_obs_step
                 f"{folder} has no evaluated episode and its demonstrations {path} are not there: no frames to look at; "
                 f"run `prism evaluate {folder}`"
             )
-        return [
-            Source(task, n_obs_steps, e, f"demonstration {e} of {path.name}", dataset=path, success=True)
-            for e in episodes
-        ]
+        return [source(e, f"demonstration {e} of {path.name}", dataset=path) for e in episodes]
     if bad := [e for e in episodes if e < 0]:
         raise PrismError(f"expected an episode from 0 on, got {bad[0]}")
-    return [
-        Source(task, n_obs_steps, e, f"the expert's demonstration {e}", demos=config.demos, success=True)
-        for e in episodes
-    ]
+    return [source(e, f"the expert's demonstration {e}", demos=config.demos) for e in episodes]
 
 
 def evaluated_source(episodes: EpisodeSet, task: TaskConfig, n_obs_steps: int, episode: int) -> Source:
@@ -112,18 +108,11 @@ def evaluated_source(episodes: EpisodeSet, task: TaskConfig, n_obs_steps: int, e
 
 
 def draw_clips(
-    wanted: Sequence[tuple[Source, int, Pick]],
-    workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    wanted: Sequence[tuple[Source, int, Pick]], workers: int = 2, progress: Callable[[int, int], None] | None = None
 ) -> list[Clip]:
-    """Draw frames of episodes in worker processes, in this order.
-
-    Args:
-        wanted: of each episode at most so many frames, and which.
-        progress: called with (done, total).
-    """
+    """Draw at most so many frames of each episode, in worker processes; `progress` is called with (done, total)."""
     clips = []
-    with WorkerPool(min(workers or 2, len(wanted))) as pool:
+    with WorkerPool(min(workers, len(wanted))) as pool:
         for future in [pool.submit(_draw, *one) for one in wanted]:
             clips.append(future.result())
             if progress:
@@ -167,7 +156,6 @@ def _phases(env: Any, states: np.ndarray) -> list[str]:
 
 
 def _masks(env: Any, task: TaskConfig, states: np.ndarray) -> dict[str, np.ndarray]:
-    """Masks of the states."""
     from prism_policy.envs import masks
 
     return {c: np.stack([masks.task_mask(env, c, state) for state in states]) for c in task.cameras}
@@ -180,12 +168,10 @@ def _from_file(source: Source, frames: int, pick: Pick) -> Clip:
     if not 0 <= source.episode < count:
         raise PrismError(f"{source.dataset} has no demonstration {source.episode}; it has 0 to {count - 1}")
     demo = next(itertools.islice(iter_demos(source.dataset, source.task.cameras), source.episode, None))
-    env, phases, masks = _its_simulator(source, demo), [""] * len(demo), {}
-    if env is not None:
-        phases = _phases(env, demo.states)
+    env = _its_simulator(source, demo)
+    phases = [""] * len(demo) if env is None else _phases(env, demo.states)
     steps = choose_steps(len(demo), frames, pick, phases)
-    if env is not None:
-        masks = _masks(env, source.task, demo.states[steps])
+    masks = {} if env is None else _masks(env, source.task, demo.states[steps])
     frames_at = {
         step: {"images": {c: x[step] for c, x in demo.images.items()}, "proprio": demo.proprio[step]}
         for step in np.unique(_history(steps, source.n_obs_steps))
@@ -218,14 +204,6 @@ def _clip(
     masks: dict[str, np.ndarray],
 ) -> Clip:
     histories = [stack_history([frames_at[s] for s in row]) for row in _history(steps, source.n_obs_steps)]
-    return Clip(
-        task=source.task,
-        title=source.title,
-        episode=source.episode,
-        success=source.success,
-        length=len(phases),
-        steps=steps,
-        phases=[phases[s] for s in steps],
-        observation=stack_history(histories),
-        masks=masks,
-    )
+    names, observation = [phases[s] for s in steps], stack_history(histories)
+    about = source.task, source.title, source.episode, source.success
+    return Clip(*about, len(phases), steps, names, observation, masks)

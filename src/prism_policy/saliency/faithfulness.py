@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from prism_policy.models.encoder import crop
 from prism_policy.policies import Policy, build_policy
-from prism_policy.saliency.attribution import Objective, mean_colour
+from prism_policy.saliency.attribution import Objective, in_whole, mean_colour
 from prism_policy.saliency.metrics import Floats, area_under
 
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
@@ -49,7 +50,6 @@ def curves(f: Objective, maps: dict[str, NDArray[np.float32]], seed: int = 0) ->
     """Paint over the most salient pixels first, or show them first on an empty image (RISE, arXiv:1806.07421).
 
     Args:
-        f: the policy and its observations.
         maps: (B, To, H, W) a camera; the history's frames are masked alike, by the sum of their maps.
         seed: of the moves of the masks that are chance.
     """
@@ -69,7 +69,7 @@ def curves(f: Objective, maps: dict[str, NDArray[np.float32]], seed: int = 0) ->
             chosen = [rank < share] * masks_each  # (B, h, w) of the crop each
             for control in range(1, masks_each):
                 chosen[control] = chosen[0].roll([int(rng.integers(n)) for n in rank.shape[1:]], dims=(1, 2))
-            masks = _in_whole(torch.cat(chosen), f.images[camera].shape[2:4])[:, None, ..., None].to(before.device)
+            masks = in_whole(torch.cat(chosen), f.images[camera].shape[2:4])[:, None, ..., None].to(before.device)
             images, empty = (x[camera].repeat(masks_each, 1, 1, 1, 1) for x in (f.images, blank))
             masked[camera] = torch.cat([torch.where(masks, empty, images), torch.where(masks, images, empty)])
         distances = _distance(f.chunk(masked, rows), before[rows]) / whole[rows]
@@ -78,24 +78,14 @@ def curves(f: Objective, maps: dict[str, NDArray[np.float32]], seed: int = 0) ->
     return Curves(deletion[0], insertion[0], deletion[1:].mean(0), insertion[1:].mean(0))
 
 
-def _ranks(saliency: Tensor, crop: tuple[int, int]) -> Tensor:
-    """Maps (B, H, W) to the share of the crop's pixels that are more salient than each, (B, h, w)."""
-    height, width = saliency.shape[1:]
-    top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
-    seen = saliency[:, top : top + crop[0], left : left + crop[1]]
+def _ranks(saliency: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (B, H, W) to the share of the crop's pixels that are more salient than each, (B, *size)."""
+    seen = crop(saliency[..., None], *size)[..., 0]
     smooth = F.avg_pool2d(seen[:, None], _BLUR, stride=1, padding=_BLUR // 2, count_include_pad=False)
     order = smooth.flatten(1).argsort(dim=1, descending=True, stable=True)
     ranks = torch.empty_like(smooth.flatten(1))
     ranks.scatter_(1, order, (torch.arange(order.shape[1]) / order.shape[1]).expand_as(ranks).contiguous())
     return ranks.view_as(seen)
-
-
-def _in_whole(chosen: Tensor, size: torch.Size) -> Tensor:
-    """A mask of the crop (B, h, w) in the whole image, bool (B, H, W)."""
-    whole = torch.zeros(len(chosen), *size, dtype=torch.bool)
-    top, left = (size[0] - chosen.shape[1]) // 2, (size[1] - chosen.shape[2]) // 2
-    whole[:, top : top + chosen.shape[1], left : left + chosen.shape[2]] = chosen
-    return whole
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
@@ -108,10 +98,9 @@ def randomised(policy: Policy, seed: int = 0) -> Policy:
 
     A map that stays the same is one of edges, not of the policy (Adebayo et al., 2018, arXiv:1810.03292).
     """
+    sizes = policy.proprio_dim, policy.action_dim, policy.task_dim
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = build_policy(
-            policy.config, policy.encoder.cameras, policy.proprio_dim, policy.action_dim, policy.task_dim
-        )
+        fresh = build_policy(policy.config, policy.encoder.cameras, *sizes)
     fresh.normalizer.load_state_dict(policy.normalizer.state_dict())
     return fresh.to(policy.device).eval()

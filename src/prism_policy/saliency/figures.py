@@ -28,11 +28,11 @@ from prism_policy.saliency.study import (
     Study,
     Subject,
     centre_crop,
-    densities,
     observation_for,
     per_run,
     sides,
     summary,
+    task_mask,
 )
 from prism_policy.utils.files import atomic
 from prism_policy.utils.video import FAILURE_COLOUR, SUCCESS_COLOUR, write_video
@@ -49,8 +49,7 @@ def draw_grid(
     """Saliency: frames across; for each camera a row of the frames as they are, then a row a run.
 
     Args:
-        clip: the frames, the same for all runs.
-        maps: of each run, see `saliency_maps`.
+        maps: `saliency_maps` of each run on this clip.
         path: its ending decides the format, .png or .pdf.
     """
     rows, columns = len(cameras) * (1 + len(subjects)), len(clip)
@@ -65,9 +64,8 @@ def draw_grid(
         for line, subject, subject_maps in zip(lines[1:], subjects, maps, strict=True):
             _draw_saliency(line, subject, clip, subject_maps, camera)
             line[0].set_ylabel(subject.title.replace(", ", "\n"), fontsize=9)
-    bar = figure.colorbar(
-        ScalarMappable(LogNorm(1, BRIGHTEST), HEAT), ax=axes, location="right", fraction=0.03, shrink=0.5, pad=0.02
-    )
+    colours = ScalarMappable(LogNorm(1, BRIGHTEST), HEAT)
+    bar = figure.colorbar(colours, ax=axes, location="right", fraction=0.03, shrink=0.5, pad=0.02)
     bar.set_ticks([1, 2, 5, 10], labels=["1 and less", "2", "5", "10 and more"])
     bar.ax.minorticks_off()
     bar.set_label("saliency / mean of its image", fontsize=8)
@@ -85,8 +83,7 @@ def _frame_axes(size: tuple[float, float], rows: int, clip: Clip, **layout: Any)
     figure = Figure(figsize=size, layout="constrained")  # no pyplot: no window system, nothing to close
     axes: NDArray[Any] = figure.subplots(rows, len(clip), squeeze=False, **layout)
     for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(xticks=[], yticks=[])
     for axis, phase, step in zip(axes[0], clip.phases, clip.steps, strict=True):
         axis.set_title(f"{phase}\nstep {step}".strip(), fontsize=10)
     return figure, axes
@@ -95,14 +92,12 @@ def _frame_axes(size: tuple[float, float], rows: int, clip: Clip, **layout: Any)
 def _draw_saliency(axes: NDArray[Any], subject: Subject, clip: Clip, maps: Maps, camera: str) -> None:
     crop = subject.policy.encoder.config.crop
     frames = centre_crop(clip.observation["images"][camera][:, -1], crop)
-    strengths = strength(densities(maps)[camera])
-    mask = centre_crop(clip.masks[camera], crop) > 0 if clip.masks else None
+    strengths, mask = strength(maps[camera]), task_mask(subject, clip, camera)
     for column, axis in enumerate(axes):
         axis.imshow(paint(frames[column], strengths[column]), interpolation="nearest")
         if mask is not None:
             _outline(axis, clip, camera, column, crop)
-            share = share_on(maps[camera][column], mask[column])
-            lift = lift_on(maps[camera][column], mask[column])
+            share, lift = (measure(maps[camera][column], mask[column]) for measure in (share_on, lift_on))
             axis.set_xlabel(f"{share:.0%} on task, {lift:.1f}x chance", fontsize=7.5, labelpad=2)
 
 
@@ -124,10 +119,9 @@ def draw_keypoints(subject: Subject, clip: Clip, cameras: Sequence[str], path: P
     for line, camera in zip(axes, cameras, strict=True):
         _show_frames(line, subject, clip, camera)
         for stage, heat in zip(stages, heatmaps[camera], strict=True):
-            middle, _ = _keypoints(subject, camera, stage, heat)
-            for axis, points in zip(line, middle, strict=True):
-                colour = STAGE_COLOURS[stage - 1]
-                axis.scatter(*points.T, s=12, color=colour, edgecolors="white", linewidths=0.5, label=f"stage {stage}")
+            dots = {"color": STAGE_COLOURS[stage - 1], "edgecolors": "white", "label": f"stage {stage}"}
+            for axis, points in zip(line, _keypoints(subject, camera, stage, heat)[0], strict=True):
+                axis.scatter(*points.T, s=12, linewidths=0.5, **dots)
         line[0].set_ylabel(camera, fontsize=9)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(stages), frameon=False, fontsize=8)
@@ -187,27 +181,18 @@ def _show_frames(axes: NDArray[Any], subject: Subject, clip: Clip, camera: str) 
     for axis, frame in zip(axes, clip.observation["images"][camera][:, -1], strict=True):
         axis.imshow(frame, interpolation="nearest", alpha=0.75)
         axis.add_patch(Rectangle(corner, *kept, fill=False, ls=(0, (4, 4)), lw=0.6, ec="grey"))
-        axis.set_xlim(-0.5, width - 0.5)
-        axis.set_ylim(height - 0.5, -0.5)
+        axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
 def _keypoints(subject: Subject, camera: str, stage: int, heat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of a stage's keypoints and their standard deviations, (F, K, 2) each."""
+    """Pixels of a stage's keypoints and their standard deviations, (F, K, 2) each, of its heat maps (F, K, h, w)."""
     encoder = subject.policy.encoder
-    mean, spread = _moments(heat)
-    middle, end = (
-        keypoint_pixels(x, *encoder.cameras[camera], encoder.config.crop, stage) for x in (mean, mean + spread)
-    )
+    along = [(heat.sum(2), np.linspace(-1, 1, heat.shape[3])), (heat.sum(3), np.linspace(-1, 1, heat.shape[2]))]
+    mean, square = (np.stack([p @ grid**power for p, grid in along], axis=-1) for power in (1, 2))
+    spread = np.sqrt(np.maximum(square - mean**2, 0))  # as the mean, (x, y) in [-1, 1]
+    size, crop = encoder.cameras[camera], encoder.config.crop
+    middle, end = (keypoint_pixels(x, *size, crop, stage) for x in (mean, mean + spread))
     return middle, end - middle
-
-
-def _moments(heat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (F, K, 2), as (x, y) in [-1, 1], of heat maps (F, K, h, w) that sum to 1."""
-    xs, ys = (np.linspace(-1, 1, n) for n in (heat.shape[3], heat.shape[2]))
-    along = [(heat.sum(2), xs), (heat.sum(3), ys)]
-    mean = np.stack([p @ grid for p, grid in along], axis=-1)
-    square = np.stack([p @ grid**2 for p, grid in along], axis=-1)
-    return mean, np.sqrt(np.maximum(square - mean**2, 0))
 
 
 def _attention_bars(axes: NDArray[Any], stages: Sequence[int], weights: Sequence[np.ndarray]) -> None:
@@ -234,17 +219,15 @@ def film(subjects: Sequence[Subject], clip: Clip, maps: Sequence[Maps], path: Pa
 def _film_frames(subjects: Sequence[Subject], clip: Clip, maps: Sequence[Maps]) -> Iterator[NDArray[np.uint8]]:
     crops = [s.policy.encoder.config.crop for s in subjects]
     frames = [{c: centre_crop(x[:, -1], crop) for c, x in clip.observation["images"].items()} for crop in crops]
-    strengths = [{c: strength(x) for c, x in densities(m).items()} for m in maps]
+    strengths = [{c: strength(x) for c, x in m.items()} for m in maps]
     single = len(subjects) == 1
     side, left = (240, 0) if single else (168, 110)
     colour = SUCCESS_COLOUR if clip.success else FAILURE_COLOUR
     font = ImageFont.load_default(size=15)
     for i, step in enumerate(clip.steps):
         plain = [x[i] for x in frames[0].values()]
-        painted = [
-            [paint(x[i], strong[c][i]) for c, x in images.items()]
-            for images, strong in zip(frames, strengths, strict=True)
-        ]
+        pairs = zip(frames, strengths, strict=True)
+        painted = [[paint(x[i], strong[c][i]) for c, x in images.items()] for images, strong in pairs]
         body = _tiles(zip(plain, painted[0], strict=True) if single else [plain, *painted], side)
         page = Image.new("RGB", (body.shape[1] + left, body.shape[0] + 48), colour)
         page.paste(Image.fromarray(body), (left, 48))
@@ -299,12 +282,10 @@ def draw_metrics(study: Study, path: Path) -> None:
         if not axis.has_data():  # of a single training each, say
             axis.text(0.5, 0.5, "not to be had\nfrom these runs", transform=axis.transAxes, ha="center", fontsize=8)
             axis.set_xticks([])
-        axis.set_title(title, fontsize=8)
+        _finish(axis, title)
         axis.set_yticks(range(len(names)), names if axis in axes[:, 0] else [""] * len(names), fontsize=8)
         axis.set_ylim(len(names) - 0.5, -0.5)
-        axis.tick_params(labelsize=8)
         axis.grid(axis="x", alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].axvline(1, color="#777777", linewidth=0.8, linestyle=":")
     if study.curves:
         _deletion(axes[1, 3], study, colours)
@@ -325,10 +306,12 @@ def _deletion(axis: Any, study: Study, colours: dict[str, str]) -> None:
         axis.plot(SHARES, study.curves["deletion"][places].mean((0, 1)), color=colours[side], label=side, linewidth=1.3)
     chance = study.curves["deletion_chance"].mean((0, 1))
     axis.plot(SHARES, chance, color="#777777", linestyle="--", label="masks moved at random", linewidth=1.2)
-    axis.set_title(
-        "deletion: change of the action over the share\nof pixels painted over, most salient first", fontsize=8
-    )
+    _finish(axis, "deletion: change of the action over the share\nof pixels painted over, most salient first")
     axis.legend(fontsize=6.5, frameon=False)
+
+
+def _finish(axis: Any, title: str) -> None:
+    axis.set_title(title, fontsize=8)
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
 

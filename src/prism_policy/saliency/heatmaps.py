@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism_policy.models.encoder import crop_size
+from prism_policy.saliency.metrics import density
 
 HEAT = mpl.colors.LinearSegmentedColormap.from_list("heat", mpl.colormaps["inferno"](np.linspace(0.25, 1, 256)))
 STAGE_COLOURS = ("#3b78c2", "#14a085", "#e8a317", "#d4433f")
@@ -16,13 +17,12 @@ BRIGHTEST = 10.0
 networks have no other common unit."""
 
 
-def strength(density: np.ndarray) -> NDArray[np.float64]:
-    """How strongly densities (..., h, w) are painted, in [0, 1]."""
+def strength(maps: np.ndarray) -> NDArray[np.float64]:
+    """How strongly saliency (..., h, w) is painted, in [0, 1]."""
     from scipy.ndimage import gaussian_filter
 
-    smooth = gaussian_filter(np.asarray(density, np.float64), (*[0] * (density.ndim - 2), 1, 1))
-    strengths: NDArray[np.float64] = np.clip(np.log(np.maximum(smooth, 1.0)) / np.log(BRIGHTEST), 0, 1)
-    return strengths
+    smooth = gaussian_filter(np.nan_to_num(density(maps)), (*[0] * (maps.ndim - 2), 1, 1))
+    return np.clip(np.log(np.maximum(smooth, 1.0)) / np.log(BRIGHTEST), 0, 1)
 
 
 def paint(frame: NDArray[np.uint8], strength: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -31,8 +31,7 @@ def paint(frame: NDArray[np.uint8], strength: NDArray[np.floating]) -> NDArray[n
     grey = frame.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
     backdrop = 0.6 * (0.5 * grey + 0.5 * frame)
     heat, cover = 255 * HEAT(strength)[..., :3], strength[..., None]
-    painted: NDArray[np.uint8] = ((1 - cover) * backdrop + cover * heat).round().astype(np.uint8)
-    return painted
+    return ((1 - cover) * backdrop + cover * heat).round().astype(np.uint8)
 
 
 def keypoint_pixels(
@@ -46,5 +45,4 @@ def keypoint_pixels(
     size, stride = np.array([crop_size(width, crop), crop_size(height, crop)]), 2 ** (stage + 1)
     first = (np.array([width, height]) - size) // 2
     cells = -(-size // stride)
-    pixels: NDArray[np.float32] = (first + (keypoints + 1) / 2 * (cells - 1) * stride).astype(np.float32)
-    return pixels
+    return (first + (keypoints + 1) / 2 * (cells - 1) * stride).astype(np.float32)

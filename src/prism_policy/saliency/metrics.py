@@ -22,14 +22,12 @@ def density(maps: np.ndarray) -> Floats:
     Gradients of two policies have no common unit; densities have. A map of zeros, which says nothing, is NaN.
     """
     mean = np.asarray(maps, np.float64).mean((-2, -1), keepdims=True)
-    densities: Floats = np.divide(maps, mean, out=np.full(maps.shape, np.nan), where=mean > 0)
-    return densities
+    return np.divide(maps, mean, out=np.full(maps.shape, np.nan), where=mean > 0)
 
 
 def share_on(maps: np.ndarray, mask: np.ndarray) -> Floats:
     """Share of the saliency that lies on a mask, bool (..., H, W): (...,) in [0, 1]."""
-    shares: Floats = (density(maps) * mask).mean((-2, -1))
-    return shares
+    return (density(maps) * mask).mean((-2, -1))
 
 
 def lift_on(maps: np.ndarray, mask: np.ndarray) -> Floats:
@@ -38,8 +36,7 @@ def lift_on(maps: np.ndarray, mask: np.ndarray) -> Floats:
     1 is a map that knows nothing of the mask. A share alone would praise a large mask.
     """
     share, area = np.broadcast_arrays(share_on(maps, mask), mask.mean((-2, -1)))
-    lift: Floats = np.divide(share, area, out=np.full(area.shape, np.nan), where=area > 0)
-    return lift
+    return np.divide(share, area, out=np.full(area.shape, np.nan), where=area > 0)
 
 
 def entropy(maps: np.ndarray) -> Floats:
@@ -47,8 +44,7 @@ def entropy(maps: np.ndarray) -> Floats:
     pixels = maps.shape[-2] * maps.shape[-1]
     p = density(maps) / pixels
     terms = p * np.log(np.where(p > 0, p, 1.0))
-    entropies: Floats = -terms.sum((-2, -1)) / math.log(pixels)
-    return entropies
+    return -terms.sum((-2, -1)) / math.log(pixels)
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> Floats:
@@ -58,15 +54,13 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> Floats:
     ranks = [rankdata(x.reshape(*x.shape[:-2], -1), axis=-1) for x in (a, b)]
     x, y = (r - r.mean(-1, keepdims=True) for r in ranks)
     scale = np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
-    correlation: Floats = np.divide((x * y).sum(-1), scale, out=np.full(scale.shape, np.nan), where=scale > 0)
-    return correlation
+    return np.divide((x * y).sum(-1), scale, out=np.full(scale.shape, np.nan), where=scale > 0)
 
 
 def area_under(shares: Sequence[float], curve: np.ndarray) -> Floats:
     """Trapezoidal area under curves (..., S) over `shares` (S,)."""
     heights = (curve[..., 1:] + curve[..., :-1]) / 2
-    area: Floats = (heights * np.diff(shares)).sum(-1)
-    return area
+    return (heights * np.diff(shares)).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -123,12 +117,10 @@ def direction(difference: Estimate) -> int:
 
 
 def verdict(lift: Estimate, spread: Estimate) -> str:
-    """Whether "A is more localised than B" holds, from A's lift less B's and A's entropy less B's.
+    """Is A more localised than B: "supported", "refuted", "contradictory" (one number each way) or "undecided".
 
-    Localised means more saliency on objects and gripper than their area has, without being spread wider.
-
-    Returns:
-        "supported", "refuted", "contradictory" (one number each way) or "undecided".
+    Localised means more saliency on objects and gripper than their area has (A's lift less B's), without being spread
+    wider (A's entropy less B's).
     """
     on_task, concentrated = direction(lift), -direction(spread)
     if on_task * concentrated < 0:

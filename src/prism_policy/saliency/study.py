@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from prism_policy.config import config_json
+from prism_policy.config.options import Attribution
 from prism_policy.config.presets import encoder_name
 from prism_policy.config.settings import Device, RunConfig
 from prism_policy.errors import PrismError
 from prism_policy.models.encoder import crop_size
 from prism_policy.policies import Policy
 from prism_policy.run_folder import load_policy
-from prism_policy.saliency.attribution import Attribution, Objective, part_of, rows_that_fit, saliency
+from prism_policy.saliency.attribution import maps_of, objectives, saliency
 from prism_policy.saliency.clips import Clip
 from prism_policy.saliency.faithfulness import SHARES, curves, randomised
 from prism_policy.saliency.metrics import (
     Estimate,
     Floats,
-    density,
     entropy,
     lift_on,
     over_episodes,
@@ -82,15 +81,12 @@ def load_subjects(folders: Sequence[Path], device: Device = "auto") -> list[Subj
         raise PrismError(f"expected each run once, got {', '.join(map(str, folders))}")
     place = pick_device(device)
     subjects = [Subject(f, config_json.load(RunConfig, f / "config.json"), load_policy(f).to(place)) for f in folders]
-    first = subjects[0]
-    for other in subjects[1:]:
-        for name in ("name", "cameras", "render"):
-            ours, theirs = getattr(first.config.task, name), getattr(other.config.task, name)
-            if ours != theirs:
-                raise PrismError(
-                    f"expected runs that take the same frames, got task.{name} {ours!r} in {first.folder} and "
-                    f"{theirs!r} in {other.folder}"
-                )
+    first, *others = subjects
+    for other, name in itertools.product(others, ("name", "cameras", "render")):
+        ours, theirs = getattr(first.config.task, name), getattr(other.config.task, name)
+        if ours != theirs:
+            got = f"task.{name} {ours!r} in {first.folder} and {theirs!r} in {other.folder}"
+            raise PrismError(f"expected runs that take the same frames, got {got}")
     return subjects
 
 
@@ -176,13 +172,10 @@ def run_study(
     progress: Callable[[int, int], None] | None = None,
     checked: int = 3,
 ) -> Study:
-    """Measure all runs on all clips.
+    """Measure all runs on all clips; `progress` is called with (done, total) after each episode of each run.
 
     Args:
-        cameras: the cameras to measure.
-        progress: called with (done, total) after each episode of each run.
-        checked: frames of an episode for the deletion and insertion curves and the randomised weights; 0 leaves these
-            out.
+        checked: frames of an episode for the deletion and insertion curves and the randomised weights; 0: without.
     """
     records: list[Record] = []
     maps: list[list[Maps]] = []
@@ -191,8 +184,10 @@ def run_study(
         fresh = randomised(subject.policy, how.seed) if checked else None
         for episode, clip in enumerate(clips):
             maps[run].append(saliency_maps(subject.policy, clip, how))
-            few = _some(clip, checked)
-            records += _camera_records(subject, clip, maps[run][episode], cameras, fresh, few, how)
+            # A few frames spread evenly, the first and the last left out.
+            few = np.unique(np.linspace(0, len(clip) - 1, checked + 2).astype(int)[1:-1])
+            fresh_maps = saliency_maps(fresh, clip_of(clip, few), how) if fresh else {}
+            records += _records(subject, clip, maps[run][episode], cameras, few, fresh_maps)
             if checked:
                 records.append(_faithfulness(subject.policy, clip_of(clip, few), how, episode))
             if progress:
@@ -204,20 +199,13 @@ def run_study(
 _CURVES = ("deletion", "insertion", "deletion_chance", "insertion_chance")
 
 
-def _camera_records(
-    subject: Subject,
-    clip: Clip,
-    maps: Maps,
-    cameras: Sequence[str],
-    fresh: Policy | None,
-    few: np.ndarray,
-    how: Attribution,
+def _records(
+    subject: Subject, clip: Clip, maps: Maps, cameras: Sequence[str], few: np.ndarray, fresh_maps: Maps
 ) -> list[Record]:
-    """A record a camera; with the same policy of fresh weights, how much its maps are like these in a few frames."""
-    fresh_maps = saliency_maps(fresh, clip_of(clip, few), how) if fresh else {}
+    """A record a camera; with maps of fresh weights in a few frames, how much they are like these."""
     records = []
     for camera in cameras:
-        mask = _task(clip, camera, subject)
+        mask = task_mask(subject, clip, camera)
         metrics = {"entropy": _mean(entropy(maps[camera]))}
         if mask is not None:
             metrics |= {"share": _mean(share_on(maps[camera], mask)), "lift": _mean(lift_on(maps[camera], mask))}
@@ -232,19 +220,14 @@ def _camera_records(
     return records
 
 
-def _task(clip: Clip, camera: str, subject: Subject) -> np.ndarray | None:
-    """Where objects and gripper are, bool (F, h, w) of what the network sees."""
+def task_mask(subject: Subject, clip: Clip, camera: str) -> np.ndarray | None:
+    """Pixels of objects and gripper, bool (F, h, w) of what the network sees; None where the simulator cannot tell."""
     return centre_crop(clip.masks[camera], subject.config.policy.encoder.crop) > 0 if clip.masks else None
 
 
 def _mean(values: np.ndarray) -> float:
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else float("nan")
-
-
-def _some(clip: Clip, count: int) -> np.ndarray:
-    """A few frames of a clip, spread evenly, the first and the last left out."""
-    return np.unique(np.linspace(0, len(clip) - 1, count + 2).astype(int)[1:-1])
 
 
 def clip_of(clip: Clip, places: np.ndarray) -> Clip:
@@ -262,19 +245,10 @@ def clip_of(clip: Clip, places: np.ndarray) -> Clip:
 
 def _faithfulness(policy: Policy, clip: Clip, how: Attribution, seed: int) -> Record:
     """Gains and curves averaged over the frames of a clip; each clip has chances of its own, the same for all runs."""
-    observation = observation_for(policy, clip)
-    noise = policy.draw_noise(1, torch.Generator().manual_seed(how.seed))
-    parts = []
-    batch = rows_that_fit(policy, how)
-    for first in range(0, len(clip), batch):
-        part = part_of(policy, observation, slice(first, first + batch))
-        f = Objective(policy, part, noise.expand(len(part["proprio"]), *noise.shape[1:]), how.target, how.noise_level)
-        parts.append(curves(f, saliency(policy, part, how), seed=seed))
-    gains = {
-        "deletion": _mean(np.concatenate([p.deletion_gain for p in parts])),
-        "insertion": _mean(np.concatenate([p.insertion_gain for p in parts])),
-    }
-    return Record(None, gains, {name: np.concatenate([getattr(p, name) for p in parts]).mean(0) for name in _CURVES})
+    parts = [curves(f, maps_of(f, how), seed) for f in objectives(policy, observation_for(policy, clip), how)]
+    joined = {n: np.concatenate([getattr(p, n) for p in parts]) for n in (*_CURVES, "deletion_gain", "insertion_gain")}
+    gains = {name: _mean(joined[f"{name}_gain"]) for name in ("deletion", "insertion")}
+    return Record(None, gains, {name: joined[name].mean(0) for name in _CURVES})
 
 
 def _agreement(maps: Sequence[Sequence[Maps]], cameras: Sequence[str]) -> Floats:
@@ -282,10 +256,11 @@ def _agreement(maps: Sequence[Sequence[Maps]], cameras: Sequence[str]) -> Floats
     pairs = list(itertools.combinations(maps, 2))
     if not pairs:
         return np.zeros((0, len(cameras)))
-    episodes = range(len(maps[0]))
-    return np.array(
-        [[np.mean([_mean(rank_correlation(a[e][c], b[e][c])) for a, b in pairs]) for c in cameras] for e in episodes]
-    )
+
+    def alike(a: Maps, b: Maps) -> list[float]:
+        return [_mean(rank_correlation(a[c], b[c])) for c in cameras]
+
+    return np.mean([list(map(alike, a, b)) for a, b in pairs], axis=0)
 
 
 def per_episode(study: Study, metric: str, places: Sequence[int], camera: str | None = None) -> Floats:
@@ -305,9 +280,7 @@ def per_run(study: Study, metric: str, places: Sequence[int]) -> list[float]:
 def _nanmean(values: Floats, axis: int) -> Floats:
     known = np.isfinite(values)
     count = known.sum(axis)
-    total = np.where(known, values, 0.0).sum(axis)
-    mean: Floats = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
-    return mean
+    return np.divide(values.sum(axis, where=known), count, out=np.full(count.shape, np.nan), where=count > 0)
 
 
 @dataclass(frozen=True)
@@ -351,8 +324,3 @@ def summary(study: Study) -> dict[str, dict[str, Estimate]]:
         if len(study.seeds[side]):
             means[side]["seeds"] = over_episodes(_nanmean(study.seeds[side], 1))
     return means
-
-
-def densities(maps: Mapping[str, np.ndarray]) -> Maps:
-    """Maps in units of their own mean; one of zeros stays zero."""
-    return {c: np.nan_to_num(density(x)) for c, x in maps.items()}

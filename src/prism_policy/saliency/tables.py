@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prism_policy.saliency.attribution import Attribution
+from prism_policy.config.options import Attribution
 from prism_policy.saliency.faithfulness import SHARES
 from prism_policy.saliency.metrics import Estimate, over_episodes
 from prism_policy.saliency.study import (
@@ -26,7 +26,6 @@ from prism_policy.utils.files import write_text
 
 MOST_ALIKE = 0.5
 """Rank correlation with the map of random weights that is taken for a likeness: half-way to the same map."""
-_COLUMNS = ("share", "lift", "entropy", "time", "seeds", "deletion", "insertion", "randomised", "randomised_lift")
 
 
 def contrasts(study: Study) -> list[Contrast]:
@@ -63,10 +62,10 @@ def randomised_in_words(study: Study) -> list[str]:
         alike, lift, chance = means["randomised"], means["lift"], means["randomised_lift"]
         if alike.low is not None and lift.low is not None:
             passed = alike.below(MOST_ALIKE) and chance.below(lift)
+            verdict = "passed" if passed else "not passed, the map may be of the image"
             lines.append(
                 f"{side}: with random weights the map's rank correlation with the trained one's is {alike} and its "
-                f"lift {chance}, against {lift}: "
-                + ("passed." if passed else "not passed, the map may be of the image.")
+                f"lift {chance}, against {lift}: {verdict}."
             )
     return lines
 
@@ -91,18 +90,16 @@ def markdown(study: Study, how: Attribution) -> str:
         + " (95% interval over episodes: Student's t over their means, for these networks)" * several
         + ".",
         "",
-        f"| side | runs | {' | '.join(_COLUMNS)} |",
-        "|---" * (len(_COLUMNS) + 2) + "|",
+        f"| side | runs | {' | '.join(METRICS)} |",
+        "|---" * (len(METRICS) + 2) + "|",
     ]
     for side, numbers in means.items():
-        cells = [str(numbers[c]) if c in numbers and math.isfinite(numbers[c].mean) else "" for c in _COLUMNS]
+        cells = [str(numbers[c]) if c in numbers and math.isfinite(numbers[c].mean) else "" for c in METRICS]
         lines.append(f"| {side} | {len(places[side])} | {' | '.join(cells)} |")
     lines += ["", *(f"- `{name}`: {meaning}." for name, meaning in METRICS.items()), ""]
     if len(study.cameras) > 1:
-        lines += [
-            f"| side | {' | '.join(f'lift, {c}' for c in study.cameras)} |",
-            "|---" * (len(study.cameras) + 1) + "|",
-        ]
+        heads = [f"lift, {c}" for c in study.cameras]
+        lines += [f"| side | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
         for side in means:
             cells = [str(over_episodes(per_episode(study, "lift", places[side], c))) for c in study.cameras]
             lines.append(f"| {side} | {' | '.join(cells)} |")

@@ -10,15 +10,7 @@ from prism_policy.errors import PrismError
 
 
 def pick_device(wanted: Literal["auto", "cpu", "cuda"] = "auto", index: int = 0) -> torch.device:
-    """The device for `--device`: "auto" is a GPU where PyTorch can use one, else the CPU.
-
-    Args:
-        wanted: what the user asked for.
-        index: of the GPU, for one of several processes.
-
-    Raises:
-        PrismError: a GPU is wanted and there is none, or none left for this process.
-    """
+    """The device for `--device`: "auto" is a GPU (of this index) where PyTorch can use one, else the CPU."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise PrismError("device: expected a GPU that PyTorch can use, found none; choose --device cpu")
     if wanted == "cpu" or not torch.cuda.is_available():

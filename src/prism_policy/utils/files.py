@@ -24,9 +24,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         # HDF5 and safetensors wrap the system's error in their own and keep only its text.
         number = error.errno if isinstance(error, OSError) else None
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-            raise PrismError(
-                f"no space left on the disk of {path}; free some and run the same command again, it goes on from there"
-            ) from error
+            full = f"no space left on the disk of {path}"
+            raise PrismError(f"{full}; free some and run the same command again, it goes on from there") from error
         if number in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise PrismError(f"cannot write {path} ({error}); choose a folder you may write to") from error
         raise
@@ -34,16 +33,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is flushed to the disk and takes `path`'s place.
-
-    Usage::
-
-        with atomic(folder / "weights.safetensors") as temporary:
-            save_file(tensors, temporary)
-
-    Raises:
-        PrismError: no space left, or no permission.
-    """
+    """Yield a temporary path beside `path`; on success it is flushed to the disk and takes `path`'s place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,12 +53,7 @@ def atomic(path: Path) -> Iterator[Path]:
 def file_lock(path: Path, waiting: str = "") -> Iterator[bool]:
     """Lock `path`, an empty file, for the block: yields whether this process has it. The kernel frees a dead one's.
 
-    Args:
-        path: made where it does not exist.
-        waiting: printed before waiting for the process that holds it; by default yield False at once.
-
-    Raises:
-        PrismError: the file system has no locks, no space left, or no permission.
+    `waiting` is printed before waiting for the process that holds it; without, False is yielded at once.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,21 +72,15 @@ def _locked(file: TextIO, options: int = 0) -> bool:
         return False
     except OSError as error:
         if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise PrismError(
-                f"{file.name}: its file system has no locks ({error.strerror}), and two processes could write the "
-                "same files; choose a folder on another disk"
-            ) from error
+            reason = f"its file system has no locks ({error.strerror}), and two processes could write the same files"
+            raise PrismError(f"{file.name}: {reason}; choose a folder on another disk") from error
         raise
     return True
 
 
 @contextmanager
 def folder_lock(folder: Path, doing: str) -> Iterator[None]:
-    """Keep other processes from writing into `folder` during the block.
-
-    Raises:
-        PrismError: another process is `doing` ("training") it.
-    """
+    """Keep other processes from writing into `folder` during the block."""
     with file_lock(folder / ".lock") as locked:
         if not locked:
             raise PrismError(f"another process is {doing} {folder}; wait for it, or stop it and run this again")

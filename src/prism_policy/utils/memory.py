@@ -5,8 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from types import TracebackType
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -45,14 +44,7 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 class PeakMemory:
-    """Samples the resident memory of the process tree twice a second; pages shared between processes count for each.
-
-    Usage::
-
-        with PeakMemory() as memory:
-            ...
-        print(memory.peak_mib)
-    """
+    """Samples the resident memory of the process tree twice a second; pages shared between processes count for each."""
 
     def __init__(self) -> None:
         self.peak_mib = 0.0
@@ -63,14 +55,10 @@ class PeakMemory:
         root = psutil.Process()
         while True:
             total = 0
-            try:
+            with suppress(psutil.Error):
                 for process in (root, *root.children(recursive=True)):
-                    try:
+                    with suppress(psutil.Error):  # it ended between the listing and the reading
                         total += process.memory_info().rss
-                    except psutil.Error:  # it ended between the listing and the reading
-                        continue
-            except psutil.Error:
-                pass
             self.peak_mib = max(self.peak_mib, total / 2**20)
             if self._stop.wait(0.5):
                 return
@@ -79,8 +67,6 @@ class PeakMemory:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()

@@ -13,10 +13,7 @@ PROPRIO = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
 
 
 def stack_history(frames: Sequence[Observation]) -> Observation:
-    """One observation with a leading axis To of consecutive ones, oldest first: images (To, H, W, 3), proprio (To, S).
-
-    Every other array of the observations is stacked alike.
-    """
+    """Stack consecutive observations, oldest first, along a new first axis To: images, proprio and all other arrays."""
     return {
         name: {part: np.stack([frame[name][part] for frame in frames]) for part in value}
         if isinstance(value, dict)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from threading import Event, Thread
-from types import TracebackType
 from typing import ClassVar
 
 from rich.console import Console
@@ -32,10 +31,7 @@ def untimed(stage: str) -> AbstractContextManager[None]:
 class Bar:
     """Progress of one stage, with a closing line that says how long it took.
 
-    Usage::
-
-        with Bar("Training", total=1000) as bar:
-            bar.update(10, "loss 0.31")  # done so far, latest metrics
+    `with Bar("Training", total=1000) as bar: bar.update(10, "loss 0.31")`: done so far, latest metrics.
     """
 
     _open: ClassVar[list[Bar]] = []  # where one stage runs inside another, the inner one speaks for both
@@ -94,9 +90,7 @@ class Bar:
             self._lines.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         Bar._open.remove(self)
         self._end.set()
         self.progress.stop()

@@ -26,10 +26,6 @@ def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: int) -> No
 
     The file appears at `path` only when it is complete. Odd heights and widths, which yuv420p cannot hold, lose their
     last row or column.
-
-    Raises:
-        ValueError: no frames.
-        PrismError: no space left, or no permission.
     """
     iterator = iter(frames)
     first = next(iterator, None)
@@ -56,11 +52,7 @@ def read_video(path: Path) -> Iterator[NDArray[np.uint8]]:
 
 
 def tile(videos: Sequence[Iterator[NDArray[np.uint8]]], width: int) -> Iterator[NDArray[np.uint8]]:
-    """Videos of one size side by side in rows, `width` [px] in all; one that is over keeps its last frame.
-
-    Yields:
-        uint8 (H, width, 3), until all are over.
-    """
+    """Videos of one size in rows, uint8 (H, width, 3), until all are over; one that is over keeps its last frame."""
     now = [next(video) for video in videos]
     # As many columns as make the picture about as wide as high, with the tiles' own shape.
     shape = now[0].shape[1] / now[0].shape[0]
@@ -82,13 +74,9 @@ def tile(videos: Sequence[Iterator[NDArray[np.uint8]]], width: int) -> Iterator[
 def mark_outcome(
     frames: Iterable[NDArray[np.uint8]], text: str, success: bool, scale: int = 3
 ) -> Iterator[NDArray[np.uint8]]:
-    """Enlarge frames (T, H, W, 3) `scale` times, framed in the colour of their outcome, with `text` above.
+    """Enlarge frames (H, W, 3) `scale` times, to uint8 (H * scale + 32, W * scale + 8, 3), bordered by their outcome.
 
-    The text is not below because a player's controls would cover it. One frame is made at a time: 400 enlarged frames
-    would take hundreds of MiB.
-
-    Yields:
-        uint8 (H * scale + 32, W * scale + 8, 3).
+    `text` is above, as a player's controls would cover it below. One frame is made at a time: 400 take hundreds of MiB.
     """
     colour = SUCCESS_COLOUR if success else FAILURE_COLOUR
     canvas: NDArray[np.uint8] | None = None
@@ -96,15 +84,12 @@ def mark_outcome(
         height, width = frame.shape[0] * scale, frame.shape[1] * scale
         if canvas is None:
             picture = Image.new("RGB", (width + 2 * _BORDER, height + _BORDER + _BANNER), colour)
-            middle = (picture.width / 2, _BANNER / 2)
-            ImageDraw.Draw(picture).text(middle, text, "white", _fitting_font(text, width), anchor="mm")
+            font = ImageFont.load_default(size=18)
+            if (wide := font.getlength(text)) > width:
+                font = ImageFont.load_default(size=18 * width / wide)
+            ImageDraw.Draw(picture).text((picture.width / 2, _BANNER / 2), text, "white", font, anchor="mm")
             canvas = np.asarray(picture)
         marked = canvas.copy()
         enlarged = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
         marked[_BANNER : _BANNER + height, _BORDER : _BORDER + width] = enlarged
         yield marked
-
-
-def _fitting_font(text: str, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    font = ImageFont.load_default(size=18)
-    return font if font.getlength(text) <= width else ImageFont.load_default(size=18 * width / font.getlength(text))
