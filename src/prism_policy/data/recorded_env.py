@@ -79,7 +79,7 @@ def read_env_args(file: h5py.File) -> dict[str, Any]:
                 "env_kwargs": dict(json.loads(attributes["env_info"])),
             }
     except (TypeError, ValueError) as error:
-        raise PrismError(f"{file.filename}: expected `env_args` to be a JSON object, got others ({error})") from error
+        raise PrismError(f"{file.filename}: expected `env_args` to be a JSON object, it is none ({error})") from error
     return {}
 
 
@@ -153,8 +153,8 @@ def _scene_trouble(env_args: dict[str, Any], task: str | None, robots: tuple[str
     if env_args.get("type", _ROBOSUITE_TYPE) != _ROBOSUITE_TYPE:
         return f"expected a robosuite environment (type {_ROBOSUITE_TYPE}), got {env_name!r} of type {env_args['type']}"
     if _numbers(version) > NEWEST_ROBOSUITE:
-        newest = ".".join(map(str, NEWEST_ROBOSUITE))
-        return f"written by robosuite {version}; this library runs up to {newest}: record it again, or update it"
+        most = ".".join(map(str, NEWEST_ROBOSUITE))
+        return f"written by robosuite {version}; this library runs up to {most}: record again, or update the library"
     if task is None:
         names = ", ".join(spec.env_name for spec in SPECS.values() if spec.simulator == ROBOSUITE)
         return f"expected one of robosuite's {names}, got {env_name!r}, which this library lacks"

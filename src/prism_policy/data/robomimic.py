@@ -153,10 +153,8 @@ def demo_names(file: h5py.File, mask: str | None = None) -> list[str]:
             raise PrismError(f"{file.filename} has no mask {mask!r}; it has {', '.join(masks) or 'none'}")
         if absent := [name for name in masks[mask] if name not in names]:
             more = f" and {len(absent) - 3} others" if len(absent) > 3 else ""
-            raise PrismError(
-                f"{file.filename}: mask {mask!r} names {', '.join(absent[:3])}{more}, which the file does not hold; "
-                "write the masks anew with `write_masks`"
-            )
+            flaw = f"mask {mask!r} names {', '.join(absent[:3])}{more}, which the file does not hold"
+            raise PrismError(f"{file.filename}: {flaw}; write the masks anew with `write_masks`")
         names = set(masks[mask])
     return sorted(names, key=lambda name: int(name[5:]))
 

@@ -71,10 +71,9 @@ def _check_file(config: RunConfig, path: Path, task: str) -> RecordedEnv:
             others = ", ".join(held) or "no images (run `prism render` on it first)"
             raise PrismError(f"{path} lacks camera '{camera}'; it has {others}")
         if held[camera] != (size, size):
-            raise PrismError(
-                f"{path}: expected images of {size}x{size} px from camera '{camera}', got {held[camera]}; draw others "
-                f"with `prism render`, or choose --task.render.resolution {held[camera][0]}"
-            )
+            expected = f"expected images of {size}x{size} px from camera '{camera}', got {held[camera]}"
+            hint = f"draw others with `prism render`, or choose --task.render.resolution {held[camera][0]}"
+            raise PrismError(f"{path}: {expected}; {hint}")
     for name, reason in flaws.items():
         raise PrismError(f"{path}, {name}: {reason}")
     return recorded

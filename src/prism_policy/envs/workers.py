@@ -90,10 +90,8 @@ class WorkerPool:
                 return self._run(function, arguments)
             except WorkerLostError as lost:
                 self._idle.put(None)  # no other job shall wait for the lost worker
-                raise PrismError(
-                    "a simulator process died (killed, or out of memory); finished episodes are kept: run again to go "
-                    "on, with fewer workers if memory is short"
-                ) from lost
+                hint = "finished episodes are kept: run again to go on, with fewer workers if memory is short"
+                raise PrismError(f"a simulator process died (killed, or out of memory); {hint}") from lost
 
         return self._in_thread(job)
 
@@ -138,10 +136,8 @@ class WorkerPool:
                         outcome = future.result()
                     except WorkerLostError as lost:
                         if tries[episode] == TRIES:
-                            raise PrismError(
-                                f"the simulator worker of episode {episode} {lost} {TRIES} times (exit code "
-                                f"{lost.exit_code}); is the machine out of memory?"
-                            ) from None
+                            died = f"{lost} {TRIES} times (exit code {lost.exit_code}); is the machine out of memory?"
+                            raise PrismError(f"the simulator worker of episode {episode} {died}") from None
                         self._start(len(pending) + 1)
                         begin(episode)
                     else:

@@ -71,14 +71,9 @@ class CameraEncoder(nn.Module):
         self.num_keypoints = self.out_dim // 2  # of all stages; spatial softmax only
         self.fuse: TopDownCrossAttention | None = None
         if config.fusion == "tdca":
-            self.fuse = TopDownCrossAttention(
-                counts,
-                config.attention_dim,
-                config.out_dim,
-                config.tokens,
-                config.token_embedding,
-                config.residual_query,
-            )
+            dims = (config.attention_dim, config.out_dim)
+            embedding, residual = config.token_embedding, config.residual_query
+            self.fuse = TopDownCrossAttention(counts, *dims, config.tokens, embedding, residual)
             self.out_dim = config.out_dim
 
     def pooled(self, x: Tensor) -> list[Tensor]:

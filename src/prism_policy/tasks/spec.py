@@ -17,12 +17,9 @@ class Simulator:
     name: str
     environment: str
     """Its `gymnasium.Env` as "module:Class"; the constructor takes a `TaskConfig` and `render_images`."""
-    package: str
-    """What is imported, to see whether it is there."""
-    extra: str
-    """Extra of this distribution that installs it."""
-    distributions: tuple[str, ...]
-    """Whose versions decide what comes out of a simulation."""
+    package: str  # what is imported, to see whether it is there
+    extra: str  # of this distribution, which installs it
+    distributions: tuple[str, ...]  # whose versions decide what comes out of a simulation
     cameras: tuple[str, ...] = (
         "agentview", "frontview", "birdview", "sideview", "robot0_robotview", "robot0_eye_in_hand"
     )  # fmt: skip

@@ -52,10 +52,8 @@ class ProcessGroup:
         """Refuse what several processes cannot do."""
         self.local_rows(config.train.batch_size)
         if self.world_size > 1 and config.policy.encoder.norm == "batch":
-            raise PrismError(
-                "norm 'batch' with several processes: each would normalise by its own rows; choose "
-                "--policy.encoder.norm group, or one process"
-            )
+            choose = "choose --policy.encoder.norm group, or one process"
+            raise PrismError(f"norm 'batch' with several processes: each would normalise by its own rows; {choose}")
 
     def wrap(self, policy: nn.Module, device: torch.device) -> nn.Module:
         """The policy whose backward averages the gradients of all processes."""
