@@ -145,7 +145,7 @@ def test_the_command_prints_a_table_and_takes_an_encoder_from_a_file(tmp_path: P
     encoder = replace(presets.encoder("sspool"), num_keypoints=8)
     (tmp_path / "mine.json").write_text(json.dumps(dataclasses.asdict(encoder)))
     command = [sys.executable, "-m", "prism_policy", "probe", "--encoders", str(tmp_path / "mine.json"), "sspool@2"]
-    command += ["--seeds", "0", "--width", "8", "--steps", "2", "--batch-size", "4", "--frames", "60"]
+    command += ["--seeds", "0", "--width", "8", "--steps", "2", "--batch-size", "4", "--train-frames", "60"]
     command += ["--workers", "1", "--out", str(tmp_path / "p")]
     environment = {"PRISM_CACHE": str(cache), "PATH": "/usr/bin:/bin"}
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
