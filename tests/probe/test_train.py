@@ -143,22 +143,9 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path: Path, cache: Pat
 def test_the_command_prints_a_table_and_takes_an_encoder_from_a_file(tmp_path: Path, cache: Path) -> None:
     encoder = replace(presets.encoder("sspool"), num_keypoints=8)
     (tmp_path / "mine.json").write_text(json.dumps(dataclasses.asdict(encoder)))
-    command = ["probe", "--encoders", str(tmp_path / "mine.json"), "sspool@2"]
-    command += [
-        "--seeds",
-        "0",
-        "--width",
-        "8",
-        "--steps",
-        "2",
-        "--batch-size",
-        "4",
-        "--train-frames",
-        "60",
-        "--test-frames",
-        "15",
-    ]
-    command += ["--workers", "1", "--out", str(tmp_path / "p")]
+    settings = "--seeds 0 --width 8 --steps 2 --batch-size 4 --train-frames 60 --test-frames 15 --workers 1"
+    command = ["probe", "--encoders", str(tmp_path / "mine.json"), "sspool@2", *settings.split()]
+    command += ["--out", str(tmp_path / "p")]
     run = prism(*command, PRISM_CACHE=str(cache))
     assert run.returncode == 0, run.stderr
     for word in ("mine", "sspool@2", "cube [mm]", "(always the mean)", "probe.png"):
