@@ -85,8 +85,6 @@ class Render(Command):
 
     def run(self) -> None:
         """Draw the images, and print where they lie."""
-        check_ranges(self.render)
-
         from prism_policy.demos.cache import check_free
 
         check_free(self.out)
