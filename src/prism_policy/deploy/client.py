@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -39,13 +40,12 @@ class PolicyClient:
         self, url: str = "ws://127.0.0.1:8000", api_key: str | None = None, connect_s: float = 10, answer_s: float = 30
     ) -> None:
         self.url, self.answer_s = url, answer_s
-        self._connection = _connected(url, api_key, connect_s)
-        try:
+        self._open = ExitStack()
+        with ExitStack() as stack:
+            self._connection = stack.enter_context(_connected(url, api_key, connect_s))
             self.metadata = unpack(self._received())
             """Of the policy: `cameras`, `proprio_dim`, `n_obs_steps`, `instructions`, ..."""
-        except BaseException:
-            self.close()
-            raise
+            self._open = stack.pop_all()
         self.round_trips_s: deque[float] = deque(maxlen=10_000)
         """Duration of each of the latest requests, the network included [s]."""
         self.reset()
@@ -127,7 +127,7 @@ class PolicyClient:
 
     def close(self) -> None:
         """Leave the server."""
-        self._connection.close()
+        self._open.close()
 
     def __enter__(self) -> PolicyClient:
         return self
@@ -136,17 +136,23 @@ class PolicyClient:
         self.close()
 
 
-def _connected(url: str, api_key: str | None, connect_s: float) -> ClientConnection:
+@contextmanager
+def _connected(url: str, api_key: str | None, connect_s: float) -> Iterator[ClientConnection]:
     headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
     end = time.monotonic() + connect_s
-    while True:
-        try:
-            return connect(url, compression=None, max_size=None, additional_headers=headers, proxy=None)
-        except InvalidURI as error:
-            raise PrismError(f"expected an address such as ws://127.0.0.1:8000, got {url!r}") from error
-        except InvalidHandshake as error:
-            raise PrismError(f"{url} refuses the connection ({error}); is PRISM_API_KEY the server's?") from error
-        except (OSError, EOFError) as error:
-            if time.monotonic() > end:
-                raise PrismError(f"no policy server at {url} ({error}); start one with `prism serve RUN`") from error
-            time.sleep(0.1)
+    with ExitStack() as stack:
+        while True:
+            try:
+                attempt = connect(url, compression=None, max_size=None, additional_headers=headers, proxy=None)
+                connection = stack.enter_context(attempt)
+                break
+            except InvalidURI as error:
+                raise PrismError(f"expected an address such as ws://127.0.0.1:8000, got {url!r}") from error
+            except InvalidHandshake as error:
+                raise PrismError(f"{url} refuses the connection ({error}); is PRISM_API_KEY the server's?") from error
+            except (OSError, EOFError) as error:
+                if time.monotonic() > end:
+                    missing = f"no policy server at {url} ({error})"
+                    raise PrismError(f"{missing}; start one with `prism serve RUN`") from error
+                time.sleep(0.1)
+        yield connection
