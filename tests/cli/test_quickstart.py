@@ -188,6 +188,7 @@ def test_a_folder_of_another_configuration_is_left_alone(smoke: tuple[Path, str]
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
 
 
+@pytest.mark.slow
 def test_without_opengl_it_says_what_to_install(tmp_path: Path, cache: Path) -> None:
     done = prism("quickstart", "--smoke", "--seed", "5", "--out", tmp_path / "run", cache=cache, MUJOCO_GL="disable")
     assert done.returncode == 2

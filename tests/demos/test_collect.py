@@ -156,6 +156,7 @@ def wait_for_end(processes: list[psutil.Process], timeout: float = 10) -> None:
     assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.slow
 def test_after_kill_9_finished_parts_are_kept_and_the_data_are_the_same(states: Path, tmp_path: Path) -> None:
     process, _ = start(tmp_path)
     children = psutil.Process(process.pid).children(recursive=True)

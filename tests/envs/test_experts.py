@@ -21,7 +21,7 @@ from prism_policy.tasks import SPECS
 from prism_policy.tasks.spec import ROBOSUITE
 
 DEMOS = DemoConfig(seed=11)
-SLOW = pytest.param("tool_hang", marks=pytest.mark.slow)
+SLOW = [pytest.param(task, marks=pytest.mark.slow) for task in ("square", "tool_hang")]
 SLOW_EPISODES = [pytest.param(t, n, marks=pytest.mark.slow) for t, n in (("can", 5), ("square", 5), ("tool_hang", 3))]
 EXPERTS = {name: expert_type(spec) for name, spec in SPECS.items() if spec.simulator == ROBOSUITE}
 Interfere = Callable[[Expert], np.ndarray | None]
@@ -73,7 +73,7 @@ def test_every_task_has_an_expert() -> None:
         assert expert.tolerance.keys() <= set(expert.stages)
 
 
-@pytest.mark.parametrize(("task", "episodes"), [("lift", 6), ("can", 2), ("square", 2), *SLOW_EPISODES])
+@pytest.mark.parametrize(("task", "episodes"), [("lift", 6), ("can", 2), *SLOW_EPISODES])
 def test_the_expert_does_its_task_under_disturbance(
     task: str, episodes: int, envs: Callable[[str], RobosuiteEnv]
 ) -> None:
@@ -88,7 +88,7 @@ def test_the_expert_does_its_task_under_disturbance(
         assert set(demo.stages) == set(range(len(EXPERTS[task].stages)))  # none of the names is idle
 
 
-@pytest.mark.parametrize("task", ["lift", "can", "square", SLOW])
+@pytest.mark.parametrize("task", ["lift", "can", *SLOW])
 def test_replaying_the_executed_actions_succeeds_again_in_the_same_states(
     task: str, envs: Callable[[str], RobosuiteEnv]
 ) -> None:
@@ -149,6 +149,7 @@ def test_a_push_only_delays(task: str, stage: str, envs: Callable[[str], Robosui
     assert np.abs(np.stack(env.states)[:n] - undisturbed[:n]).max() > 0.05  # it was pushed
 
 
+@pytest.mark.slow
 def test_a_mounted_frame_is_not_mounted_again(envs: Callable[[str], RobosuiteEnv]) -> None:
     env, stages = envs("tool_hang"), []
     drop = once("carry tool", [0, 0, 0, 0, 0, 0, -1], 12)
@@ -182,6 +183,7 @@ def test_a_demonstration_ends_with_the_object_let_go(envs: Callable[[str], Robos
         assert not env.sim_env.check_contact(env.sim_env.robots[0].gripper["right"], thing(env))
 
 
+@pytest.mark.slow
 def test_success_while_the_nut_is_held_is_not_the_end(envs: Callable[[str], RobosuiteEnv]) -> None:
     env, held = envs("square"), []
 
@@ -204,6 +206,7 @@ def test_a_demonstration_longer_than_the_task_allows_is_a_failure(
 
 
 @pytest.mark.parametrize("task", ["lift", "can", pytest.param("square", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_speed_and_grasp_differ_between_episodes(task: str, envs: Callable[[str], RobosuiteEnv]) -> None:
     env, body = envs(task), {"lift": "cube_main", "can": "Can_main", "square": "SquareNut_main"}[task]
     speeds, grasps = [], []

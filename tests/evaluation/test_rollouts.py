@@ -87,6 +87,7 @@ def test_a_worker_that_dies_or_hangs_is_replaced_and_its_episode_run_again(
     assert len(read_lines(tmp_path / "episodes.jsonl")) == 3
 
 
+@pytest.mark.slow
 def test_an_episode_that_loses_every_worker_is_named(tmp_path: Path, short: RunConfig) -> None:
     task = replace(short.task, max_steps=4)
 

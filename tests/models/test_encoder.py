@@ -153,7 +153,7 @@ def test_imagenet_weights_load_and_only_group_norms_start_fresh(depth: int, stag
 
 
 @pytest.mark.parametrize(
-    ("depth", "norm", "found", "missing", "named"),
+    ("depth", "norm", "actual", "missing", "named"),
     [
         (18, "batch", (34, 8), "", r"'layer\d\.2\."),
         (18, "group", (34, 8), "", r"'layer\d\.2\."),

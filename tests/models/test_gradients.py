@@ -90,9 +90,8 @@ def test_bfloat16_autocast_points_the_same_way(kind: PolicyKind) -> None:
     assert float(flat.norm() / exact.norm()) == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize(
-    "kind", ["meanflow", *(pytest.param(k, marks=pytest.mark.slow) for k in ("ddpm", "flow_matching"))]
-)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_traced_for_a_compiler_the_gradients_are_eagers(kind: PolicyKind) -> None:
     policy = small_policy(kind)
     expected = gradients(policy)

@@ -36,9 +36,8 @@ def observation(batch: int) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize(
-    "kind", ["flow_matching", *(pytest.param(k, marks=pytest.mark.slow) for k in ("ddpm", "meanflow"))]
-)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_two_modes_that_depend_on_the_condition_are_both_learned(kind: PolicyKind) -> None:
     policy = tiny_policy(kind=kind, down_dims=(48,))
     generator = torch.Generator().manual_seed(0)

@@ -86,6 +86,7 @@ def test_checkpoints_and_seeds_are_added_and_nothing_is_run_twice(run: Path, mon
     assert evaluate_runs([run], options, 1)[0]["checkpoints"] == summary["checkpoints"]
 
 
+@pytest.mark.slow
 def test_videos_are_of_every_kth_episode_and_side_by_side_in_a_grid(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
 
@@ -108,6 +109,7 @@ def test_videos_are_of_every_kth_episode_and_side_by_side_in_a_grid(run: Path, m
     assert (folder / "grid.mp4").stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_several_runs_and_their_comparison_from_the_shell(run: Path, tmp_path: Path, config: RunConfig) -> None:
     other = write_run(tmp_path / "other", replace(config, seed=1), 1)
     done = prism("evaluate", run, other, "--n-episodes", "2", "--workers", "2", "--video-every", "0")
@@ -141,6 +143,7 @@ def test_killed_with_its_workers_it_goes_on_where_it_stopped(run: Path, tmp_path
     assert episode_sets(run)[0].records() == episode_sets(whole)[0].records()
 
 
+@pytest.mark.slow
 def test_two_evaluations_do_not_write_into_one_run(run: Path) -> None:
     arguments = ["--workers", "1", "--video-every", "0"]
     command = [sys.executable, "-m", "prism_policy", "evaluate", str(run), "--n-episodes", "40", *arguments]

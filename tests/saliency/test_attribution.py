@@ -114,6 +114,7 @@ def test_integrated_gradients_sum_to_the_difference() -> None:
     assert total == pytest.approx(f(f.images) - f(mean_colour(f.images)), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_integrated_gradients_of_a_network_tend_to_the_difference() -> None:
     policy = small_policy()
     observation = random_observation(("agentview",), size=32)

@@ -81,6 +81,7 @@ def test_a_training_tells_how_it_went(whole: tuple[Path, str]) -> None:
     assert pp.load_policy(folder, "40").config == pp.load_policy(folder).config
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_ends_with_the_weights_of_a_run_that_was_not(
     data: Path, whole: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -72,7 +72,9 @@ class WorkerPool:
     def __init__(self, workers: int | None = None, patience: float = PATIENCE) -> None:
         # A script without the usual guard starts again in each worker, which would wait for its own parent for ever.
         if getattr(multiprocessing.current_process(), "_inheriting", False):
-            raise PrismError("a worker ran the script that started it: put its body under `if __name__ == '__main__':`")
+            raise PrismError(
+                "a worker ran the script that started it: put what the script does under `if __name__ == '__main__':`"
+            )
         self.workers, self.patience = os.cpu_count() or 1 if workers is None else workers, patience
         if self.workers < 1:
             raise PrismError(f"expected at least one worker, got {workers}")
