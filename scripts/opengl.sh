@@ -7,9 +7,9 @@ source scripts/apt.sh
 works() {
   .venv/bin/python - <<'PYTHON'
 import os, sys
-from prism_policy.envs.opengl import choose_opengl
+from prism_policy.envs.simulators import prepare_opengl
 
-choose_opengl()
+prepare_opengl()
 sys.exit(os.environ.get("MUJOCO_GL") == "disable")
 PYTHON
 }

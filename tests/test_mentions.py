@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
+SHELL = sorted((ROOT / "scripts").glob("*.sh"))
 
 
 def imported(code: str) -> list[tuple[str, str]]:
@@ -33,6 +34,13 @@ def exists(module: str, name: str) -> bool:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_benchmarks_import_what_there_is(script: Path) -> None:
     names = imported(script.read_text())
+    assert [f"{module}.{name}" for module, name in names if not exists(module, name)] == []
+
+
+@pytest.mark.parametrize("script", SHELL, ids=lambda path: path.name)
+def test_shell_scripts_import_what_there_is(script: Path) -> None:
+    lines = [line.strip() for line in script.read_text().splitlines()]
+    names = imported("\n".join(line for line in lines if line.startswith("from prism_policy")))
     assert [f"{module}.{name}" for module, name in names if not exists(module, name)] == []
 
 
