@@ -87,6 +87,7 @@ class Render(Command):
         """Draw the images, and print where they lie."""
         from prism_policy.demos.cache import check_free
 
+        check_ranges(self.render)
         check_free(self.out)
         if not self.file.is_dir():
             file = self.draw(self.file, self.out)

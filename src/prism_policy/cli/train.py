@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,6 +63,8 @@ class Train(RunCommand):
         folder = self.out or Path("runs") / f"train-{self.task}-{self.policy}-{self.encoder}-{self.preset}-s{self.seed}"
         limit = math.inf if self.max_minutes is None else 60 * self.max_minutes
         train_run(folder, config, device=self.device, track=self.track, max_s=limit)
+        if not int(os.environ.get("RANK", "0")):  # of several processes, one prints
+            print(f"Policy: {folder} (weights.safetensors; metrics.jsonl)\nNext: prism evaluate {folder}")
 
 
 @dataclass(frozen=True)

@@ -350,7 +350,3 @@ def check_task(task: TaskConfig) -> None:
         raise PrismError(f"unknown camera '{unknown[0]}'; task '{task.name}' has {', '.join(cameras)}")
     if not task.cameras or len(set(task.cameras)) < len(task.cameras):
         raise PrismError(f"expected at least one camera and each only once, got {', '.join(task.cameras) or 'none'}")
-    if not 8 <= task.render.resolution <= 2048:
-        raise PrismError(f"resolution: expected 8 to 2048 px, got {task.render.resolution}")
-    if task.render.msaa < 0:
-        raise PrismError(f"msaa: expected 0 or more samples, got {task.render.msaa}")

@@ -21,7 +21,7 @@ from prism_policy.config.settings import ActionMode, ReferenceFrame, TaskConfig
 from prism_policy.errors import PrismError
 from prism_policy.tasks import SPECS
 from prism_policy.tasks.libero import find_task
-from prism_policy.tasks.spec import ROBOSUITE
+from prism_policy.tasks.spec import CONTROL_HZ, ROBOSUITE
 
 NEWEST_ROBOSUITE = (1, 5)
 _ROBOSUITE_TYPE = 1  # in robomimic's numbering of simulators
@@ -178,8 +178,8 @@ def _control_trouble(
     for key, expected in _CONTROLLER.items():
         if arm.get(key, expected) not in (expected, [expected] * 6):
             return f"expected OSC_POSE with {key} {expected}, got {arm[key]}"
-    if kwargs.get("control_freq", 20) != 20:
-        return f"expected actions at 20 Hz, got {kwargs['control_freq']}"
+    if kwargs.get("control_freq", CONTROL_HZ) != CONTROL_HZ:
+        return f"expected actions at {CONTROL_HZ} Hz, got {kwargs['control_freq']}"
     if absolute_from_base:
         return "expected absolute poses in the world's frame, got them in the base's"
     return ""

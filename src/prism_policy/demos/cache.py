@@ -10,7 +10,6 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
@@ -24,15 +23,10 @@ from prism_policy.config.settings import TaskConfig
 from prism_policy.data.robomimic import merge_demos, write_demo
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
-from prism_policy.utils.files import atomic, disk_errors, file_lock, write_text
+from prism_policy.utils.files import atomic, default_cache_dir, disk_errors, file_lock, write_text
 from prism_policy.utils.progress import console
 
 DATA_FILE, MANIFEST = "demos.hdf5", "manifest.json"
-
-
-def default_cache_dir() -> Path:
-    """`$PRISM_CACHE`, or `~/.cache/prism-policy`."""
-    return Path(os.environ.get("PRISM_CACHE") or "~/.cache/prism-policy").expanduser()
 
 
 Progress = Callable[[int, int], None]  # called with (done, total) when work begins and after each episode

@@ -11,12 +11,13 @@ from prism_policy.data.frames import open_frames
 from prism_policy.data.recorded_env import RecordedEnv, read_env_args, recorded_env
 from prism_policy.data.robomimic import bad_demos, cameras_of, demo_names, open_demos, read_masks
 from prism_policy.data.windows import Windows
-from prism_policy.demos.cache import Progress, default_cache_dir
+from prism_policy.demos.cache import Progress
 from prism_policy.demos.collect import collect
 from prism_policy.demos.render import render_demos
 from prism_policy.errors import PrismError
 from prism_policy.policies.instructions import task_vectors
 from prism_policy.tasks import SPECS
+from prism_policy.utils.files import default_cache_dir
 from prism_policy.utils.progress import Bar, Stage, untimed
 
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from prism_policy.data.recorded_env import read_env_args, recorded_env
 from prism_policy.data.robomimic import demo_names, open_demos
-from prism_policy.demos.cache import default_cache_dir, sha256
+from prism_policy.demos.cache import sha256
 from prism_policy.demos.render import render_demos
 from prism_policy.errors import PrismError
-from prism_policy.utils.files import disk_errors
+from prism_policy.utils.files import default_cache_dir, disk_errors
 from prism_policy.utils.progress import Bar, console
 
 DownloadKind = Literal["low_dim", "demo", "image"]

@@ -29,14 +29,13 @@ from prism_policy.deploy.msgpack_numpy import pack, unpack
 from prism_policy.errors import PrismError
 from prism_policy.policies import Policy
 from prism_policy.run_folder import load_policy
+from prism_policy.tasks.spec import CONTROL_HZ
 from prism_policy.utils.device import pick_device
 from prism_policy.utils.observations import Observation, stack_history
 from prism_policy.utils.progress import console
 
-CONTROL_HZ = 20
-"""Of all demonstrations that this library makes or reads: frames and actions are 50 ms apart."""
-PROPRIO = "position x y z [m], quaternion x y z w, two fingers [m]"
-ACTIONS = {
+ABOUT_PROPRIO = "position x y z [m], quaternion x y z w, two fingers [m]"
+ABOUT_ACTIONS = {
     "delta": "change of position x y z and rotation x y z as shares of the controller's range, gripper; in [-1, 1]",
     "absolute": "position x y z [m], rotation vector [rad], gripper",
 }
@@ -208,11 +207,11 @@ def describe(folder: Path, checkpoint: str, config: RunConfig, policy: Policy) -
         "encoder": encoder_name(config.policy.encoder),
         "cameras": {camera: [*size, 3] for camera, size in policy.encoder.cameras.items()},
         "proprio_dim": policy.proprio_dim,
-        "proprio": PROPRIO,
+        "proprio": ABOUT_PROPRIO,
         "n_obs_steps": policy.config.n_obs_steps,
         "n_action_steps": policy.config.n_action_steps,
         "action_mode": task.action_mode,
-        "actions": ACTIONS[task.action_mode],
+        "actions": ABOUT_ACTIONS[task.action_mode],
         "control_hz": CONTROL_HZ,
     }
 

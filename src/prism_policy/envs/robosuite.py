@@ -17,11 +17,11 @@ from prism_policy.envs.rendering import Renderer, camera_id
 from prism_policy.envs.simulators import mujoco, prepare_robosuite, robosuite
 from prism_policy.errors import PrismError
 from prism_policy.tasks import SPECS, task_names
-from prism_policy.tasks.spec import ROBOSUITE, Simulator
+from prism_policy.tasks.spec import CONTROL_HZ, ROBOSUITE, Simulator
 from prism_policy.utils.observations import PROPRIO, Observation
 
 ENV_KWARGS = {
-    "control_freq": 20, "has_renderer": False, "has_offscreen_renderer": False, "use_camera_obs": False,
+    "control_freq": CONTROL_HZ, "has_renderer": False, "has_offscreen_renderer": False, "use_camera_obs": False,
     "ignore_done": True, "hard_reset": False, "renderer": "mujoco",
 }  # fmt: skip
 """How all simulators of robosuite's kind are made: nothing drawn, no end of their own."""
@@ -44,7 +44,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     fixtures: Sequence[str] = ()  # bodies whose poses a state ends with, 7 numbers each
     _renderer: Renderer | None = None
     _segmenter: Renderer | None = None
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (declared so by gymnasium)
+    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012 (declared so by gymnasium)
 
     def __init__(self, task: TaskConfig, render_images: bool = True) -> None:
         if task.name not in SPECS or task.spec.simulator != self.simulator:

@@ -7,7 +7,6 @@ policy will see: the last `n_obs_steps` of each executed chunk.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import queue
 import threading
 import time
@@ -25,6 +24,7 @@ from prism_policy.envs.process import Worker, WorkerLostError
 from prism_policy.envs.simulators import prepare_opengl
 from prism_policy.envs.stages import furthest_stage
 from prism_policy.errors import PrismError
+from prism_policy.utils.cores import available_cores
 from prism_policy.utils.observations import Observation, stack_history
 
 PATIENCE = 120.0  # a worker that owes an answer for longer hangs [s]; a chunk takes it about 0.1 s
@@ -75,7 +75,7 @@ class WorkerPool:
             raise PrismError(
                 "a worker ran the script that started it: put what the script does under `if __name__ == '__main__':`"
             )
-        self.workers, self.patience = os.cpu_count() or 1 if workers is None else workers, patience
+        self.workers, self.patience = available_cores() if workers is None else workers, patience
         if self.workers < 1:
             raise PrismError(f"expected at least one worker, got {workers}")
         self.peak_rss_mib = 0.0  # the most memory that one worker has had resident

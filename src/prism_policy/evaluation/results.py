@@ -19,11 +19,11 @@ from prism_policy.config.settings import TaskConfig
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.statistics import mean_and_std, wilson_interval
 from prism_policy.tasks import task_spec
+from prism_policy.tasks.spec import CONTROL_HZ
 from prism_policy.utils.files import read_lines
 
 Records = Sequence[Mapping[str, Any]]
 """One record an episode: its number, success, steps and the furthest stage reached."""
-STEPS_A_SECOND = 20
 LAST_TEN = 10
 """Kept checkpoints at the end of training whose mean papers report."""
 
@@ -105,7 +105,7 @@ def summarise(records: Records) -> dict[str, Any]:
         "n_success": len(successes),
         "wilson_95": list(wilson_interval(len(successes), len(records))),
         "mean_steps_to_success": statistics.fmean(successes) if successes else None,
-        "median_seconds_to_success": statistics.median(successes) / STEPS_A_SECOND if successes else None,
+        "median_seconds_to_success": statistics.median(successes) / CONTROL_HZ if successes else None,
         "failures_by_stage": dict(Counter(r.get("stage", "") for r in records if not r["success"])),
     }
 

@@ -12,6 +12,7 @@ import numpy as np
 from prism_policy.config.settings import TaskConfig
 from prism_policy.envs.make import kept_env
 from prism_policy.envs.workers import WorkerPool
+from prism_policy.tasks.spec import CONTROL_HZ
 from prism_policy.utils.observations import Observation
 from prism_policy.utils.video import mark_outcome, read_video, tile, write_video
 
@@ -45,7 +46,7 @@ def grid_video(folder: Path, episodes: Sequence[dict[str, Any]]) -> None:
     target = folder / "grid.mp4"
     if target.exists() and all(target.stat().st_mtime_ns >= path.stat().st_mtime_ns for path in paths):
         return
-    write_video(target, tile([read_video(path) for path in paths], GRID_WIDTH), fps=20)
+    write_video(target, tile([read_video(path) for path in paths], GRID_WIDTH), fps=CONTROL_HZ)
 
 
 def _video(task: TaskConfig, record: dict[str, Any], states: Path, path: Path) -> None:

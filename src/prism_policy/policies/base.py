@@ -260,14 +260,14 @@ class Policy(nn.Module):
         return torch.stack([self.instructions.vector(x) for x in task])
 
     def _checked_known(self, known: Known, batch: int) -> Known:
-        values, where = (torch.as_tensor(x, device=self.device) for x in known)
+        values, entries = (torch.as_tensor(x, device=self.device) for x in known)
         shape = (batch, self.config.horizon, self.action_dim)
-        if values.shape != shape or where.shape != shape or where.dtype != torch.bool:
-            got = f"{tuple(values.shape)} and {tuple(where.shape)} of type {str(where.dtype)[6:]}"
+        if values.shape != shape or entries.shape != shape or entries.dtype != torch.bool:
+            got = f"{tuple(values.shape)} and {tuple(entries.shape)} of type {str(entries.dtype)[6:]}"
             raise PrismError(f"known: expected actions and a bool mask of shape {shape}, got {got}")
-        if not torch.isfinite(values[where]).all():
+        if not torch.isfinite(values[entries]).all():
             raise PrismError("known actions hold NaN or infinity where the mask says they are known")
-        return self.normalizer["action"](values.nan_to_num()), where
+        return self.normalizer["action"](values.nan_to_num()), entries
 
     @property
     def time_scale(self) -> float:

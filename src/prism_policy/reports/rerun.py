@@ -15,11 +15,11 @@ import torch
 from prism_policy.config.settings import TaskConfig
 from prism_policy.data.actions import decode_absolute
 from prism_policy.errors import PrismError
-from prism_policy.evaluation.results import STEPS_A_SECOND
 from prism_policy.evaluation.rollouts import as_batch, episode_noise, rows_of, sample_chunks
 from prism_policy.evaluation.videos import observe_all
 from prism_policy.policies import Policy
 from prism_policy.saliency.heatmaps import keypoint_pixels
+from prism_policy.tasks.spec import CONTROL_HZ
 from prism_policy.utils.files import disk_errors
 from prism_policy.utils.observations import Observation, stack_history
 
@@ -68,7 +68,7 @@ def _log(
     actions = np.zeros((0, 7))
     for step, observation in enumerate(observations):
         recording.set_time("step", sequence=step)
-        recording.set_time("time", duration=step / STEPS_A_SECOND)
+        recording.set_time("time", duration=step / CONTROL_HZ)
         for camera, image in observation["images"].items():
             recording.log(f"cameras/{camera}", rr.Image(image))
         _log_keypoints(rr, recording, policy, observation)

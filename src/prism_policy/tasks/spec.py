@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+CONTROL_HZ = 20
+"""Of all demonstrations that this library makes or reads: frames and actions are 50 ms apart."""
+
 Check = Callable[[Any, Sequence[float]], tuple[bool, ...]]
 """(environment, heights of the bodies to lift at the start [m]) -> which stages hold now, all but the last one."""
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from prism_policy.config.settings import Device, RunConfig
 from prism_policy.errors import PrismError
+from prism_policy.utils.cores import available_cores
 from prism_policy.utils.device import pick_device
 from prism_policy.utils.progress import console
 
@@ -145,7 +146,7 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.disable(logging.CRITICAL)  # the launcher's messages become one sentence below
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))
     rendezvous: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
     config = LaunchConfig(1, 1, processes, run_id="prism", max_restarts=0, **rendezvous)
     try:

@@ -119,4 +119,3 @@ def _summary(folder: Path, config: RunConfig) -> None:
             f"Best by rollouts: {best['success_rate']:.0%} of {best['rollout_episodes']} validation episodes at update "
             f"{best['step']}; chosen on them, so measure it on others: prism evaluate {folder} --checkpoints best"
         )
-    console.print(f"Policy: {folder} (weights.safetensors; metrics.jsonl)\nNext: prism evaluate {folder}")

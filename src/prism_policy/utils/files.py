@@ -15,6 +15,11 @@ from prism_policy.errors import PrismError
 from prism_policy.utils.progress import console
 
 
+def default_cache_dir() -> Path:
+    """`$PRISM_CACHE`, or `~/.cache/prism-policy`."""
+    return Path(os.environ.get("PRISM_CACHE") or "~/.cache/prism-policy").expanduser()
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn the errors of a full or read-only disk into one sentence that names the path."""
