@@ -49,12 +49,12 @@ def open_folder(folder: Path, config: RunConfig | ProbeConfig) -> None:
     write_text(path, config_json.to_json(config))
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any, Any]]:
     for key in old:
         if isinstance(old[key], dict):
-            yield from _differences(old[key], new[key], f"{where}{key}.")
+            yield from _differences(old[key], new[key], f"{path}{key}.")
         elif old[key] != new[key]:
-            yield f"{where}{key}", old[key], new[key]
+            yield f"{path}{key}", old[key], new[key]
 
 
 def make_policy(config: RunConfig, proprio_dim: int, action_dim: int) -> Policy:

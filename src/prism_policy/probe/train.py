@@ -79,7 +79,7 @@ def probe(
         config: the task and the budget, the same for everything in the folder; its `width` replaces the encoders'.
         workers: trainings at a time on a CPU, one thread each; None is one for each core. A GPU does one at a time.
     """
-    where = pick_device(device)
+    torch_device = pick_device(device)
     report = progress or (lambda title, done, total: None)
     encoders = {name: replace(encoder, width=config.width) for name, encoder in encoders.items()}
     _check(config, encoders, resolutions, seeds)
@@ -103,8 +103,8 @@ def probe(
         write_lines(journal, lines)
         report("Probing", kept + len(lines) - start, len(wanted))
 
-    work = [(job, encoders[job[0]], config, files[job[1]], where) for job in missing]
-    if where.type == "cuda":
+    work = [(job, encoders[job[0]], config, files[job[1]], torch_device) for job in missing]
+    if torch_device.type == "cuda":
         for arguments in work:
             finish(_train(*arguments))
     else:

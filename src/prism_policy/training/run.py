@@ -47,14 +47,13 @@ def train_run(
         group.check(config)  # bad settings are refused before anything is made
         with group.main_process_first():
             open_run(folder, config)
-            finished = (folder / "weights.safetensors").exists()  # the last thing that a training writes
-            if group.is_main_process and not finished:
+            if (folder / "weights.safetensors").exists():  # the last thing that a training writes
+                console.print(f"{folder} is trained already: nothing is written")
+                _summary(folder, config)
+                return
+            if group.is_main_process:
                 locks.enter_context(folder_lock(folder, "training"))
-            windows, valid = (None, None) if finished else training_windows(config, stage)
-        if windows is None:
-            console.print(f"{folder} is trained already: nothing is written")
-            _summary(folder, config)
-            return
+            windows, valid = training_windows(config, stage)
         simulator = config.task.spec.simulator
         rollout = _rollout(folder, config) if importlib.util.find_spec(simulator.package) else None
         if rollout is None and 0 < config.train.rollout_every <= config.train.steps:
