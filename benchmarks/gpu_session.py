@@ -197,7 +197,7 @@ def train_on(arguments: argparse.Namespace) -> None:
         print("no --dataset: nothing to train on")
         return
     minutes = max(arguments.until - time.time(), 0) / 60 - 0.5
-    command = ["-m", "prism_policy.cli.main", "train", "--preset", "paper", "--dataset", str(arguments.dataset)]
+    command = ["-m", "prism_policy", "train", "--preset", "paper", "--dataset", str(arguments.dataset)]
     command += ["--max-minutes", f"{minutes:.1f}", "--out", str(arguments.out / "run"), "--device", arguments.device]
     subprocess.run([sys.executable, *command, "--train.batch-size", str(arguments.batch_size)], check=False)
 

@@ -48,7 +48,7 @@ def row(name: str, config: RunConfig, folder: Path, rounds: int) -> None:
     observation = {
         "images": {c: torch.from_numpy(x)[None] for c, x in frames.items()}, "proprio": torch.from_numpy(proprio)[None]
     }  # fmt: skip
-    command = [sys.executable, "-m", "prism_policy.cli.main", "serve", str(folder), "--port", "0"]
+    command = [sys.executable, "-m", "prism_policy", "serve", str(folder), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
         found = re.search(r"at (ws://\S+)", server.stdout.readline())

@@ -86,7 +86,3 @@ def _report(message: str, error: BaseException, launched: bool) -> None:
     from prism_policy.training.distributed import record_failure
 
     record_failure(error)
-
-
-if __name__ == "__main__":
-    main()
