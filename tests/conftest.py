@@ -1,11 +1,15 @@
 """Shared pieces: a run small enough for tests, and synthetic episodes."""
 
+import os
 import signal
 from dataclasses import replace
 
+# The tests' networks are small, and OpenMP's waiting threads steal the cores of the tests beside them. Set before torch
+# is imported, as torch.set_num_threads reaches the calling thread alone, and for the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
-import torch
 
 from prism_policy.config import presets
 from prism_policy.config.settings import RunConfig
@@ -13,7 +17,6 @@ from prism_policy.data.robomimic import Episode
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs have it, and their children
     signal.signal(signal.SIGINT, signal.default_int_handler)
-torch.set_num_threads(1)  # the tests' networks are small, and waiting threads steal the simulator workers' cores
 
 
 @pytest.fixture(scope="session")
