@@ -6,7 +6,8 @@ SHELL := bash
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-# A file's tests stay together, as what they share is made once, and files come in their order: the longest are among the first; `make test ARGS="-n 0 tests/test_envs.py"` runs in one process.
+# A file's tests stay together, as what they share is made once; files come in their order, for the longest are among the
+# first. `make test ARGS="-n 0 tests/envs"` runs some in one process.
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # What `make demo` and `make test` hand on, e.g. make demo ARGS="--seed 1".
 ARGS ?=
