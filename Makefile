@@ -40,6 +40,14 @@ test: system ## The tests that run in a few minutes.
 test-all: system ## All tests.
 	@$(PYTEST) $(ARGS)
 
+.PHONY: fuzz
+fuzz: system ## 20,000 malformed files, settings and messages; SEED=7 makes others.
+	@FUZZ_CASES=20000 FUZZ_SEED=$(or $(SEED),1) $(PYTEST) -m "" tests/fuzz $(ARGS)
+
+.PHONY: chaos
+chaos: system ## 100 kills at random moments; SEED=7 makes others.
+	@CHAOS_KILLS=100 CHAOS_SEED=$(or $(SEED),1) $(PYTEST) -m "" tests/chaos $(ARGS)
+
 .PHONY: check
 check: $(STAMP) ## Format, lint, types.
 	@$(BIN)/ruff format --check .
