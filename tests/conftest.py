@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 
 # The tests' networks are small, and OpenMP's waiting threads steal the cores of the tests beside them. Set before torch
@@ -14,9 +15,27 @@ import pytest
 from prism_policy.config import presets
 from prism_policy.config.settings import RunConfig
 from prism_policy.data.robomimic import Episode
+from prism_policy.envs import workers
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs have it, and their children
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_simulators() -> Iterator[None]:
+    """The tests of a process share its simulators, as each takes seconds to start."""
+    with workers.kept_workers():
+        yield
+
+
+@pytest.fixture
+def own_simulators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests about workers' lives: none is there before, and the test's own end with their pool."""
+    while workers._kept:
+        worker = workers._kept.pop()
+        worker.kill("was ended")
+        worker.close()
+    monkeypatch.setattr(workers, "_kept", None)
 
 
 @pytest.fixture(scope="session")

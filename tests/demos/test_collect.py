@@ -185,6 +185,7 @@ def test_ctrl_c_ends_everything_promptly(tmp_path: Path) -> None:
     assert output.count("Traceback") <= 1
 
 
+@pytest.mark.usefixtures("own_simulators")
 def test_a_worker_that_dies_is_one_sentence(tmp_path: Path) -> None:
     def kill(done: int, total: int) -> None:
         if done == 0:

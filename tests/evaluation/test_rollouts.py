@@ -69,6 +69,7 @@ def simulator_processes() -> list[psutil.Process]:
     return [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
 
 
+@pytest.mark.usefixtures("own_simulators")
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_that_dies_or_hangs_is_replaced_and_its_episode_run_again(
     tmp_path: Path, short: RunConfig, alone: list[np.ndarray], blow: signal.Signals
@@ -87,6 +88,7 @@ def test_a_worker_that_dies_or_hangs_is_replaced_and_its_episode_run_again(
     assert len(read_lines(tmp_path / "episodes.jsonl")) == 3
 
 
+@pytest.mark.usefixtures("own_simulators")
 @pytest.mark.slow
 def test_an_episode_that_loses_every_worker_is_named(tmp_path: Path, short: RunConfig) -> None:
     task = replace(short.task, max_steps=4)
@@ -101,6 +103,7 @@ def test_an_episode_that_loses_every_worker_is_named(tmp_path: Path, short: RunC
     assert not simulator_processes()
 
 
+@pytest.mark.usefixtures("own_simulators")
 def test_workers_are_kept_between_streams_and_nothing_of_one_leaks_into_the_next(
     tmp_path: Path, short: RunConfig, alone: list[np.ndarray]
 ) -> None:

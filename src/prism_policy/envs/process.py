@@ -68,6 +68,11 @@ class Worker:
         self.owes, self.started = False, True
         return reply
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there, perhaps stopped."""
+        return self._process.is_alive()
+
     def kill(self, reason: str) -> None:
         """End the process, also one that is stopped."""
         self._reason = reason

@@ -11,8 +11,9 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ STARTING = 4
 """Times as long for its first answer: it imports and compiles for about 5 s before, on a busy machine far longer."""
 TRIES = 3  # how often an episode is begun before its workers' deaths are taken to be its own doing
 _TICK = 1.0  # [s]
+_kept: list[Worker] | None = None  # idle workers of pools that are closed, within `kept_workers`
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,29 @@ class Outcome:
 
 
 Act = Callable[[Sequence[Request]], Sequence[np.ndarray]]  # episodes that wait -> actions (Ta, A) of each
+
+
+@contextmanager
+def kept_workers() -> Iterator[None]:
+    """Pools that end in peace within leave their workers, with their simulators, to the next: a start takes 5 s."""
+    global _kept
+    before, _kept = _kept, []
+    try:
+        yield
+    finally:
+        for worker in _kept:
+            worker.kill("was ended")
+            worker.close()
+        _kept = before
+
+
+def _kept_worker() -> Worker | None:
+    while _kept:
+        worker = _kept.pop()
+        if worker.alive:
+            return worker
+        worker.close()
+    return None
 
 
 class WorkerPool:
@@ -171,6 +196,9 @@ class WorkerPool:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if error is None and self._threads is not None:
             self._threads.shutdown()  # once the jobs are done
+            if _kept is not None:
+                _kept.extend(self._workers)
+                self._workers = []
         self.close()
 
     def _start(self, count: int) -> None:
@@ -179,7 +207,7 @@ class WorkerPool:
         if len(self._workers) < count:
             prepare_opengl()  # once here, not in each worker
         while len(self._workers) < count:
-            self._workers.append(Worker())
+            self._workers.append(_kept_worker() or Worker())
             self._idle.put(self._workers[-1])
 
     def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
