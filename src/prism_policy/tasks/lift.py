@@ -1,4 +1,4 @@
-"""Lift: take the cube and raise it; and a ladder of variations in which less is seen of it, so that precision counts."""
+"""Lift: take the cube and raise it; and a ladder of variations that show less of it, so that precision counts."""
 
 from __future__ import annotations
 
