@@ -54,9 +54,10 @@ def rate_over_trainings(outcomes: Outcomes) -> OverTrainings:
     table = _table(outcomes)
     m, n = table.shape
     rates = table.mean(1)
-    p, deviation = float(table.mean()), float(rates.std(ddof=1)) if m >= FEWEST else math.nan
+    p = float(table.mean())
     if m < FEWEST:
-        return OverTrainings(p, 0.0, 1.0, deviation, m)
+        return OverTrainings(p, 0.0, 1.0, math.nan, m)
+    deviation = float(rates.std(ddof=1))
     # A little of one half, so that rates of exactly 0 or 1 have a variance.
     smooth = (p * m * n + 1) / (m * n + 2)
     worth = m * n / max(1.0, deviation**2 * n / (smooth * (1 - smooth)))
