@@ -159,7 +159,9 @@ def rank_correlation_over_trainings(
         chosen = np.concatenate([places[i] for i in rng.integers(len(unique), size=len(unique))])
         values.append(_spearman(data[:, chosen], groups[chosen]))
     known = np.array(values)[np.isfinite(values)]
-    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (-1.0, 1.0)
+    if not len(known):  # one of the two never varies
+        return OverTrainings(math.nan, -1.0, 1.0, math.nan, len(unique))
+    low, high = np.quantile(known, [0.025, 0.975])
     return OverTrainings(_spearman(data, groups), float(low), float(high), float(known.std()), len(unique))
 
 

@@ -7,6 +7,7 @@ another machine goes on with what is missing, without the weights.
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import subprocess
 import time
@@ -216,6 +217,7 @@ def run_cells(missing: Sequence[Cell], journal: Path, folder: Path) -> None:
             line = measure(cell, folder / name)
             with file_lock(folder / ".journal.lock", "another process is writing a cell: waiting for it"):
                 write_lines(journal, [*read_cells(journal), line])  # without a line that a kill or a full disk cut off
+            shutil.rmtree(folder / name / "checkpoints", ignore_errors=True)  # to go on with: most of the disk space
 
 
 def measure(cell: Cell, folder: Path) -> Line:
