@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from prism_policy.config.settings import RenderConfig, TaskConfig
+from prism_policy.data.recorded_env import recorded_env
 from prism_policy.envs.episode import episode_rng
 from prism_policy.errors import PrismError
 
@@ -203,3 +205,26 @@ def test_without_opengl_the_message_says_what_to_install() -> None:
 def test_simulator_workers_import_no_torch() -> None:
     program = "import sys, prism_policy.demos.collect, prism_policy.envs.experts; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["lift_2cm", "lift_far"])
+def test_a_variation_differs_in_what_it_declares_alone(name: str) -> None:
+    """And its recordings say which one they are of."""
+    plain, other = (RobosuiteEnv(TaskConfig(task), render_images=False) for task in ("lift", name))
+    a, b = plain.model, other.model
+    cube = [a.geom("cube_g0").id, a.geom("cube_g0_vis").id]
+    sizes = np.array([0.01] * 3) if name == "lift_2cm" else a.geom_size[cube[0]]
+    np.testing.assert_array_equal(b.geom_size[cube], [sizes] * 2)
+    rest = np.setdiff1d(np.arange(a.ngeom), cube)
+    np.testing.assert_array_equal(a.geom_size[rest], b.geom_size[rest])
+    np.testing.assert_array_equal(a.geom_rgba, b.geom_rgba)
+    np.testing.assert_array_equal(a.cam_pos, b.cam_pos)
+    wider = b.cam_fovy != a.cam_fovy
+    assert [a.camera(i).name for i in np.flatnonzero(wider)] == (["agentview"] if name == "lift_far" else [])
+    for env in (plain, other):
+        env.reset(seed=5, options={"split": "validate", "episode": 2})
+    np.testing.assert_allclose(plain.state[1:], other.state[1:], atol=1e-6)  # the same starts
+    assert recorded_env(json.loads(other.metadata_json())).task == name
+    assert recorded_env(json.loads(plain.metadata_json())).task == "lift"
+    for env in (plain, other):
+        env.close()

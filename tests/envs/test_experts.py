@@ -73,7 +73,7 @@ def test_every_task_has_an_expert() -> None:
         assert expert.tolerance.keys() <= set(expert.stages)
 
 
-@pytest.mark.parametrize(("task", "episodes"), [("lift", 6), ("can", 2), *SLOW_EPISODES])
+@pytest.mark.parametrize(("task", "episodes"), [("lift", 6), ("lift_2cm", 3), ("can", 2), *SLOW_EPISODES])
 def test_the_expert_does_its_task_under_disturbance(
     task: str, episodes: int, envs: Callable[[str], RobosuiteEnv]
 ) -> None:

@@ -10,6 +10,7 @@ from prism_policy.config.presets import task_config
 from prism_policy.config.settings import TaskConfig, check_task, single_tasks
 from prism_policy.errors import PrismError
 from prism_policy.tasks import SPECS, probe_tasks, task_names, task_spec
+from prism_policy.tasks.lift import LIFT_LADDER
 from prism_policy.tasks.spec import ROBOSUITE, TaskSpec
 
 REPRESENTATIVES = [SPECS[name] for name in (*task_names(), "libero_spatial_3", "libero_90_89")]
@@ -40,7 +41,15 @@ def test_suites_and_their_tasks_name_one_another() -> None:
             assert (spec.suite, spec.number, spec.members) == (name, number, ())
             assert spec.instruction
             assert spec.max_steps == SPECS[name].max_steps
-    assert len(SPECS) == 4 + 5 + 130
+    assert len(SPECS) == 4 + len(LIFT_LADDER) + 5 + 130
+
+
+def test_variations_have_names_of_their_own() -> None:
+    """A file says which environment recorded it by that name alone."""
+    names = [spec.env_name for spec in SPECS.values() if spec.simulator == ROBOSUITE]
+    assert len(set(names)) == len(names)
+    assert all(spec.changes and spec.varies == "Lift" for spec in LIFT_LADDER)
+    assert not any(spec.varies or spec.changes for spec in SPECS.values() if spec not in LIFT_LADDER)
 
 
 def test_the_probe_has_scenes_of_robosuites_tasks() -> None:

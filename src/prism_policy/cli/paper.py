@@ -23,8 +23,9 @@ class Reproduce(Command):
     table.csv, table.html and figure.png, with our numbers beside the paper's. Stop it whenever you like: the same
     command goes on where it was, and another seed runs only what is new.
 
-    NAME is table1 to table6 (table6 is LIBERO), fig2 (saliency), fig4 (components), fig5 (multiscale poolings) or
-    precision (Square, not a table of the paper).
+    NAME is table1 to table6 (table6 is LIBERO), fig2 (saliency), fig4 (components), fig5 (multiscale poolings),
+    precision (Square, not a table of the paper), ladder (Lift, step by step harder to see), or study (the claims, over
+    training seeds, on one core).
     """
 
     name: Annotated[str, tyro.conf.Positional]
@@ -53,10 +54,17 @@ class Reproduce(Command):
     """Train cells that are not trained yet; --no-train leaves them out."""
     smoke: bool = False
     """Run the same path at the smallest size; its numbers mean nothing."""
+    encoders: tuple[str, ...] | None = None
+    """Encoders of the study; by default all (its --tasks may name some of lift and lift_2cm)."""
+    report: bool = False
+    """Of the study: only write the report of the cells measured so far."""
     cluster: Annotated[ClusterOptions, Flat] = field(default_factory=ClusterOptions)
 
     def run(self) -> None:
         """Show the plan, run what is missing of it, and print where the table lies."""
+        if self.name == "study":
+            self._study()
+            return
         from prism_policy.paper.reproduce import make_plan, print_plan, reproduce
 
         datasets: dict[str, list[Path]] = {}
@@ -87,3 +95,27 @@ class Reproduce(Command):
         print(f"Table: {path} (also table.md, table.csv, cells.csv, figure.png)")
         more = [*plan.seeds, max(plan.seeds) + 1]
         print(f"Next:  prism reproduce {self.name} ... --seeds {' '.join(map(str, more))}   (runs only what is new)")
+
+    def _study(self) -> None:
+        """Show the study's cells and their cost, run what is missing, and write the report."""
+        from prism_policy.paper.study import missing_cells, plan_cells, print_cells, read_cells, run_cells
+        from prism_policy.paper.study_report import report
+        from prism_policy.utils.files import write_text
+
+        fixed = ("scale", "numbers", "policies", "n_episodes", "dataset", "train", "smoke", "cluster")
+        default = type(self)("study")
+        if changed := [name for name in fixed if getattr(self, name) != getattr(default, name)]:
+            raise PrismError(f"{changed[0]}: the study's plan fixes it (results/PLAN.md); leave it out")
+        out = self.out or Path("results/study")
+        journal = out / "cells.jsonl"
+        cells = plan_cells(self.seeds, self.tasks, self.encoders)
+        missing = missing_cells(cells, read_cells(journal))
+        print_cells(cells, missing, read_cells(journal))
+        if self.dry_run:
+            print("Nothing was done (--dry-run).")
+            return
+        if not self.report:
+            run_cells(missing, journal, self.cells)
+        if lines := read_cells(journal):
+            write_text(out / "table.md", report(lines))
+            print(f"Report: {out / 'table.md'} ({len(lines)} cells in {journal})")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
+from xml.etree import ElementTree
 
 import gymnasium
 import numpy as np
@@ -17,7 +18,7 @@ from prism_policy.envs.rendering import Renderer, camera_id
 from prism_policy.envs.simulators import mujoco, prepare_robosuite, robosuite
 from prism_policy.errors import PrismError
 from prism_policy.tasks import SPECS, task_names
-from prism_policy.tasks.spec import CONTROL_HZ, ROBOSUITE, Simulator
+from prism_policy.tasks.spec import CONTROL_HZ, ROBOSUITE, Simulator, TaskSpec
 from prism_policy.utils.observations import PROPRIO, Observation
 
 ENV_KWARGS = {
@@ -25,6 +26,23 @@ ENV_KWARGS = {
     "ignore_done": True, "hard_reset": False, "renderer": "mujoco",
 }  # fmt: skip
 """How all simulators of robosuite's kind are made: nothing drawn, no end of their own."""
+
+
+def register_variation(spec: TaskSpec) -> None:
+    """Make a variation known to robosuite under its own name, so that files can say which one recorded them."""
+    known = robosuite.environments.base.REGISTERED_ENVS
+    if not spec.varies or spec.env_name in known:
+        return
+    base = known[spec.varies]
+
+    def edit_model_xml(self: Any, xml: str) -> str:
+        root = ElementTree.fromstring(base.edit_model_xml(self, xml))
+        elements = {element.get("name"): element for element in root.iter()}
+        for name, attribute, value in spec.changes:
+            elements[name].set(attribute, value)
+        return ElementTree.tostring(root, encoding="unicode")
+
+    type(base)(spec.env_name, (base,), {"edit_model_xml": edit_model_xml})  # robosuite's metaclass registers it
 
 
 class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
@@ -86,6 +104,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         controller["body_parts"]["right"] |= {"input_type": mode, "input_ref_frame": frame}
         settings = {"robots": "Panda", "controller_configs": controller, "use_object_obs": False} | ENV_KWARGS
         # The seed decides what is drawn once at construction, such as the size of Lift's cube: the same for everybody.
+        register_variation(self.task.spec)
         sim_env = robosuite.make(self.task.spec.env_name, seed=0, **settings)
         sim_env.reset()
         return sim_env, settings

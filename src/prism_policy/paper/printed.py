@@ -16,6 +16,7 @@ from typing import Any, Literal
 from prism_policy.config.settings import PolicyKind
 from prism_policy.errors import PrismError
 from prism_policy.paper.experiments import Comparison, Entry, Experiment, Variant
+from prism_policy.tasks.lift import LIFT_LADDER
 
 POLICIES: dict[str, PolicyKind] = {"DP": "ddpm", "FM": "flow_matching", "MF": "meanflow"}
 SHORT_TASKS: dict[str, str] = {"Lift": "lift", "Can": "can", "Square": "square"}
@@ -142,6 +143,17 @@ def _precision(numbers: dict[str, Any]) -> Layout:
     return entries, _against(entries, "SSPool")
 
 
+def _ladder(numbers: dict[str, Any]) -> Layout:
+    rows = {"SSPool": "sspool", "AvgPool": "avgpool", "MS-SSPool": "ms_sspool", "PRISM": "prism"}
+    steps = ("lift", *(spec.name for spec in LIFT_LADDER))
+    entries = [
+        Entry("One view, 84 px", row, step, (Variant(step, "flow_matching", encoder, views=1),))
+        for row, encoder in rows.items()
+        for step in steps
+    ]
+    return entries, _against(entries, "SSPool")
+
+
 def _fig5(numbers: dict[str, Any]) -> Layout:
     block, entries = "Mean over Lift, Can and Square", []
     for column, prefix in (("Last stage", ""), ("Multiscale", "ms_")):
@@ -154,7 +166,7 @@ def _fig5(numbers: dict[str, Any]) -> Layout:
 
 _LAYOUTS: dict[str, Callable[[dict[str, Any]], Layout]] = {
     layout.__name__[1:]: layout
-    for layout in (_table1, _table2, _table3, _table4, _table5, _table6, _fig2, _fig4, _fig5, _precision)
+    for layout in (_table1, _table2, _table3, _table4, _table5, _table6, _fig2, _fig4, _fig5, _precision, _ladder)
 }
 
 

@@ -92,6 +92,10 @@ class TaskSpec:
     """Its place in the suite, from 0."""
     members: tuple[str, ...] = ()
     """Of a suite: the names of its tasks."""
+    varies: str = ""
+    """The simulator's own name of the task of which this is a variation; empty is none."""
+    changes: tuple[tuple[str, str, str], ...] = ()
+    """What of that task's model is otherwise: (element's name, attribute, value), as in MuJoCo's XML."""
     wordings: tuple[str, ...] = ()
     """Sentences that say what to do; the first one is what language-conditioned policies get."""
 
