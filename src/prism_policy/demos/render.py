@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,23 @@ import h5py
 import numpy as np
 
 from prism_policy.config.settings import TaskConfig
-from prism_policy.data.recorded_env import is_absolute, read_env_args, recorded_env
-from prism_policy.data.robomimic import bad_demos, demo_names, open_demos, read_masks
+from prism_policy.data.hdf5 import array, attribute, described, listed, told
+from prism_policy.data.recorded_env import read_env_args, recorded_env
+from prism_policy.data.robomimic import (
+    GUESSED,
+    action_kind,
+    bad_demos,
+    demo_names,
+    masks_of,
+    odd_names,
+    open_demos,
+)
 from prism_policy.demos.cache import Progress, cached, instruction_attribute, make_missing, sha256, versions, write_part
 from prism_policy.envs.make import kept_env
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.utils.observations import PROPRIO
+from prism_policy.utils.progress import console
 
 IMAGES_VERSION = 1
 """Of what `render_demos` draws and computes from states, as `TaskSpec.expert_version` of what `collect` makes."""
@@ -48,18 +59,23 @@ def render_demos(
             no OpenGL.
     """
     with open_demos(states) as file:
-        names, masks = demo_names(file), read_masks(file)
+        names, (masks, flaws) = demo_names(file), masks_of(file)
         settings = read_env_args(file)
-        translated = recorded_env(settings)
+        kind = action_kind(file, names)
+        translated = recorded_env(settings, kind != "delta")
         recorded = translated.task_config(str(states), actions=False)
         task = dataclasses.replace(task, action_mode="delta", reference_frame=recorded.reference_frame)
         if recorded.name != task.name:
             raise PrismError(f"{states}: expected demonstrations of task {task.name!r}, got {recorded.name!r}")
-        for name, reason in bad_demos(file, names, states=True).items():
+        for name, reason in bad_demos(file, names, states=True, kind=kind).items():
             raise PrismError(f"{states}, {name}: {reason}")
+        told_of = _left_out(file, names) + list(flaws.values()) + [GUESSED] * (kind == "guessed")
+    for text in told_of:
+        console.print(f"{states.name}: {text}", markup=False)
     size = {f"camera_{side}": task.render.resolution for side in ("heights", "widths")}
     # robomimic makes its environment for rollouts from these.
-    settings.setdefault("env_kwargs", {}).update(camera_names=list(task.cameras), **size)
+    kwargs = settings.get("env_kwargs")
+    settings["env_kwargs"] = dict(kwargs if isinstance(kwargs, dict) else {}, camera_names=list(task.cameras), **size)
     render = dataclasses.asdict(task.render)
     key: dict[str, Any] = {"kind": "images", "states": sha256(states), "cameras": list(task.cameras), "render": render}
     key |= {"version": IMAGES_VERSION, "versions": versions(task)}
@@ -67,19 +83,29 @@ def render_demos(
     def build(folder: Path, pool: WorkerPool) -> tuple[list[Path], str, dict[str, Any]]:
         parts = [folder / f"part_{i:06d}.hdf5" for i in range(len(names))]
         absolute = not translated.control_trouble and "absolute" in task.spec.action_modes
-        work = [(_render_part, task, states, name, part, absolute) for name, part in zip(names, parts, strict=True)]
+        work = [
+            (_render_part, task, states, name, part, absolute, kind != "delta")
+            for name, part in zip(names, parts, strict=True)
+        ]
         make_missing(pool, parts, work, progress)
         return parts, json.dumps(settings), {"render": json.dumps(render)} | instruction_attribute(task)
 
     return cached(f"images-{task.name}", key, cache_dir, workers, build, names=names, masks=masks)
 
 
-def _render_part(task: TaskConfig, states: Path, name: str, path: Path, with_absolute: bool) -> None:
+FARTHEST = 0.2
+"""Median distance from the hand to where its absolute actions send it, beyond which they are something else [m]."""
+
+
+def _render_part(
+    task: TaskConfig, states: Path, name: str, path: Path, with_absolute: bool, recorded_absolute: bool
+) -> None:
     env = kept_env(task, render_images=True)
     with open_demos(states) as file:
         demo = file["data"][name]
-        arrays, attributes = _datasets(demo), dict(demo.attrs)
-    recorded_absolute = is_absolute(arrays["actions"])
+        arrays, _ = _datasets(demo)
+        with told(f"{states}, {name}"):
+            attributes = {key: value for key in demo.attrs if (value := attribute(demo, key)) is not None}
     arrays["states"] = env.whole_states(arrays["states"], str(attributes.get("model_file", "")), f"{states}, {name}")
     attributes |= {"fixtures": list(env.fixtures)} if env.fixtures else {}
     observations, absolute = [], []
@@ -90,6 +116,13 @@ def _render_part(task: TaskConfig, states: Path, name: str, path: Path, with_abs
             absolute.append(action if recorded_absolute else env.absolute(action))
     if with_absolute:
         arrays["actions_abs"] = np.stack(absolute)
+        hands = np.stack([o["proprio"][:3] for o in observations])
+        away = float(np.median(np.linalg.norm(arrays["actions_abs"][:, :3] - hands, axis=1)))
+        if away > FARTHEST:
+            got = f"half of its absolute actions are more than {1000 * away:.0f} mm from the hand"
+            raise PrismError(
+                f"{states}, {name}: {got}, at most {1000 * FARTHEST:.0f} are usual; its `actions` are others"
+            )
     for camera in task.cameras:
         arrays[f"obs/{camera}_image"] = np.stack([o["images"][camera] for o in observations])
     proprio = np.stack([o["proprio"] for o in observations])  # (T, 9)
@@ -98,8 +131,39 @@ def _render_part(task: TaskConfig, states: Path, name: str, path: Path, with_abs
     write_part(path, arrays, attributes, True, env.metadata_json())
 
 
-def _datasets(group: h5py.Group) -> dict[str, np.ndarray]:
-    """Everything in a group and the groups within, by path."""
+def _datasets(demo: h5py.Group) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Every array of numbers (T, ...) in a demo, by path, and what else is there and why it is none."""
     arrays: dict[str, np.ndarray] = {}
-    group.visititems(lambda path, item: arrays.update({path: item[:]}) if isinstance(item, h5py.Dataset) else None)
-    return arrays
+    others: dict[str, str] = {}
+    with told("its arrays"):
+        paths = list[str]()
+        demo.visititems(lambda path, item: paths.append(path) if isinstance(item, h5py.Dataset) else None)
+        steps = len(demo["actions"])
+        for path in paths:
+            item = demo[path]
+            if not item.shape or item.shape[0] != steps or item.dtype.kind not in "fiub":
+                others[path] = described(item)
+            else:
+                arrays[path] = array(demo, path)
+    return arrays, others
+
+
+def _left_out(file: h5py.File, names: Sequence[str]) -> list[str]:
+    """What is in the file and not copied into the one with images, a sentence each."""
+    found = []
+    if odd := odd_names(file):
+        found.append(f"left out {listed(odd)}: expected names demo_0, demo_1, ...")
+    with told("its arrays"):
+        first, others = file["data"][names[0]], list[str]()
+        steps = len(first["actions"])
+        first.visititems(
+            lambda path, item: (
+                others.append(path)
+                if isinstance(item, h5py.Dataset)
+                and (not item.shape or item.shape[0] != steps or item.dtype.kind not in "fiub")
+                else None
+            )
+        )
+    if others:
+        found.append(f"left out {listed(others)}, which hold no numbers for each step")
+    return found
