@@ -94,7 +94,8 @@ def read_facts(path: Path, action_mode: ActionMode = "delta") -> DatasetFacts:
         bad = bad_demos(file, names, usual_cameras(file, names), action_mode=action_mode, kind=kind)
         good = [name for name in names if name not in bad]
         if not good:
-            raise PrismError(f"{path}: no usable demo among {len(names)}; {names[0]}: {bad[names[0]]}")
+            others = f" (none of {len(names)} demos is usable)" if len(names) > 1 else ""
+            raise PrismError(f"{path}, {names[0]}: {bad[names[0]]}{others}")
         data = file["data"]
         first = data[good[0]]
         actions = [read_actions(data[name]) for name in good]

@@ -33,6 +33,7 @@ Item = Any
 Kind = Literal["number", "integer", "uint8"]
 _KINDS: dict[Kind, str] = {"number": "fiub", "integer": "iub", "uint8": "u"}
 _LARGEST = float(np.finfo(np.float32).max)
+_LARGE = 64 * 2**20
 MARGIN = 0.9
 """Share of the free memory that one array may take."""
 
@@ -236,7 +237,7 @@ def dataset(
 
 
 def _check_readable(item: h5py.Dataset, key: str) -> None:
-    filters = item.id.get_create_plist()
+    filters, size = item.id.get_create_plist(), math.prod(item.shape) * item.dtype.itemsize
     for i in range(filters.get_nfilters()):
         number, _, _, name = filters.get_filter(i)
         if not h5py.h5z.filter_avail(number):
@@ -245,11 +246,13 @@ def _check_readable(item: h5py.Dataset, key: str) -> None:
             raise PrismError(f"{key}: compressed with filter {number} ({known}), which is not installed here; {how}")
     if item.is_virtual or item.external:
         raise PrismError(f"{key}: its data lie in other files; copy them into this one (h5repack)")
+    if size <= probe.UNWRITTEN and not item.chunks:
+        return
     if trouble := probe.excess(item, Path(item.file.filename).stat().st_size):
         raise PrismError(f"{key}: {trouble}: damaged; get the file again")
-    if math.prod(item.shape) * item.dtype.itemsize > MARGIN * psutil.virtual_memory().available:
-        size = f"{math.prod(item.shape) * item.dtype.itemsize / 2**30:.3g} GiB"
-        raise PrismError(f"{key}: {size} do not fit into the free memory; use a machine with more")
+    if size > _LARGE and size > MARGIN * psutil.virtual_memory().available:
+        much = f"{size / 2**30:.3g} GiB"
+        raise PrismError(f"{key}: {much} do not fit into the free memory; use a machine with more")
 
 
 def array(group: h5py.Group, key: str, kind: Kind = "number", shape: Sequence[int | None] | None = None) -> np.ndarray:

@@ -94,6 +94,11 @@ def write_masks(path: Path, valid_share: float = 0.1, seed: int = 0) -> None:
             _write_masks(file, masks)
 
 
+def split_masks(file: h5py.File) -> None:
+    """Write the masks `train` and `valid` into a file that is being made."""
+    _write_masks(file, _split(demo_names(file), valid_share=0.1, seed=0))
+
+
 def _split(names: Sequence[str], valid_share: float, seed: int) -> dict[str, list[str]]:
     count = min(max(round(valid_share * len(names)), 1), len(names) - 1)
     valid = set(np.random.default_rng(seed).permutation(len(names))[:count])

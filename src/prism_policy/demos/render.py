@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import h5py
 import numpy as np
 
 from prism_policy.config.settings import TaskConfig
-from prism_policy.data.hdf5 import array, attribute, described, listed, told
+from prism_policy.data.hdf5 import array, attribute, listed, told
 from prism_policy.data.recorded_env import read_env_args, recorded_env
 from prism_policy.data.robomimic import (
     GUESSED,
@@ -32,6 +31,39 @@ from prism_policy.utils.progress import console
 
 IMAGES_VERSION = 1
 """Of what `render_demos` draws and computes from states, as `TaskSpec.expert_version` of what `collect` makes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A file of states whose images can be drawn."""
+
+    task: TaskConfig  # as it was recorded
+    names: list[str]
+    masks: dict[str, list[str]]
+    settings: dict[str, Any]  # `env_args`
+    absolute: bool  # whether `actions` are poses
+    executable: bool  # whether the controller that they are for is known here
+    told: list[str]  # what is not copied, and what was guessed
+
+
+def check_source(states: Path, task: TaskConfig) -> Source:
+    """What is to be drawn; raises as `render_demos`."""
+    with open_demos(states) as file:
+        names, (masks, flaws) = demo_names(file), masks_of(file)
+        settings = read_env_args(file)
+        kind = action_kind(file, names)
+        translated = recorded_env(settings, kind != "delta")
+        recorded = translated.task_config(str(states), actions=False)
+        task = dataclasses.replace(task, action_mode="delta", reference_frame=recorded.reference_frame)
+        if recorded.name != task.name:
+            raise PrismError(f"{states}: expected demonstrations of task {task.name!r}, got {recorded.name!r}")
+        for name, reason in bad_demos(file, names, states=True, kind=kind).items():
+            raise PrismError(f"{states}, {name}: {reason}")
+        said = [f"left out {listed(odd)}: expected names demo_0, demo_1, ..."] if (odd := odd_names(file)) else []
+        if others := _datasets(file["data"][names[0]])[1]:
+            said.append(f"left out {listed(others)}, which hold no numbers for each step")
+    said += [*flaws.values(), *[GUESSED] * (kind == "guessed")]
+    return Source(task, names, masks, settings, kind != "delta", not translated.control_trouble, said)
 
 
 def render_demos(
@@ -58,20 +90,10 @@ def render_demos(
         PrismError: as `collect`; also an unreadable file, a demo without states or of another task, an unknown camera,
             no OpenGL.
     """
-    with open_demos(states) as file:
-        names, (masks, flaws) = demo_names(file), masks_of(file)
-        settings = read_env_args(file)
-        kind = action_kind(file, names)
-        translated = recorded_env(settings, kind != "delta")
-        recorded = translated.task_config(str(states), actions=False)
-        task = dataclasses.replace(task, action_mode="delta", reference_frame=recorded.reference_frame)
-        if recorded.name != task.name:
-            raise PrismError(f"{states}: expected demonstrations of task {task.name!r}, got {recorded.name!r}")
-        for name, reason in bad_demos(file, names, states=True, kind=kind).items():
-            raise PrismError(f"{states}, {name}: {reason}")
-        told_of = _left_out(file, names) + list(flaws.values()) + [GUESSED] * (kind == "guessed")
-    for text in told_of:
-        console.print(f"{states.name}: {text}", markup=False)
+    source = check_source(states, task)
+    task, names, settings = source.task, source.names, source.settings
+    for sentence in source.told:
+        console.print(f"{states.name}: {sentence}", markup=False)
     size = {f"camera_{side}": task.render.resolution for side in ("heights", "widths")}
     # robomimic makes its environment for rollouts from these.
     kwargs = settings.get("env_kwargs")
@@ -82,15 +104,15 @@ def render_demos(
 
     def build(folder: Path, pool: WorkerPool) -> tuple[list[Path], str, dict[str, Any]]:
         parts = [folder / f"part_{i:06d}.hdf5" for i in range(len(names))]
-        absolute = not translated.control_trouble and "absolute" in task.spec.action_modes
+        absolute = source.executable and "absolute" in task.spec.action_modes
         work = [
-            (_render_part, task, states, name, part, absolute, kind != "delta")
+            (_render_part, task, states, name, part, absolute, source.absolute)
             for name, part in zip(names, parts, strict=True)
         ]
         make_missing(pool, parts, work, progress)
         return parts, json.dumps(settings), {"render": json.dumps(render)} | instruction_attribute(task)
 
-    return cached(f"images-{task.name}", key, cache_dir, workers, build, names=names, masks=masks)
+    return cached(f"images-{task.name}", key, cache_dir, workers, build, names=names, masks=source.masks)
 
 
 FARTHEST = 0.2
@@ -103,7 +125,7 @@ def _render_part(
     env = kept_env(task, render_images=True)
     with open_demos(states) as file:
         demo = file["data"][name]
-        arrays, _ = _datasets(demo)
+        arrays = {path: array(demo, path) for path in _datasets(demo)[0]}
         with told(f"{states}, {name}"):
             attributes = {key: value for key in demo.attrs if (value := attribute(demo, key)) is not None}
     arrays["states"] = env.whole_states(arrays["states"], str(attributes.get("model_file", "")), f"{states}, {name}")
@@ -131,39 +153,16 @@ def _render_part(
     write_part(path, arrays, attributes, True, env.metadata_json())
 
 
-def _datasets(demo: h5py.Group) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Every array of numbers (T, ...) in a demo, by path, and what else is there and why it is none."""
-    arrays: dict[str, np.ndarray] = {}
-    others: dict[str, str] = {}
+def _datasets(demo: h5py.Group) -> tuple[list[str], list[str]]:
+    """Paths of the arrays of numbers (T, ...) in a demo, and of what else is there."""
+    arrays, others = list[str](), list[str]()
     with told("its arrays"):
-        paths = list[str]()
-        demo.visititems(lambda path, item: paths.append(path) if isinstance(item, h5py.Dataset) else None)
         steps = len(demo["actions"])
-        for path in paths:
-            item = demo[path]
-            if not item.shape or item.shape[0] != steps or item.dtype.kind not in "fiub":
-                others[path] = described(item)
-            else:
-                arrays[path] = array(demo, path)
+
+        def sort(path: str, item: Any) -> None:
+            if isinstance(item, h5py.Dataset):
+                fits = item.shape and item.shape[0] == steps and item.dtype.kind in "fiub"
+                (arrays if fits else others).append(path)
+
+        demo.visititems(sort)
     return arrays, others
-
-
-def _left_out(file: h5py.File, names: Sequence[str]) -> list[str]:
-    """What is in the file and not copied into the one with images, a sentence each."""
-    found = []
-    if odd := odd_names(file):
-        found.append(f"left out {listed(odd)}: expected names demo_0, demo_1, ...")
-    with told("its arrays"):
-        first, others = file["data"][names[0]], list[str]()
-        steps = len(first["actions"])
-        first.visititems(
-            lambda path, item: (
-                others.append(path)
-                if isinstance(item, h5py.Dataset)
-                and (not item.shape or item.shape[0] != steps or item.dtype.kind not in "fiub")
-                else None
-            )
-        )
-    if others:
-        found.append(f"left out {listed(others)}, which hold no numbers for each step")
-    return found
