@@ -317,7 +317,7 @@ def attributes_of(file: h5py.File) -> dict[str, Any]:
     try:
         with told("attributes of data"):
             attributes = {name: attribute(data, name) for name in data.attrs}
-        if env_args := read_env_args(file):
+        if (env_args := read_env_args(file)) or "env_args" in attributes:
             attributes["env_args"] = env_args
         if (render := json_object(data, "render")) is not None:
             attributes["render"] = render
