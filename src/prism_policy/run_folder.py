@@ -1,7 +1,7 @@
 """The run folder: what a user keeps of a run, and all that later commands need.
 
-config.json, normalizer.safetensors and weights.safetensors (EMA), checkpoints/, metrics.jsonl, results/, videos/,
-report.html. Tensors are safetensors; nothing in it is a pickle.
+config.json, data.json (what was learned from), normalizer.safetensors and weights.safetensors (EMA), checkpoints/,
+metrics.jsonl, results/, videos/, report.html. Tensors are safetensors; nothing in it is a pickle.
 """
 
 from __future__ import annotations
@@ -25,9 +25,71 @@ from prism_policy.policies.instructions import instructions_of
 from prism_policy.utils.files import atomic, disk_errors, write_text
 
 
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """What a run learned from, wherever it lay: `data.json`."""
+
+    content: str
+    """Checksum of the demonstrations' arrays."""
+    files: dict[str, dict[str, Any]]
+    """Size and a sample's checksum of each file, by the task's name."""
+    train: tuple[str, ...]
+    """Demonstrations that are learned."""
+    valid: tuple[str, ...]
+    """Held-out ones."""
+    train_only: str = ""
+    """Why no simulation here can measure the policy; "" where one can."""
+    control_hz: float | None = None
+    """Control steps a second of the demonstrations; none where not recorded."""
+
+
+def read_data(folder: Path) -> RunData | None:
+    """What the run in `folder` learned from; none where nothing is recorded."""
+    path = folder / "data.json"
+    if not path.exists():
+        return None
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        data = RunData(**{**held, "train": tuple(held["train"]), "valid": tuple(held["valid"])})
+        rate = data.control_hz
+        kinds = (data.content, data.train_only), (data.files,), (rate,)
+        for values, kind in zip(kinds, (str, dict, float | int | None), strict=True):
+            if not all(isinstance(value, kind) for value in values):
+                raise TypeError("a value of another type")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = str(error)[:80]
+        raise PrismError(f"{path} is damaged ({reason}); restore it, or train again into another folder") from error
+    return data
+
+
+def keep_data(folder: Path, data: RunData) -> None:
+    """Record what the run learns from, or refuse other demonstrations than those that it began with."""
+    if (before := read_data(folder)) is None:
+        write_text(folder / "data.json", json.dumps(dataclasses.asdict(data), indent=2) + "\n")
+        return
+    for field, what in (("content", "other demonstrations"), ("train", "another mask"), ("valid", "another mask")):
+        if getattr(before, field) != getattr(data, field):
+            raise PrismError(
+                f"{folder} began with {what} than are given now; give those back (the same content at any place will "
+                "do), or choose another --out"
+            )
+
+
+def check_rollouts(folder: Path) -> None:
+    """Refuse to roll out the policy of a run that no simulation here can measure."""
+    if (data := read_data(folder)) and data.train_only:
+        raise PrismError(f"{folder} was trained on demonstrations that cannot be rolled out here: {data.train_only}")
+
+
 def open_run(folder: Path, config: RunConfig) -> None:
-    """Make the run folder of this configuration, or accept the one that holds it; bad input writes nothing."""
+    """Make the run folder of this configuration, or accept the one that holds it; bad input writes nothing.
+
+    The demonstrations may lie elsewhere than when the run began: `keep_data` knows them by content.
+    """
     check(config)
+    if config.dataset and (folder / "data.json").exists() and (folder / "config.json").exists():
+        began = config_json.load(RunConfig, folder / "config.json").dataset
+        config = dataclasses.replace(config, dataset=began or config.dataset)
     open_folder(folder, config)
 
 

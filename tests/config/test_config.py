@@ -21,7 +21,10 @@ def test_config_survives_json(encoder: str) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"trian": {}}, "unknown field 'trian'; RunConfig has dataset, demos, evaluate, policy, seed, task, train"),
+        (
+            {"trian": {}},
+            "unknown field 'trian'; RunConfig has dataset, demos, evaluate, policy, seed, task, train, train_mask",
+        ),
         ({"train": {"steps": "many"}}, "train.steps: expected int, got 'many'"),
         ({"train": {"steps": True}}, "train.steps: expected int, got True"),
         ({"policy": {"encoder": {"pooling": "median"}}}, "policy.encoder.pooling: expected one of spatial_softmax"),

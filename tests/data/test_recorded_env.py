@@ -9,7 +9,7 @@ import h5py
 import pytest
 
 from community import RECORDED, demo, env_args, write_file
-from prism_policy.data.recorded_env import is_absolute, read_env_args, recorded_env
+from prism_policy.data.recorded_env import looks_absolute, read_env_args, recorded_env
 from prism_policy.errors import PrismError
 
 
@@ -57,10 +57,12 @@ def test_absolute_actions_are_told_from_deltas(layout: str, controller: dict[str
 def test_files_of_diffusion_policy_are_known_by_their_actions() -> None:
     """It writes absolute actions beside `env_args` that still say delta."""
     actions = demo()["actions"]
-    assert not is_absolute(actions)
-    actions[2, 3] = -3.1
-    assert is_absolute(actions)
-    assert recorded_env(env_args("v1.4"), is_absolute(actions)).action_mode == "absolute"
+    assert not looks_absolute(actions)
+    actions[2, 3] = -3.1  # one delta that overshoots
+    assert not looks_absolute(actions)
+    actions[:, 3] = -3.1
+    assert looks_absolute(actions)
+    assert recorded_env(env_args("v1.4"), looks_absolute(actions)).action_mode == "absolute"
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from PIL import Image
 
 import commandline
 import community
+from prism_policy.data.facts import read_facts
 from prism_policy.data.robomimic import write_masks
-from prism_policy.demos.inspect import demo_facts, print_demos
+from prism_policy.demos.inspect import print_demos
 from prism_policy.errors import PrismError
 
 
@@ -24,7 +25,7 @@ def test_facts_are_those_of_the_arrays(tmp_path: Path) -> None:
         arrays["actions"][0, 1] = 1
     demos["demo_3"]["rewards"][:] = 0
     path = community.write_file(tmp_path / "a.hdf5", demos, community.env_args("v1.5"), {"x": ["demo_0", "demo_2"]})
-    facts = demo_facts(path)
+    facts = read_facts(path)
     actions = np.concatenate([arrays["actions"] for arrays in demos.values()])
     assert (facts.demos, facts.steps, facts.successes, facts.bad) == (4, 5 + 6 + 7 + 8, 3, {})
     assert (facts.steps_min, facts.steps_median, facts.steps_max) == (5, 6.5, 8)
@@ -44,14 +45,14 @@ def test_machine_generated_files_with_gaps_failures_and_a_hundred_demos(tmp_path
     for name, arrays in demos.items():
         arrays["rewards"] = np.full(2, 0.3 if name != "demo_30" else 1.0)  # dense rewards
     path = community.write_file(tmp_path / "dense.hdf5", demos, community.env_args("v0.1"))
-    facts = demo_facts(path)
+    facts = read_facts(path)
     assert (facts.demos, facts.steps, facts.successes, facts.env.layout) == (150, 300, 1, "v0.1")
 
 
 def test_absolute_actions_have_no_limits_but_the_grippers(tmp_path: Path) -> None:
     demo = community.demo()
     demo["actions"][:, 3] = 3.1
-    facts = demo_facts(community.write_file(tmp_path / "abs.hdf5", {"demo_0": demo}, community.env_args("v1.4")))
+    facts = read_facts(community.write_file(tmp_path / "abs.hdf5", {"demo_0": demo}, community.env_args("v1.4")))
     assert facts.env.action_mode == "absolute"
     assert [row.name for row in facts.actions] == ["x", "y", "z", "rx", "ry", "rz", "gripper"]
     assert [row.at_limit is None for row in facts.actions] == [True] * 6 + [False]
@@ -61,7 +62,7 @@ def test_bad_demos_are_counted_out_and_named(tmp_path: Path, capsys: pytest.Capt
     demos = {f"demo_{i}": community.demo(5, i) for i in range(3)}
     demos["demo_1"]["actions"][4, 4] = np.nan
     path = community.write_file(tmp_path / "a.hdf5", demos, community.env_args("v1.5"))
-    facts = demo_facts(path)
+    facts = read_facts(path)
     assert (facts.demos, facts.steps, list(facts.bad)) == (3, 10, ["demo_1"])
     assert np.isfinite([row.mean for row in facts.actions]).all()
     print_demos(path, replay=0)
@@ -153,7 +154,7 @@ class TestReplay:
         env.close()
         demo["actions"] = np.stack(absolute)
         path = community.write_file(tmp_path / "abs.hdf5", {"demo_0": demo}, community.env_args(layout))
-        (replay,) = replay_demos(path, ["demo_0"], demo_facts(path).env.task_config(str(path)))
+        (replay,) = replay_demos(path, ["demo_0"], read_facts(path).env.task_config(str(path)))
         assert replay.actions_succeed
         assert replay.deviation_mm < 5
         (episode,) = iter_demos(path, action_mode="absolute")
@@ -181,7 +182,7 @@ class TestReplay:
         assert [episode.name for episode in read_demos(images)] == ["demo_4", "demo_17"]
         with open_demos(images) as file:
             assert read_masks(file) == {"better": ["demo_17"]}
-        assert demo_facts(images).env.cameras == ("agentview",)
+        assert read_facts(images).env.cameras == ("agentview",)
         # Observations are those of the state; robosuite's, seen live, lag it by a substep of 2 ms.
         live = demos["demo_4"]["obs/robot0_eef_pos"]
         assert np.abs(read_demos(images)[0].proprio[:, :3] - live).max() < 2e-3
@@ -208,4 +209,4 @@ class TestReplay:
 def test_masks_that_are_written_are_counted(tmp_path: Path) -> None:
     path = community.write_file(tmp_path / "a.hdf5", {f"demo_{i}": community.demo(2, i) for i in range(10)}, None)
     write_masks(path, 0.2)
-    assert demo_facts(path).masks == {"train": 8, "valid": 2}
+    assert read_facts(path).masks == {"train": 8, "valid": 2}

@@ -20,7 +20,7 @@ from prism_policy.data.frames import Frames, open_frames
 from prism_policy.data.recorded_env import recorded_env
 from prism_policy.data.robomimic import Episode
 from prism_policy.data.windows import Windows, batch_indices
-from prism_policy.demos.dataset import fit_to_dataset, libero_files, training_windows
+from prism_policy.demos.dataset import fit_to_dataset, libero_files, open_dataset
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.compare import compare
 from prism_policy.evaluation.results import EpisodeSet, episode_sets, summarise_run
@@ -210,13 +210,14 @@ def test_a_folder_with_a_file_for_each_task_is_a_dataset(tmp_path: Path, monkeyp
     monkeypatch.setenv("PRISM_CACHE", str(tmp_path / "cache"))
     config = suite_config()
     config = fit_to_dataset(replace(config, dataset=str(write_suite(tmp_path / "demos", config))))
-    windows, valid = training_windows(config)
+    dataset = open_dataset(config)
+    windows, valid = dataset.train, dataset.valid
     assert valid is not None
     assert windows.frames.names == tuple(f"libero_spatial_{i}/demo_{j}" for i in NUMBERS for j in range(3))
     assert windows.frames.tasks == ("libero_spatial_2",) * 3 + ("libero_spatial_8",) * 3
     assert set(windows.frames.ends) == {20, 41, 63, 93, 124, 156}
     assert [len(g) for g in windows.groups("task")] == [2 * 20 + 1 - 2 * 7, 2 * 30 + 1 - 2 * 7]
-    again, _ = training_windows(config)  # from the cache
+    again = open_dataset(config).train  # from the cache
     assert again.frames.tasks == windows.frames.tasks
     task = again.batch(torch.tensor([0, len(again) - 1]))["task"]
     assert isinstance(task, Tensor)

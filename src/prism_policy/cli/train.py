@@ -51,15 +51,12 @@ class Train(RunCommand):
         """Train, in this process or in several, and print where the policy lies."""
         check(config)
 
-        from prism_policy.demos.dataset import fit_to_dataset
         from prism_policy.training.distributed import is_launched, launch
         from prism_policy.training.run import train_run
 
         if self.processes > 1 and not is_launched():
             launch(self.processes, ["train", *arguments])
             return
-        if config.dataset:
-            config = fit_to_dataset(config)
         folder = self.out or Path("runs") / f"train-{self.task}-{self.policy}-{self.encoder}-{self.preset}-s{self.seed}"
         limit = math.inf if self.max_minutes is None else 60 * self.max_minutes
         train_run(folder, config, device=self.device, track=self.track, max_s=limit)

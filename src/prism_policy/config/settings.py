@@ -310,6 +310,8 @@ class RunConfig:
     task: TaskConfig = TaskConfig()
     dataset: str = ""
     """File of demonstrations with images; empty is a scripted expert's, collected as `demos` says."""
+    train_mask: str = ""
+    """Mask of the file to learn from, such as 20_percent; empty is its `train`, or all where it has no masks."""
     demos: DemoConfig = DemoConfig()
     policy: PolicyConfig = PolicyConfig()
     train: TrainConfig = TrainConfig()

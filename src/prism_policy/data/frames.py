@@ -28,12 +28,15 @@ from prism_policy.config.settings import ActionMode
 from prism_policy.data.robomimic import Episode, demo_names, iter_demos, open_demos
 from prism_policy.errors import PrismError
 from prism_policy.utils.files import disk_errors, write_text
+from prism_policy.utils.progress import console
 
 Progress = Callable[[int, int], None]  # called with (demonstrations done, of how many)
 
-_FORMAT = 1  # of the arrays; a change makes every cache anew
+_FORMAT = 2  # of the arrays; a change makes every cache anew
 _MANIFEST = "manifest.json"
 _SAMPLES, _SAMPLE_BYTES = 64, 65536
+_SMALL = 32 * 2**20
+"""Bytes of an array whose checksum is computed at each opening, in some hundredths of a second."""
 _WILL_NEED = 3  # Linux' MADV_WILLNEED
 
 
@@ -57,6 +60,7 @@ class Frames:
     names: tuple[str, ...]  # names of the demonstrations; of several files, with the file's before it
     tasks: tuple[str, ...] = ()  # the task of each demonstration, where there are several
     mapped: bool = False  # whether the arrays are mapped from the disk
+    content: str = ""  # checksum of all arrays and names, of those that are mapped
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -133,12 +137,14 @@ def open_frames(
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir.expanduser() / f"frames-{digest}"
     if not _whole(folder):
+        if folder.exists():
+            console.print(f"{folder} is damaged: making it again", markup=False)
         with disk_errors(folder):
             _unpack(files, _episodes(files, cameras, action_mode), folder, key, progress)
     manifest = json.loads((folder / _MANIFEST).read_text())
     arrays = {name: torch.from_numpy(_map(folder, name, about)) for name, about in manifest["arrays"].items()}
     frames = Frames._from(arrays, manifest["ends"], manifest["names"], manifest.get("tasks", ()))
-    return replace(frames, mapped=True)
+    return replace(frames, mapped=True, content=manifest["content"])
 
 
 def _episodes(files: Mapping[str, Path], cameras: Sequence[str], action_mode: ActionMode) -> Iterator[Episode]:
@@ -152,12 +158,17 @@ def fingerprint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise PrismError(f"{path} not found; expected demonstrations in robomimic's HDF5 layout there")
     about = path.stat()
-    sample = hashlib.sha256()
+    return {"bytes": about.st_size, "changed_ns": about.st_mtime_ns, "sample": _sample(path)}
+
+
+def _sample(path: Path) -> str:
+    """Checksum of some stretches of a file, its beginning and end among them; of a small one, of all of it."""
+    size, sample = path.stat().st_size, hashlib.sha256()
     with path.open("rb") as file:
         for i in range(_SAMPLES):
-            file.seek(max(about.st_size - _SAMPLE_BYTES, 0) * i // (_SAMPLES - 1))
+            file.seek(max(size - _SAMPLE_BYTES, 0) * i // (_SAMPLES - 1))
             sample.update(file.read(_SAMPLE_BYTES))
-    return {"bytes": about.st_size, "changed_ns": about.st_mtime_ns, "sample": sample.hexdigest()}
+    return sample.hexdigest()
 
 
 def _arrays(episode: Episode) -> dict[str, np.ndarray]:
@@ -166,13 +177,28 @@ def _arrays(episode: Episode) -> dict[str, np.ndarray]:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether all arrays of a cache are there at full length."""
+    """Whether all arrays of a cache are what was written.
+
+    Small arrays are compared as a whole; so is a large one that was changed since, else a sample of it.
+    """
     try:
-        arrays = json.loads((folder / _MANIFEST).read_text())["arrays"]
-        sizes = {name: math.prod(x["shape"]) * np.dtype(x["dtype"]).itemsize for name, x in arrays.items()}
-        return all((folder / f"{name}.raw").stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        for name, x in manifest["arrays"].items():
+            raw = folder / f"{name}.raw"
+            about = raw.stat()
+            if about.st_size != math.prod(x["shape"]) * np.dtype(x["dtype"]).itemsize:
+                return False
+            whole = about.st_size <= _SMALL or about.st_mtime_ns != x["changed_ns"]
+            if (_sha256(raw) if whole else _sample(raw)) != x["sha256" if whole else "sample"]:
+                return False
+        return len(manifest["ends"]) == len(manifest["names"]) and isinstance(manifest["content"], str)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _map(folder: Path, name: str, about: dict[str, Any]) -> np.ndarray:
@@ -196,6 +222,7 @@ def _unpack(
                 total += len(demo_names(file))
         shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
         files: dict[str, Any] = {}
+        sums: dict[str, Any] = {}
         names, tasks, ends = list[str](), list[str](), list[int]()
         try:
             for episode in episodes:
@@ -205,8 +232,11 @@ def _unpack(
                         source = f"{paths[episode.task]}, {episode.name}"
                         raise PrismError(f"{source}: expected {name} of {usual} as in {names[0]}, got {about}")
                     if name not in files:
-                        files[name] = (temporary / f"{name}.raw").open("wb")
-                    files[name].write(np.ascontiguousarray(values).data)
+                        files[name], sums[name] = (temporary / f"{name}.raw").open("wb"), hashlib.sha256()
+                    content = np.ascontiguousarray(values).data
+                    files[name].write(content)
+                    if content.nbytes:
+                        sums[name].update(content)
                 names.append(episode.name)
                 tasks += [episode.task] * bool(episode.task)
                 ends.append((ends[-1] if ends else 0) + len(episode))
@@ -217,9 +247,15 @@ def _unpack(
                 opened.flush()
                 os.fsync(opened.fileno())
                 opened.close()
-        arrays = {name: {"dtype": dtype, "shape": [ends[-1], *shape]} for name, (dtype, shape) in shapes.items()}
+        arrays: dict[str, dict[str, Any]] = {}
+        for name, (dtype, shape) in shapes.items():
+            raw = temporary / f"{name}.raw"
+            arrays[name] = {"dtype": dtype, "shape": [ends[-1], *shape], "sha256": sums[name].hexdigest()}
+            arrays[name] |= {"sample": _sample(raw), "changed_ns": raw.stat().st_mtime_ns}
         sources = {task: str(path) for task, path in paths.items()}
-        manifest = {"arrays": arrays, "names": names, "tasks": tasks, "ends": ends, **key}
+        digests = [(name, x["dtype"], x["shape"], x["sha256"]) for name, x in sorted(arrays.items())]
+        content_sum = hashlib.sha256(json.dumps([digests, names, tasks, ends]).encode()).hexdigest()
+        manifest = {"arrays": arrays, "names": names, "tasks": tasks, "ends": ends, "content": content_sum, **key}
         manifest["path"] = sources.get("", sources)
         write_text(temporary / _MANIFEST, json.dumps(manifest))
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one

@@ -17,7 +17,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from prism_policy.data.robomimic import Episode, demo_names, open_demos, write_demo, write_masks
+from prism_policy.data.episode import Episode
+from prism_policy.data.hdf5 import array, brief, child, dataset, finite, json_object, listed, subgroup, text, told
+from prism_policy.data.recorded_env import read_env_args
+from prism_policy.data.robomimic import demo_names, open_demos, split_masks, write_demo
 from prism_policy.errors import PrismError
 from prism_policy.tasks.libero import find_task
 from prism_policy.tasks.spec import TaskSpec
@@ -42,28 +45,35 @@ class LiberoFile:
 def describe_libero(path: Path, suite: str | None = None) -> LiberoFile:
     """What a file of LIBERO's HDF5 holds, of a task of `suite` if given; its images are not read."""
     with open_demos(path) as file:
-        data = file["data"]
-        names = demo_names(file)
-        observations = data[names[0]].get("obs", {})
-        cameras = tuple(camera for camera, key in IMAGE_KEYS.items() if key in observations)
-        if "problem_info" not in data.attrs or not cameras:
-            raise PrismError(
-                f"{path}: expected LIBERO's layout (`problem_info`, `obs/agentview_rgb`), found "
-                f"{', '.join([*data.attrs, *observations]) or 'nothing'}; robomimic's needs no import"
-            )
         try:
-            spoken = str(json.loads(data.attrs["problem_info"])["language_instruction"]).strip('"')
-        except (ValueError, KeyError, TypeError) as error:
-            raise PrismError(f"{path}: expected `problem_info` to be JSON with an instruction ({error})") from error
-        title = Path(str(data.attrs.get("bddl_file_name", ""))).stem or path.stem.removesuffix("_demo")
-        env_args = str(data.attrs.get("env_args", "{}"))
+            data, names = file["data"], demo_names(file)
+            observations = None if (first := subgroup(data, names[0])) is None else subgroup(first, "obs")
+            with told("obs"):
+                held = [*observations] if observations is not None else []
+            cameras = tuple(camera for camera, key in IMAGE_KEYS.items() if key in held)
+            problem = json_object(data, "problem_info")
+            if problem is None or not cameras:
+                with told("attributes of data"):
+                    found = listed([*data.attrs, *held], 8)
+                raise PrismError(
+                    "expected LIBERO's layout (`problem_info`, `obs/agentview_rgb`), found "
+                    f"{found}; robomimic's needs no import"
+                )
+            if not isinstance(problem.get("language_instruction"), str):
+                got = brief(problem.get("language_instruction"))
+                raise PrismError(f"expected `problem_info` to be JSON with an instruction, got {got}")
+            spoken = problem["language_instruction"].strip('"')
+            title = Path(text(data, "bddl_file_name")).stem or path.stem.removesuffix("_demo")
+            env_args = json.dumps(read_env_args(file))
+        except PrismError as error:
+            raise error if str(path) in str(error) else PrismError(f"{path}: {error}") from error
     try:
         task = find_task(title, suite)
     except PrismError as error:
         raise PrismError(f"{path}: {error}") from error
     if spoken not in task.wordings:
         expected = f"the instruction {task.wordings[-1]!r} of the task it names"
-        raise PrismError(f"{path}: expected {expected}, got {spoken!r}; one of the two is wrong")
+        raise PrismError(f"{path}: expected {expected}, got {brief(spoken)!r}; one of the two is wrong")
     return LiberoFile(task, spoken, tuple(names), cameras, env_args)
 
 
@@ -80,9 +90,9 @@ def libero_episodes(path: Path, cameras: Sequence[str] | None = None) -> Iterato
     with open_demos(path) as file:
         for name in described.demos:
             try:
-                yield _read(file["data"][name], name, wanted)
-            except (OSError, KeyError, RuntimeError) as error:
-                raise PrismError(f"{path}, {name}: cannot be read ({error}); get the file again") from error
+                if (demo := subgroup(file["data"], name)) is None:
+                    raise PrismError("expected a group, got nothing")
+                yield _read(demo, name, wanted)
             except PrismError as error:
                 raise PrismError(f"{path}, {name}: {error}") from error
 
@@ -95,65 +105,74 @@ def import_libero(
     Its `data` group bears `libero_task` and `instruction`.
     """
     described = describe_libero(source, suite)
-    with atomic(target) as temporary:
-        with h5py.File(temporary, "w", libver="latest") as out, open_demos(source) as file:
-            data = out.create_group("data")
-            total = 0
-            for i, episode in enumerate(libero_episodes(source)):
-                demo = file["data"][episode.name]
-                arrays: dict[str, np.ndarray] = {
-                    # in full precision: a replay of them should give the states
-                    "actions": np.asarray(demo["actions"][-len(episode) :], np.float64),
-                    "states": episode.states,
-                    **episode.extras,
-                    "obs/robot0_eef_pos": episode.proprio[:, :3],
-                    "obs/robot0_eef_quat": episode.proprio[:, 3:7],
-                    "obs/robot0_gripper_qpos": episode.proprio[:, 7:],
-                    **{f"obs/{camera}_image": frames for camera, frames in episode.images.items()},
-                }
-                write_demo(data.create_group(episode.name), arrays, {"model_file": demo.attrs.get("model_file", "")})
-                total += len(episode)
-                if progress:
-                    progress(i + 1, len(described.demos))
-            task = described.task
-            bddl = f"{task.suite}/{task.env_name}.bddl"  # tells the task from others of its kind
-            env_args = json.dumps(json.loads(described.env_args) | {"bddl_file": bddl})
-            data.attrs.update({"total": total, "env_args": env_args})
-            data.attrs.update({"libero_task": task.env_name, "instruction": task.instruction})
-        write_masks(temporary)
+    with atomic(target) as temporary, h5py.File(temporary, "w", libver="latest") as out, open_demos(source) as file:
+        data = out.create_group("data")
+        total = 0
+        for i, episode in enumerate(libero_episodes(source)):
+            demo = file["data"][episode.name]
+            arrays: dict[str, np.ndarray] = {
+                # in full precision: a replay of them should give the states
+                "actions": np.asarray(demo["actions"][-len(episode) :], np.float64),
+                "states": episode.states,
+                **episode.extras,
+                "obs/robot0_eef_pos": episode.proprio[:, :3],
+                "obs/robot0_eef_quat": episode.proprio[:, 3:7],
+                "obs/robot0_gripper_qpos": episode.proprio[:, 7:],
+                **{f"obs/{camera}_image": frames for camera, frames in episode.images.items()},
+            }
+            write_demo(data.create_group(episode.name), arrays, {"model_file": text(demo, "model_file")})
+            total += len(episode)
+            if progress:
+                progress(i + 1, len(described.demos))
+        task = described.task
+        bddl = f"{task.suite}/{task.env_name}.bddl"  # tells the task from others of its kind
+        env_args = json.dumps(json.loads(described.env_args) | {"bddl_file": bddl})
+        data.attrs.update({"total": total, "env_args": env_args})
+        data.attrs.update({"libero_task": task.env_name, "instruction": task.instruction})
+        split_masks(out)
     return target
 
 
 def _read(demo: h5py.Group, name: str, cameras: Sequence[str]) -> Episode:
-    actions = np.asarray(demo["actions"][:], np.float32)
+    actions = finite(demo, "actions", (None, 7)).astype(np.float32)
     steps = len(actions)
-    if actions.ndim != 2 or actions.shape[1] != 7 or steps < 2:
+    if steps < 2:
         raise PrismError(f"expected actions of shape (T, 7) with T > 1, got {actions.shape}")
-    if not np.isfinite(actions).all():
-        raise PrismError("actions are not finite; repair or remove this demo")
-    first = demo.get(FIRST)
+    first = subgroup(demo, FIRST)
     kept = slice(0 if first is not None else 1, None)
 
-    def before(path: str, key: str) -> np.ndarray:
+    def before(values: np.ndarray, key: str) -> np.ndarray:
         """What was seen before each kept action."""
-        recorded = demo[path][:]
-        if len(recorded) != steps:
-            raise PrismError(f"expected {steps} steps everywhere, got {path} of shape {recorded.shape}")
-        return np.asarray(recorded[:-1] if first is None else np.concatenate([first[key][:][None], recorded[:-1]]))
+        if first is None:
+            return np.asarray(values[:-1])
+        seen = array(first, key, "uint8" if values.dtype == np.uint8 else "number", values.shape[1:])
+        return np.concatenate([seen[None], values[:-1]])
 
     images = {}
     for camera in cameras:
-        frames = before(f"obs/{IMAGE_KEYS[camera]}", IMAGE_KEYS[camera])
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
-            raise PrismError(f"expected images of {camera!r} as uint8 (T, H, W, 3), got {frames.dtype} {frames.shape}")
-        images[camera] = np.ascontiguousarray(frames[:, ::-1])
-    robot = before("robot_states", "robot_states")  # (T, 9): fingers, position, quaternion
+        key, called = IMAGE_KEYS[camera], f"images of {camera!r}"
+        frames = dataset(demo, f"obs/{key}", "uint8", (None, None, None, 3), called)
+        _check_length(f"obs/{key}", frames.shape, steps)
+        with told(f"obs/{key}"):
+            images[camera] = np.ascontiguousarray(before(frames[()], key)[:, ::-1])
+    robot = finite(demo, "robot_states", (None, 9))  # fingers, position, quaternion
+    _check_length("robot_states", robot.shape, steps)
+    robot = before(robot, "robot_states")
     proprio = np.hstack([robot[:, 2:], robot[:, :2]]).astype(np.float32)
-    states = np.asarray(demo["states"][:][kept], np.float64)
-    if len(states) != len(actions[kept]):
-        raise PrismError(f"expected {steps} steps everywhere, got states of shape {demo['states'].shape}")
-    extras = {key: np.asarray(demo[key][:][kept], kind) for key, kind in _EXTRAS.items() if key in demo}
-    return Episode(name, images, proprio, actions[kept], np.zeros(len(states), bool), states, extras)
+    states = np.asarray(finite(demo, "states", (None, None)), np.float64)
+    _check_length("states", states.shape, steps)
+    extras = {}
+    for key, kind in _EXTRAS.items():
+        if child(demo, key) is not None:
+            values = array(demo, key, "number", (None,))
+            _check_length(key, values.shape, steps)
+            extras[key] = np.asarray(values[kept], kind)
+    return Episode(name, images, proprio, actions[kept], np.zeros(len(actions[kept]), bool), states[kept], extras)
+
+
+def _check_length(key: str, shape: tuple[int, ...], steps: int) -> None:
+    if not shape or shape[0] != steps:
+        raise PrismError(f"expected {steps} steps everywhere, got {key} of shape {shape}")
 
 
 _EXTRAS: dict[str, Any] = {"rewards": np.float64, "dones": np.int64}

@@ -6,7 +6,6 @@ for each part of the body with a reference frame of its own.
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ import numpy as np
 
 from prism_policy.config.presets import task_config
 from prism_policy.config.settings import ActionMode, ReferenceFrame, TaskConfig
+from prism_policy.data.hdf5 import brief, json_object, listed, subgroup, text
 from prism_policy.errors import PrismError
 from prism_policy.tasks import SPECS
 from prism_policy.tasks.libero import find_task
@@ -35,6 +35,8 @@ _CONTROLLER = {
     "interpolation": None,
 }
 """What decides how OSC_POSE moves, with the values that robosuite takes where none is recorded."""
+LARGEST_DELTA = 3**0.5
+"""Norm of the largest rotation that a delta's three numbers in [-1, 1] can be."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class RecordedEnv:
     controller: str  # type of the arm's controller, such as "OSC_POSE"
     action_mode: ActionMode  # actions are changes of the hand's pose, or poses [m, rad]
     reference_frame: ReferenceFrame  # frame of the actions
+    control_hz: float | None  # control steps a second; none where not recorded
     cameras: tuple[str, ...]  # cameras the environment was made with; the file's images may be of others
     scene_trouble: str  # why recorded states cannot be drawn or restored here; "" where they can
     control_trouble: str  # why recorded actions cannot be executed here; "" where they can
@@ -67,68 +70,97 @@ class RecordedEnv:
 
 def read_env_args(file: h5py.File) -> dict[str, Any]:
     """`env_args` of an open file; those of robosuite's own collection script in the same form; {} where none."""
-    attributes = file["data"].attrs
     try:
-        if "env_args" in attributes:
-            return dict(json.loads(attributes["env_args"]))
-        if "env_info" in attributes:
+        data = subgroup(file, "data")
+        if data is None:
+            return {}
+        if (about := json_object(data, "env_args")) is not None:
+            return about
+        if (info := json_object(data, "env_info")) is not None:
             return {
-                "env_name": str(attributes.get("env", "")),
-                "env_version": str(attributes.get("repository_version", "")),
+                "env_name": text(data, "env"),
+                "env_version": text(data, "repository_version"),
                 "type": _ROBOSUITE_TYPE,
-                "env_kwargs": dict(json.loads(attributes["env_info"])),
+                "env_kwargs": info,
             }
-    except (TypeError, ValueError) as error:
-        raise PrismError(f"{file.filename}: expected `env_args` to be a JSON object, it is none ({error})") from error
+    except PrismError as error:
+        raise PrismError(f"{file.filename}: {error}") from error
     return {}
 
 
-def is_absolute(actions: np.ndarray) -> bool:
-    """Whether actions (T, 7) are poses: a hand that points down is turned by about pi, and a delta is at most 1.
+def turned_far(actions: np.ndarray) -> np.ndarray:
+    """Which steps (T,) of actions (T, 7) turn by more than a delta can: a hand that points down is turned by pi."""
+    return np.asarray(np.linalg.norm(actions[:, 3:6], axis=1) > LARGEST_DELTA)
+
+
+def looks_absolute(actions: np.ndarray) -> bool:
+    """Whether most steps of actions (T, 7) are poses; a single one beyond a delta's range is a delta that overshoots.
 
     Files with absolute actions made by diffusion_policy keep the `env_args` of delta ones, so these do not tell.
     """
-    return bool(np.abs(actions[:, 3:6]).max(initial=0.0) > 1.001)
+    return bool(np.mean(turned_far(actions)) > 0.5) if len(actions) else False
 
 
 def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEnv:
-    """Translate `env_args`; with `absolute`, from `is_absolute`, the actions are that, whatever `env_args` say."""
-    kwargs = env_args.get("env_kwargs") or {}
+    """Translate `env_args`; with `absolute`, as most actions of the file say, they are that whatever is recorded."""
+    kwargs = _object(env_args.get("env_kwargs"))
     env_name = str(env_args.get("env_name") or "")
     task = _libero_task(env_args)
     if task is None:
         task = next((s.name for s in SPECS.values() if s.simulator == ROBOSUITE and s.env_name == env_name), None)
     robots = _names(kwargs.get("robots"))
     version = str(env_args.get("env_version") or "")
-    config: dict[str, Any] = kwargs.get("controller_configs") or {}
+    config, trouble = _controller(kwargs.get("controller_configs"))
     composite = "body_parts" in config
     arm = _arm(config) if composite else config
     layout = "v1.5" if composite else "" if not arm else "v1.4" if _numbers(version) >= (1, 4) else "v0.1"
     # robosuite 1.5 dropped `control_delta` for `input_type`, but robomimic goes on writing the former.
     mode = arm.get("input_type") or ("delta" if arm.get("control_delta", True) else "absolute")
     frame: ReferenceFrame = "base" if composite and arm.get("input_ref_frame", "base") == "base" else "world"
+    rate = kwargs.get("control_freq", CONTROL_HZ) if env_args else None
+    known = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < 1e4
     return RecordedEnv(
-        env_name=env_name,
+        env_name=brief(env_name),
         task=task,
         robots=robots,
-        robosuite=version,
+        robosuite=brief(version, 20),
         layout=layout,
-        controller=str(arm.get("type") or ""),
+        controller=brief(str(arm.get("type") or "")),
         action_mode="absolute" if absolute or mode == "absolute" else "delta",
         reference_frame=frame,
+        control_hz=float(rate) if known and rate else None,
         cameras=_names(kwargs.get("camera_names")),
         scene_trouble=_scene_trouble(env_args, task, robots, version),
-        control_trouble=_control_trouble(kwargs, config, arm, mode == "absolute" and frame == "base"),
+        control_trouble=trouble or _control_trouble(kwargs, config, arm, mode == "absolute" and frame == "base"),
     )
 
 
+def _object(value: Any) -> dict[str, Any]:
+    """A JSON object; {} for anything else, which then says nothing."""
+    return value if isinstance(value, dict) else {}
+
+
+def _controller(value: Any) -> tuple[dict[str, Any], str]:
+    """The recorded controller, and why it cannot be one that is known here."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, list):
+        return {}, f"expected the controller of one arm, got a list of {len(value)}"
+    if isinstance(value, str):
+        return {}, f"expected the controller's settings, got the name {brief(value)!r}, whose file is not here"
+    if value is not None and not isinstance(value, dict):
+        return {}, f"expected the controller's settings, got {brief(value)}"
+    return value or {}, ""
+
+
 def _names(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value or ())
+    names = value if isinstance(value, list | tuple) else () if value is None else (value,)
+    return tuple(brief(str(name), 30) for name in names)
 
 
 def _libero_task(env_args: dict[str, Any]) -> str | None:
     """Our name of the LIBERO task of these `env_args`, which name the file that defines it."""
-    kwargs = env_args.get("env_kwargs") or {}
+    kwargs = _object(env_args.get("env_kwargs"))
     bddl = PurePosixPath(str(env_args.get("bddl_file") or kwargs.get("bddl_file_name") or ""))
     with suppress(PrismError):
         return find_task(bddl.stem, bddl.parent.name).name
@@ -137,13 +169,13 @@ def _libero_task(env_args: dict[str, Any]) -> str | None:
 
 def _arm(config: dict[str, Any]) -> dict[str, Any]:
     """The right arm's part; robosuite's own JSON files hold it one level deeper than what it writes into `env_args`."""
-    parts = config.get("body_parts") or {}
-    return dict(parts.get("right") or (parts.get("arms") or {}).get("right") or {})
+    parts = _object(config.get("body_parts"))
+    return _object(parts.get("right")) or _object(_object(parts.get("arms")).get("right"))
 
 
 def _numbers(version: str) -> tuple[int, ...]:
     """The first two parts of a version."""
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    return tuple(int(part) for part in re.findall(r"[0-9]{1,9}", version)[:2])
 
 
 def _scene_trouble(env_args: dict[str, Any], task: str | None, robots: tuple[str, ...], version: str) -> str:
@@ -151,18 +183,20 @@ def _scene_trouble(env_args: dict[str, Any], task: str | None, robots: tuple[str
         return "the file does not say which environment recorded it (no `env_args`), so its states cannot be replayed"
     env_name = str(env_args.get("env_name") or "")
     if env_args.get("type", _ROBOSUITE_TYPE) != _ROBOSUITE_TYPE:
-        return f"expected a robosuite environment (type {_ROBOSUITE_TYPE}), got {env_name!r} of type {env_args['type']}"
+        kind = brief(env_args["type"], 30)
+        return f"expected a robosuite environment (type {_ROBOSUITE_TYPE}), got {brief(env_name)!r} of type {kind}"
     if _numbers(version) > NEWEST_ROBOSUITE:
         most = ".".join(map(str, NEWEST_ROBOSUITE))
-        return f"written by robosuite {version}; this library runs up to {most}: record again, or update the library"
+        newer = f"written by robosuite {brief(version, 20)}; this library runs up to {most}"
+        return f"{newer}: record again, or update the library"
     if task is None:
         names = ", ".join(spec.env_name for spec in SPECS.values() if spec.simulator == ROBOSUITE)
-        return f"expected one of robosuite's {names}, got {env_name!r}, which this library lacks"
+        return f"expected one of robosuite's {names}, got {brief(env_name)!r}, which this library lacks"
     if robots and robots != ("Panda",):
-        return f"expected one robot, Panda, got {', '.join(map(str, robots))}"
-    gripper = (env_args.get("env_kwargs") or {}).get("gripper_types", "default")
+        return f"expected one robot, Panda, got {listed(robots)}"
+    gripper = _object(env_args.get("env_kwargs")).get("gripper_types", "default")
     if gripper not in ("default", "PandaGripper", ["default"], ["PandaGripper"]):
-        return f"expected the Panda's own gripper, got {gripper}"
+        return f"expected the Panda's own gripper, got {brief(gripper)}"
     return ""
 
 
@@ -172,14 +206,16 @@ def _control_trouble(
     if not arm:
         return "the file does not say which controller its actions are for"
     if "body_parts" in config and config.get("type", "BASIC") != "BASIC":
-        return f"expected the composite controller BASIC, got {config['type']}"
+        return f"expected the composite controller BASIC, got {brief(config['type'])}"
     if arm.get("type") != "OSC_POSE":
-        return f"expected actions for the controller OSC_POSE, got {arm.get('type')}"
+        return f"expected actions for the controller OSC_POSE, got {brief(arm.get('type'))}"
     for key, expected in _CONTROLLER.items():
         if arm.get(key, expected) not in (expected, [expected] * 6):
-            return f"expected OSC_POSE with {key} {expected}, got {arm[key]}"
+            return f"expected OSC_POSE with {key} {expected}, got {brief(arm[key])}"
     if kwargs.get("control_freq", CONTROL_HZ) != CONTROL_HZ:
-        return f"expected actions at {CONTROL_HZ} Hz, got {kwargs['control_freq']}"
+        return f"expected actions at {CONTROL_HZ} Hz, got {brief(kwargs['control_freq'])}"
+    if arm.get("input_ref_frame", "base") not in ("base", "world"):
+        return f"expected actions in the frame of the base or the world, got {brief(arm['input_ref_frame'])}"
     if absolute_from_base:
         return "expected absolute poses in the world's frame, got them in the base's"
     return ""

@@ -7,10 +7,10 @@ own: `disturbed`, where a push was executed instead of the expert's choice, and 
 
 from __future__ import annotations
 
-import json
+import re
+import shutil
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +18,13 @@ import h5py
 import numpy as np
 
 from prism_policy.config.settings import ActionMode
-from prism_policy.data.actions import encode_absolute
-from prism_policy.data.recorded_env import is_absolute, read_env_args
+from prism_policy.data.episode import ActionKind, cameras_of, read_actions, read_demo, states_of
+from prism_policy.data.episode import Episode as Episode  # what the readers here give
+from prism_policy.data.hdf5 import attribute, child, json_object, listed, open_hdf5, subgroup, texts, told
+from prism_policy.data.recorded_env import read_env_args, recorded_env, turned_far
 from prism_policy.errors import PrismError
-from prism_policy.utils.observations import PROPRIO
+from prism_policy.utils.files import atomic, disk_errors
 from prism_policy.utils.progress import console
-
-_EXTRAS = ("rewards", "dones", "stages")
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One demonstration of T steps."""
-
-    name: str
-    images: dict[str, np.ndarray]
-    """camera -> uint8 (T, H, W, 3)."""
-    proprio: np.ndarray
-    """float32 (T, 9), or (T, 0) where the file holds only states."""
-    actions: np.ndarray
-    """float32 (T, 7): what was executed; replays the states. Or (T, 10) absolute, see `encode_absolute`."""
-    disturbed: np.ndarray
-    """bool (T,): the action was forced on the demonstrator and is not to be learned; all False where not recorded."""
-    states: np.ndarray
-    """float64 (T, S) simulator states; (T, 0) where the file has none."""
-    extras: dict[str, np.ndarray] = field(default_factory=dict)
-    """`rewards`, `dones`, `stages`, where recorded; each (T,)."""
-    task: str = ""
-    """LIBERO's name of the task, "" elsewhere."""
-
-    def __len__(self) -> int:
-        return len(self.actions)
 
 
 def write_demo(
@@ -103,14 +79,24 @@ def merge_demos(
 def write_masks(path: Path, valid_share: float = 0.1, seed: int = 0) -> None:
     """Write the masks `train` and `valid` into a file, over those it has: each demo is in one of them.
 
-    `valid_share` is in (0, 1); both masks get at least one if there are two.
+    `valid_share` is in (0, 1); both masks get at least one if there are two. A copy is written, which takes the file's
+    place when it is whole.
     """
     if not 0 < valid_share < 1:
         raise PrismError(f"valid_share: expected a number between 0 and 1, got {valid_share}")
     with open_demos(path) as file:
         masks = _split(demo_names(file), valid_share, seed)
-    with h5py.File(path, "r+") as file:
-        _write_masks(file, masks)
+    with disk_errors(path), path.open("r+b"):  # a read-only file is refused, though its folder may be written to
+        pass
+    with atomic(path) as temporary:
+        shutil.copyfile(path, temporary)
+        with told(f"{path}: writing masks"), h5py.File(temporary, "r+") as file:
+            _write_masks(file, masks)
+
+
+def split_masks(file: h5py.File) -> None:
+    """Write the masks `train` and `valid` into a file that is being made."""
+    _write_masks(file, _split(demo_names(file), valid_share=0.1, seed=0))
 
 
 def _split(names: Sequence[str], valid_share: float, seed: int) -> dict[str, list[str]]:
@@ -131,45 +117,101 @@ def _write_masks(file: h5py.File, masks: Mapping[str, Iterable[str]]) -> None:
 
 def open_demos(path: Path) -> h5py.File:
     """Open a file in robomimic's layout for reading."""
-    if not path.is_file():
-        raise PrismError(f"{path} not found; expected demonstrations in robomimic's HDF5 layout there")
+    file = open_hdf5(path)
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise PrismError(f"{path} is not a readable HDF5 file, or it is cut short ({error}); get it again") from error
-    if not isinstance(file.get("data"), h5py.Group) or not demo_names(file):
-        groups = ", ".join(file) or "nothing"
+        data = child(file, "data")
+        if isinstance(data, h5py.Group) and demo_names(file):
+            return file
+        with told("its groups"):
+            found = listed([f"data/{name}" for name in data] if isinstance(data, h5py.Group) and len(data) else [*file])
+        raise PrismError(f"expected robomimic's layout with groups data/demo_0, ...; found {found}")
+    except PrismError as error:
         file.close()
-        raise PrismError(f"{path}: expected robomimic's layout with groups data/demo_0, ...; found {groups}")
-    return file
+        raise error if str(path) in str(error) else PrismError(f"{path}: {error}") from error
 
 
 def demo_names(file: h5py.File, mask: str | None = None) -> list[str]:
     """Names of the demos in numeric order, all or those of a `mask` (such as "train")."""
-    names = {name for name in file["data"] if name.startswith("demo_") and name[5:].isdigit()}
+    with told("data"):
+        names = {name for name in file["data"] if _is_demo(name)}
     if mask is not None:
-        masks = read_masks(file)
+        masks, flaws = masks_of(file)
+        if mask in flaws:
+            raise PrismError(f"{file.filename}: {flaws[mask]}; write the masks anew with `write_masks`")
         if mask not in masks:
-            raise PrismError(f"{file.filename} has no mask {mask!r}; it has {', '.join(masks) or 'none'}")
+            raise PrismError(f"{file.filename} has no mask {mask!r}; it has {listed(list(masks), 8)}")
         if absent := [name for name in masks[mask] if name not in names]:
-            more = f" and {len(absent) - 3} others" if len(absent) > 3 else ""
-            flaw = f"mask {mask!r} names {', '.join(absent[:3])}{more}, which the file does not hold"
+            flaw = f"mask {mask!r} names {listed(absent, 3)}, which the file does not hold"
             raise PrismError(f"{file.filename}: {flaw}; write the masks anew with `write_masks`")
         names = set(masks[mask])
-    return sorted(names, key=lambda name: int(name[5:]))
+    return sorted(names, key=lambda name: (int(name[5:]), name))
+
+
+def _is_demo(name: str) -> bool:
+    return re.fullmatch(r"demo_[0-9]{1,18}", name) is not None
+
+
+def odd_names(file: h5py.File) -> list[str]:
+    """What stands in `data` under another name than demo_0, demo_1, ..., and is not read."""
+    with told("data"):
+        return [name for name in file["data"] if not _is_demo(name)]
 
 
 def read_masks(file: h5py.File) -> dict[str, list[str]]:
-    """The masks of an open file, with the names of demos as they stand there."""
-    return {
-        name: [entry.decode() if isinstance(entry, bytes) else str(entry) for entry in item[:]]
-        for name, item in file.get("mask", {}).items()
-    }
+    """The masks of an open file, with the names of demos as they stand there; those that are no lists are left out."""
+    return masks_of(file)[0]
 
 
-def cameras_of(demo: h5py.Group) -> list[str]:
-    """Cameras whose images a demo holds."""
-    return [key.removesuffix("_image") for key in demo.get("obs", {}) if key.endswith("_image")]
+def masks_of(file: h5py.File) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """As `read_masks`, and what is wrong with the others."""
+    masks: dict[str, list[str]] = {}
+    flaws: dict[str, str] = {}
+    try:
+        group = subgroup(file, "mask")
+        with told("mask"):
+            names = [*group] if group is not None else []
+    except PrismError as error:
+        return {}, {"train": str(error)}  # none can be read, so it is not known what is to be learned
+    for name in names:
+        try:
+            masks[name] = texts(group, name)
+        except PrismError as error:
+            flaws[name] = f"mask {error}"
+    return masks, flaws
+
+
+def usual_cameras(file: h5py.File, names: Sequence[str]) -> list[str]:
+    """Cameras that most demos hold, in the file's order."""
+    held: Counter[str] = Counter()
+    readable = 0
+    for name in names:
+        try:
+            held.update(cameras_of(_demo(file, name)))
+            readable += 1
+        except PrismError:
+            continue  # told where the demo is read
+    return [camera for camera, count in held.items() if 2 * count >= readable]
+
+
+def action_kind(file: h5py.File, names: Sequence[str]) -> ActionKind:
+    """What the file's `actions` are: what `env_args` say, unless most steps of all demos are poses."""
+    if recorded_env(read_env_args(file)).action_mode == "absolute":
+        return "absolute"
+    far = steps = 0
+    for name in names:
+        try:
+            turned = turned_far(read_actions(_demo(file, name)))
+        except PrismError:
+            continue
+        far, steps = far + int(turned.sum()), steps + len(turned)
+    return "guessed" if 2 * far > steps else "delta"
+
+
+def _demo(file: h5py.File, name: str) -> h5py.Group:
+    demo = subgroup(file["data"], name)
+    if demo is None:
+        raise PrismError("expected a group, got nothing")
+    return demo
 
 
 def bad_demos(
@@ -178,22 +220,28 @@ def bad_demos(
     cameras: Sequence[str] = (),
     states: bool = False,
     action_mode: ActionMode = "delta",
+    kind: ActionKind | None = None,
 ) -> dict[str, str]:
     """Which demos lack these cameras, states or actions, or cannot be used, and why; images are not read."""
     bad: dict[str, str] = {}
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    kind = kind or action_kind(file, names)
     for name in names:
         try:
-            reason = _flaw(file["data"][name], cameras, states, action_mode)
-        except (OSError, KeyError, RuntimeError) as error:
-            reason = _damaged(error)
-        if reason:
-            bad[name] = reason
-    for camera in cameras:
-        shapes = {name: file["data"][name][f"obs/{camera}_image"].shape[1:] for name in names if name not in bad}
-        for usual, _ in Counter(shapes.values()).most_common(1):
+            demo = _demo(file, name)
+            read_demo(demo, name, cameras, action_mode, kind, with_images=False)
+            if states:
+                states_of(demo)
+            with told("images"):
+                shapes[name] = [demo[f"obs/{camera}_image"].shape[1:] for camera in cameras]
+        except PrismError as error:
+            bad[name] = str(error)
+    for i, camera in enumerate(cameras):
+        sizes = {name: of_demo[i] for name, of_demo in shapes.items()}
+        for usual, _ in Counter(sizes.values()).most_common(1):
             wanted = f"expected images of camera {camera!r} of one shape, {usual} as in most demos"
-            odd = {name: shape for name, shape in shapes.items() if shape != usual}
-            bad |= {name: f"{wanted}, got {shape}; render them again" for name, shape in odd.items()}
+            odd = {name: size for name, size in sizes.items() if size != usual}
+            bad = {name: f"{wanted}, got {size}; render them again" for name, size in odd.items()} | bad
     return {name: bad[name] for name in names if name in bad}
 
 
@@ -222,26 +270,39 @@ def iter_demos(
         names = demo_names(file, mask)
         if not names:
             raise PrismError(f"{path}: expected at least one demo in mask {mask!r}, got none")
-        wanted = list(cameras) if cameras is not None else cameras_of(file["data"][names[0]])
-        bad = bad_demos(file, names, wanted, action_mode=action_mode)
+        if odd := odd_names(file):
+            console.print(f"{path.name}: left out {listed(odd)}: expected names demo_0, demo_1, ...", markup=False)
+        kind = action_kind(file, demo_names(file))
+        wanted = list(cameras) if cameras is not None else usual_cameras(file, names)
+        bad = bad_demos(file, names, wanted, action_mode=action_mode, kind=kind)
+        clipped = steps = 0
         for name in names:
             if name not in bad:
                 try:
-                    episode = _read_demo(file["data"][name], name, wanted, action_mode)
-                except (OSError, RuntimeError) as error:
-                    bad[name] = _damaged(error)
+                    episode = read_demo(_demo(file, name), name, wanted, action_mode, kind)
+                except PrismError as error:
+                    bad[name] = str(error)
                 else:
+                    clipped, steps = clipped + episode.clipped, steps + len(episode)
                     yield episode
                     continue
             if not skip_bad:
                 raise PrismError(f"{path}, {name}: {bad[name]}")
-            console.print(f"{path.name}: left out {name}: {bad[name]}")
+            console.print(f"{path.name}: left out {name}: {bad[name]}", markup=False)
     if len(bad) == len(names):
         raise PrismError(f"{path}: no usable demo among {len(names)}; {names[0]}: {bad[names[0]]}")
+    if clipped:
+        console.print(f"{path.name}: {clip_text(clipped, steps)}", markup=False)
+    if kind == "guessed":
+        console.print(f"{path.name}: {GUESSED}", markup=False)
 
 
-def _damaged(error: Exception) -> str:
-    return f"damaged, cannot be read ({error}); get the file again"
+GUESSED = "`actions` are taken for absolute poses, as most of them turn further than a delta can; nothing else says so"
+
+
+def clip_text(clipped: int, steps: int) -> str:
+    """Say how many deltas overshoot."""
+    return f"{clipped} of {steps} actions leave [-1, 1] and are clipped, as robosuite does"
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
@@ -252,60 +313,14 @@ def read_attributes(path: Path) -> dict[str, Any]:
 
 def attributes_of(file: h5py.File) -> dict[str, Any]:
     """Attributes of the file's `data` group, those in JSON decoded: `env_args`, `total`, `render`, ..."""
-    attributes = dict(file["data"].attrs)
-    if env_args := read_env_args(file):
-        attributes["env_args"] = env_args
-    if "render" in attributes:
-        attributes["render"] = json.loads(attributes["render"])
+    data = file["data"]
+    try:
+        with told("attributes of data"):
+            attributes = {name: attribute(data, name) for name in data.attrs}
+        if (env_args := read_env_args(file)) or "env_args" in attributes:
+            attributes["env_args"] = env_args
+        if (render := json_object(data, "render")) is not None:
+            attributes["render"] = render
+    except PrismError as error:
+        raise error if file.filename in str(error) else PrismError(f"{file.filename}: {error}") from error
     return attributes
-
-
-def _actions(demo: h5py.Group, action_mode: ActionMode) -> np.ndarray | None:
-    """(T, 7) in float64, if the demo has such. Absolute ones are beside the deltas, or in their place."""
-    if action_mode == "absolute" and "actions_abs" in demo:
-        return np.asarray(demo["actions_abs"][:])
-    actions = np.asarray(demo["actions"][:])
-    return actions if action_mode == "delta" or (actions.ndim == 2 and is_absolute(actions)) else None
-
-
-def _flaw(demo: h5py.Group, cameras: Sequence[str], states: bool, action_mode: ActionMode) -> str:
-    actions = _actions(demo, action_mode)
-    if actions is None:
-        return "no absolute actions (`actions_abs`); run `prism render` on the file of its states"
-    if actions.ndim != 2 or actions.shape[1] != 7 or len(actions) == 0:
-        return f"expected actions of shape (T, 7), got {actions.shape}"
-    if not np.isfinite(actions).all():
-        return f"actions are not finite at step {np.argwhere(~np.isfinite(actions))[0, 0]}; repair or remove this demo"
-    if states and "states" not in demo:
-        return "expected simulator states, got none; take a file that has them (robomimic's demo or low_dim files do)"
-    held = cameras_of(demo)
-    for camera in cameras:
-        if camera not in held:
-            others = ", ".join(map(repr, held)) or "no images (run `prism render` first)"
-            return f"unknown camera {camera!r}; the file has {others}"
-        image = demo[f"obs/{camera}_image"]
-        if image.dtype != np.uint8 or image.ndim != 4 or image.shape[-1] != 3:
-            return f"expected images of {camera!r} as uint8 (T, H, W, 3), got {image.dtype} {image.shape}"
-    low_dim = {f"obs/{key}": (width,) for key, width in PROPRIO.items()}
-    for path in (*low_dim, *(f"obs/{camera}_image" for camera in cameras), "states", "disturbed", *_EXTRAS):
-        if path in demo and len(demo[path]) != len(actions):
-            return f"expected {len(actions)} steps everywhere, got {path} of shape {demo[path].shape}"
-    for path, width in low_dim.items():
-        if path in demo and demo[path].shape[1:] != width:
-            return f"expected {path} of shape (T, {width[0]}), got {demo[path].shape}"
-    return ""
-
-
-def _read_demo(demo: h5py.Group, name: str, cameras: Sequence[str], action_mode: ActionMode) -> Episode:
-    actions = _actions(demo, action_mode)
-    assert actions is not None  # `_flaw` sees to it
-    actions = encode_absolute(actions) if action_mode == "absolute" else actions
-    steps = len(actions)
-    images = {camera: demo[f"obs/{camera}_image"][:] for camera in cameras}
-    complete = all(f"obs/{key}" in demo for key in PROPRIO)
-    low_dim = [demo[f"obs/{key}"][:] for key in PROPRIO] if complete else [np.zeros((steps, 0))]
-    proprio = np.concatenate(low_dim, axis=1).astype(np.float32)
-    disturbed = demo["disturbed"][:].astype(bool) if "disturbed" in demo else np.zeros(steps, bool)
-    states = demo["states"][:] if "states" in demo else np.zeros((steps, 0))
-    extras = {key: demo[key][:] for key in _EXTRAS if key in demo}
-    return Episode(name, images, proprio, actions.astype(np.float32), disturbed, states, extras)

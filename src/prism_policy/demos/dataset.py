@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from prism_policy.config.settings import DemoConfig, RunConfig, TaskConfig, single_tasks
-from prism_policy.data.frames import open_frames
-from prism_policy.data.recorded_env import RecordedEnv, read_env_args, recorded_env
-from prism_policy.data.robomimic import bad_demos, cameras_of, demo_names, open_demos, read_masks
+from prism_policy.data.facts import DatasetFacts, read_facts, split_demos
+from prism_policy.data.frames import fingerprint, open_frames
+from prism_policy.data.hdf5 import brief, listed
+from prism_policy.data.recorded_env import read_env_args, recorded_env
+from prism_policy.data.robomimic import open_demos
 from prism_policy.data.windows import Windows
 from prism_policy.demos.cache import Progress
 from prism_policy.demos.collect import collect
@@ -17,22 +20,44 @@ from prism_policy.demos.render import render_demos
 from prism_policy.errors import PrismError
 from prism_policy.policies.instructions import task_vectors
 from prism_policy.tasks import SPECS
+from prism_policy.tasks.spec import CONTROL_HZ
 from prism_policy.utils.files import default_cache_dir
-from prism_policy.utils.progress import Bar, Stage, untimed
+from prism_policy.utils.progress import Bar, Stage, console, untimed
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The demonstrations of a run."""
+
+    train: Windows
+    valid: Windows | None  # held out
+    names: tuple[list[str], list[str]]  # of the demonstrations in each
+    content: str  # checksum of what was learned from, wherever it lies
+    files: dict[str, dict[str, Any]]  # by the task's name ("" without a suite): what tells a file from others
+    train_only: str  # why no simulation can measure what learned from it; "" where one can
+    control_hz: float | None  # none where not recorded
 
 
 def fit_to_dataset(config: RunConfig) -> RunConfig:
-    """The run with what its file decides: the frame of delta actions."""
+    """The run with what its file decides: the frame of delta actions. Without a file it is the same."""
+    if not config.dataset:
+        return config
+    facts = _all_facts(config)
+    if single_tasks(config.task)[0].spec.suite:
+        return config
+    (only,) = facts.values()
+    return replace(config, task=replace(config.task, reference_frame=only.env.reference_frame))
+
+
+def _all_facts(config: RunConfig) -> dict[str, DatasetFacts]:
+    """Facts of the run's file, or its files, by the task's name, if they are of its images and actions."""
     path = Path(config.dataset)
     tasks = single_tasks(config.task)
     if tasks[0].spec.suite:
-        for name, file in libero_files(path, tasks).items():
-            _check_file(config, file, name)
-        return config
+        return {name: _check_file(config, file, name) for name, file in libero_files(path, tasks).items()}
     if path.is_dir():
         raise PrismError(f"{path}: expected a file of demonstrations of {config.task.name}, got a folder")
-    recorded = _check_file(config, path, config.task.name)
-    return replace(config, task=replace(config.task, reference_frame=recorded.reference_frame))
+    return {config.task.name: _check_file(config, path, config.task.name)}
 
 
 def libero_files(path: Path, tasks: Sequence[TaskConfig]) -> dict[str, Path]:
@@ -56,65 +81,105 @@ def libero_files(path: Path, tasks: Sequence[TaskConfig]) -> dict[str, Path]:
     return {task.name: by_task[task.name][0] for task in tasks}
 
 
-def _check_file(config: RunConfig, path: Path, task: str) -> RecordedEnv:
-    """What recorded a file whose images and actions are those of the run."""
-    with open_demos(path) as file:
-        recorded = recorded_env(read_env_args(file))
-        names = demo_names(file)[:1]  # what all have wrong; the others are checked when they are unpacked
-        first = file["data"][names[0]]
-        flaws = bad_demos(file, names, action_mode=config.task.action_mode)
-        held = {camera: first[f"obs/{camera}_image"].shape[1:3] for camera in cameras_of(first)}
-    if recorded.task not in (None, task):
-        raise PrismError(f"{path} holds demonstrations of task '{recorded.task}'; expected '{task}'")
+def _check_file(config: RunConfig, path: Path, task: str) -> DatasetFacts:
+    """The facts of a file whose images and actions are those of the run."""
+    facts = read_facts(path, config.task.action_mode)
+    if facts.env.task not in (None, task):
+        raise PrismError(f"{path} holds demonstrations of task '{facts.env.task}'; expected '{task}'")
     size = config.task.render.resolution
     for camera in config.task.cameras:
-        if camera not in held:
-            others = ", ".join(held) or "no images (run `prism render` on it first)"
+        if camera not in facts.images:
+            others = listed(list(facts.images), 6) if facts.images else "no images (run `prism render` on it first)"
             raise PrismError(f"{path} lacks camera '{camera}'; it has {others}")
-        if held[camera] != (size, size):
-            expected = f"expected images of {size}x{size} px from camera '{camera}', got {held[camera]}"
-            hint = f"draw others with `prism render`, or choose --task.render.resolution {held[camera][0]}"
-            raise PrismError(f"{path}: {expected}; {hint}")
-    for name, reason in flaws.items():
+        if (held := facts.images[camera]) != (size, size):
+            expected = f"expected images of {size}x{size} px from camera '{camera}', got {held}"
+            raise PrismError(f"{path}: {expected}; {_size_hint(held)}")
+    for name, reason in facts.bad.items():
         raise PrismError(f"{path}, {name}: {reason}")
-    return recorded
+    if config.task.action_mode == "delta" and facts.env.action_mode == "absolute":
+        raise PrismError(f"{path}: its actions are absolute poses; choose --task.action-mode absolute")
+    if not facts.has_proprio:
+        raise PrismError(
+            f"{path}, {facts.names[0]}: expected obs/robot0_eef_pos, robot0_eef_quat and robot0_gripper_qpos, got "
+            f"{listed(list(facts.low_dim))}; `prism render` adds them to a file with states"
+        )
+    for setting, value in (facts.render or {}).items():
+        ours = getattr(config.task.render, setting, value)
+        if setting != "resolution" and ours != value:
+            flag = f"--task.render.{setting.replace('_', '-')} {brief(value, 20)}"
+            drawn = f"its images are drawn with {brief(setting, 20)} {brief(value, 20)}, the run's would be with {ours}"
+            raise PrismError(f"{path}: {drawn}; draw others with `prism render`, or choose {flag}")
+    split_demos(facts, str(path), config.train_mask)
+    return facts
 
 
-def training_windows(config: RunConfig, stage: Stage = untimed) -> tuple[Windows, Windows | None]:
-    """Windows to learn from and held-out ones: those of the file's masks `train` and `valid`, else all and none.
+def _size_hint(held: tuple[int, int]) -> str:
+    height, width = held
+    if height == width and 8 <= height <= 2048:
+        return f"draw others with `prism render`, or choose --task.render.resolution {height}"
+    return "policies here see square images of 8 to 2048 px: draw such with `prism render`, or crop or pad these"
 
-    Scripted demonstrations are made and drawn first where they are not in the cache yet, in the stages "demos" and
-    "render".
+
+def open_dataset(config: RunConfig, stage: Stage = untimed) -> Dataset:
+    """The demonstrations that a run learns from, checked, unpacked and split as `split_demos` says.
+
+    Scripted ones are made and drawn first where they are not in the cache yet, in the stages "demos" and "render".
     """
     tasks = single_tasks(config.task)
     suite = tasks[0].spec.suite
     if not config.dataset:
         files = scripted_demos(tasks, config.demos, stage)
-    elif suite:
-        files = libero_files(Path(config.dataset), tasks)
+        facts = {name: read_facts(path, config.task.action_mode) for name, path in files.items()}
     else:
-        files = {tasks[0].name: Path(config.dataset)}
-    source = files if suite else files[tasks[0].name]
-    frames = open_frames(source, config.task.cameras, default_cache_dir(), config.task.action_mode)
+        facts = _all_facts(config)
+        path = Path(config.dataset)
+        files = libero_files(path, tasks) if suite else {tasks[0].name: path}
+        for name, one in facts.items():
+            for finding in one.findings:
+                console.print(f"{files[name].name}: {finding}", markup=False)
+            if one.train_only:
+                console.print(f"{files[name].name}: to train only, no rollouts: {one.train_only}", markup=False)
+            elif one.render is None:
+                unknown = "how its images were drawn is not recorded; rollouts are drawn as task.render says"
+                console.print(f"{files[name].name}: {unknown}", markup=False)
     parts: tuple[list[str], list[str]] = ([], [])  # to learn from, and held out
     for name, path in files.items():
-        with open_demos(path) as file:
-            masks, before = read_masks(file), f"{name}/" if suite else ""
-            split = [masks.get("train"), masks.get("valid")]
-            for part, demos in zip(parts, [demo_names(file), []] if None in split else split, strict=True):
-                part += [before + demo for demo in demos or ()]
-    if not parts[0]:
-        paths = ", ".join(map(str, files.values()))
-        raise PrismError(f"{paths}: expected demonstrations in the mask 'train', got none; see `write_masks`")
+        train, valid, how = split_demos(facts[name], str(path), config.train_mask)
+        if config.dataset and how != "mask 'train'":
+            console.print(f"{path.name}: learning from {how}: {len(train)}, held out {len(valid)}", markup=False)
+        for part, demos in zip(parts, (train, valid), strict=True):
+            part += [f"{name}/{demo}" if suite else demo for demo in demos]
+    source = files if suite else files[tasks[0].name]
+    frames = open_frames(source, config.task.cameras, default_cache_dir(), config.task.action_mode)
     shape, vectors = config.policy, task_vectors(config)
-    train, valid = (
+    learned, held_out = (
         Windows(frames, shape.horizon, shape.n_obs_steps, shape.n_action_steps, frames.indices(part), vectors)
         if part
         else None
         for part in parts
     )
-    assert train is not None
-    return train, valid
+    assert learned is not None  # `split_demos` sees to it
+    rates = {one.env.control_hz for one in facts.values()} if config.dataset else {float(CONTROL_HZ)}
+    prints = {name: fingerprint(path) for name, path in files.items()}
+    return Dataset(
+        train=learned,
+        valid=held_out,
+        names=parts,
+        content=frames.content,
+        files={name: {key: one[key] for key in ("bytes", "sample")} for name, one in prints.items()},
+        train_only=next((one.train_only for one in facts.values() if one.train_only), "") if config.dataset else "",
+        control_hz=rates.pop() if len(rates) == 1 else None,
+    )
+
+
+def file_prints(config: RunConfig) -> dict[str, dict[str, Any]] | None:
+    """As `Dataset.files`, of the run's files as they are now; none for scripted demonstrations."""
+    if not config.dataset:
+        return None
+    tasks, path = single_tasks(config.task), Path(config.dataset)
+    files = libero_files(path, tasks) if tasks[0].spec.suite else {tasks[0].name: path}
+    prints = {name: fingerprint(file) for name, file in files.items()}
+    return {name: {key: one[key] for key in ("bytes", "sample")} for name, one in prints.items()}
 
 
 def scripted_demos(tasks: Sequence[TaskConfig], demos: DemoConfig, stage: Stage = untimed) -> dict[str, Path]:

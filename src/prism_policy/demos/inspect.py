@@ -4,104 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
-from prism_policy.data.recorded_env import RecordedEnv, is_absolute, recorded_env
-from prism_policy.data.robomimic import attributes_of, bad_demos, cameras_of, demo_names, open_demos, read_masks
+from prism_policy.config.presets import task_config
+from prism_policy.config.settings import RenderConfig
+from prism_policy.data.facts import DatasetFacts, read_facts
 from prism_policy.demos.replay import Replay, recorded_frames, replay_demos, write_contact_sheet
 from prism_policy.errors import PrismError
 from prism_policy.utils.progress import Bar, console
 
 REPLAYS = 3  # demonstrations that are replayed by default
 MOST_BAD = 10  # bad demonstrations that are printed
-
-
-@dataclass(frozen=True)
-class ActionStatistics:
-    """One number of the actions, over all steps of all usable demonstrations."""
-
-    name: str
-    min: float
-    max: float
-    mean: float
-    at_limit: float | None
-    """Share of steps at -1 or +1; none for a position or rotation of absolute actions, which has no limit."""
-
-
-@dataclass(frozen=True)
-class DemoFacts:
-    """What a file holds."""
-
-    demos: int
-    steps: int  # of all demonstrations
-    steps_median: float
-    steps_min: int
-    steps_max: int
-    images: dict[str, tuple[int, int]]  # camera -> height and width [px] of the first usable demonstration's images
-    low_dim: dict[str, int]  # key of an observation -> its numbers
-    next_obs: bool  # whether what followed each observation is stored, too
-    states: int  # numbers of a simulator state; 0 where none are stored
-    successes: int | None  # demonstrations whose reward reaches 1; none where there are no rewards
-    actions: list[ActionStatistics]
-    masks: dict[str, int]  # mask -> demonstrations that it names
-    env: RecordedEnv  # what recorded it
-    render: dict[str, Any] | None  # render settings of the images, where recorded
-    bad: dict[str, str]  # demonstrations that cannot be used -> why
-
-
-def demo_facts(path: Path) -> DemoFacts:
-    """Count what a file holds; images are not read."""
-    with open_demos(path) as file:
-        attributes, names = attributes_of(file), demo_names(file)
-        data = file["data"]
-        bad = bad_demos(file, names, cameras_of(data[names[0]]))
-        good = [name for name in names if name not in bad]
-        if not good:
-            raise PrismError(f"{path}: no usable demo among {len(names)}; {names[0]}: {bad[names[0]]}")
-        first = data[good[0]]
-        observations = first.get("obs", {})
-        images = {camera: observations[f"{camera}_image"].shape[1:3] for camera in cameras_of(first)}
-        low_dim = {k: int(np.prod(v.shape[1:])) for k, v in observations.items() if v.ndim <= 2}
-        actions = [data[name]["actions"][:] for name in good]
-        rewarded = [bool((data[name]["rewards"][:] >= 1).any()) for name in good if "rewards" in data[name]]
-        joined = np.concatenate(actions)
-        env = recorded_env(attributes.get("env_args", {}), is_absolute(joined))
-        steps = [len(a) for a in actions]
-        return DemoFacts(
-            demos=len(names),
-            steps=sum(steps),
-            steps_median=float(np.median(steps)),
-            steps_min=min(steps),
-            steps_max=max(steps),
-            images=images,
-            low_dim=low_dim,
-            next_obs="next_obs" in first,
-            states=first["states"].shape[1] if "states" in first else 0,
-            successes=sum(rewarded) if rewarded else None,
-            actions=_statistics(joined, env.action_mode == "absolute"),
-            masks={mask: len(members) for mask, members in read_masks(file).items()},
-            env=env,
-            render=attributes.get("render"),
-            bad=bad,
-        )
-
-
-def _statistics(actions: np.ndarray, absolute: bool) -> list[ActionStatistics]:
-    names = ("x", "y", "z", "rx", "ry", "rz") if absolute else ("dx", "dy", "dz", "drx", "dry", "drz")
-    at_limit = [float(share) for share in (np.abs(actions) >= 1 - 1e-6).mean(axis=0)]
-    shares = [None] * 6 + at_limit[6:] if absolute else at_limit
-    return [
-        ActionStatistics(name, float(x.min()), float(x.max()), float(x.mean()), share)
-        for name, x, share in zip((*names, "gripper"), actions.T, shares, strict=True)
-    ]
 
 
 def print_demos(path: Path, replay: int | None = None, out: Path | None = None, as_json: bool = False) -> None:
@@ -114,11 +36,10 @@ def print_demos(path: Path, replay: int | None = None, out: Path | None = None, 
     """
     if replay is not None and replay < 0:
         raise PrismError(f"replay: expected 0 or more demonstrations, got {replay}")
-    facts = demo_facts(path)
+    facts = read_facts(path)
     if not as_json:
         _print_facts(path, facts)
-    with open_demos(path) as file:
-        names = [name for name in demo_names(file) if name not in facts.bad][: REPLAYS if replay is None else replay]
+    names = [name for name in facts.names if name not in facts.bad][: REPLAYS if replay is None else replay]
     trouble = _replay_trouble(facts)
     replays: list[Replay] = []
     if names and not trouble:
@@ -133,7 +54,14 @@ def print_demos(path: Path, replay: int | None = None, out: Path | None = None, 
     sheet = None
     if rows := _rows(path, names, facts, replays):
         sheet = out or Path(f"{path.stem}-contact.png")
-        write_contact_sheet(sheet, rows)
+        try:
+            write_contact_sheet(sheet, rows)
+        except (PrismError, OSError) as error:
+            if out:
+                raise
+            if not as_json:
+                console.print(f"No contact sheet: {error}; --out chooses another place", markup=False)
+            sheet = None
     results = [{k: v for k, v in vars(one).items() if k != "frames"} for one in replays]
     if as_json:
         report = {"file": str(path), **asdict(facts), "replays": results, "replay_trouble": trouble}
@@ -149,7 +77,7 @@ def print_demos(path: Path, replay: int | None = None, out: Path | None = None, 
 
 
 def _rows(
-    path: Path, names: Sequence[str], facts: DemoFacts, replays: Sequence[Replay]
+    path: Path, names: Sequence[str], facts: DatasetFacts, replays: Sequence[Replay]
 ) -> list[tuple[str, bool | None, np.ndarray]]:
     """The contact sheet's rows: frames from the file, which a policy would see, else those drawn by the replay."""
     rows, replayed = list[tuple[str, bool | None, np.ndarray]](), {one.demo: one for one in replays}
@@ -165,7 +93,7 @@ def _rows(
     return rows
 
 
-def _replay_trouble(facts: DemoFacts) -> str:
+def _replay_trouble(facts: DatasetFacts) -> str:
     """Why nothing can be replayed; "" where it can."""
     if trouble := facts.env.scene_trouble or facts.env.control_trouble:
         return trouble
@@ -176,11 +104,11 @@ def _replay_trouble(facts: DemoFacts) -> str:
     return ""
 
 
-def _print_facts(path: Path, facts: DemoFacts) -> None:
+def _print_facts(path: Path, facts: DatasetFacts) -> None:
     env = facts.env
     spread = f"median {facts.steps_median:g}, {facts.steps_min} to {facts.steps_max}"
     console.print(
-        f"[bold]{path.name}[/]: {facts.demos} demonstrations of {env.env_name or 'an unnamed task'}, "
+        f"[bold]{escape(path.name)}[/]: {facts.demos} demonstrations of {escape(env.env_name) or 'an unnamed task'}, "
         f"{facts.steps} steps ({spread})\n"
     )
     layout = f", layout of robomimic {env.layout}" if env.layout else ""
@@ -205,8 +133,10 @@ def _print_facts(path: Path, facts: DemoFacts) -> None:
     table.add_column()
     for title, text in rows.items():
         if text:
-            table.add_row(title, text)
+            table.add_row(title, escape(text))
     console.print(table)
+    for finding in facts.findings:
+        console.print(f"note: {finding}", style="yellow", markup=False)
     shown = list(facts.bad.items())[:MOST_BAD]
     for name, reason in shown:
         console.print(f"bad {name}: {reason}", style="red", markup=False)
@@ -232,11 +162,27 @@ def _replay_table(replays: Sequence[Replay]) -> Table:
     return table
 
 
-def _next_step(path: Path, facts: DemoFacts) -> str:
+def _next_step(path: Path, facts: DatasetFacts) -> str:
+    quoted = shlex.quote(str(path))
     if facts.images and facts.env.task:
-        return f"prism train --task {facts.env.task} --dataset {path}"
+        return f"prism train --task {facts.env.task} --dataset {quoted}{_flags(facts)}"
     if facts.images:
         return f'prism_policy.data.robomimic.read_demos(Path("{path}")) reads it (docs/data.md)'
     if facts.states and not facts.env.scene_trouble:
-        return f"prism render {path}"
+        return f"prism render {quoted}"
     return "take a file with images or with simulator states of one of this library's tasks (docs/data.md)"
+
+
+def _flags(facts: DatasetFacts) -> str:
+    """What the file's images and actions ask for beyond the defaults of its task."""
+    assert facts.env.task
+    task, flags = task_config(facts.env.task), ""
+    if set(facts.images) != set(task.cameras) and not set(task.cameras) <= set(facts.images):
+        flags += f" --task.cameras {' '.join(facts.images)}"
+    sizes = {size for sizes in facts.images.values() for size in sizes}
+    if len(sizes) == 1 and sizes != {task.render.resolution}:
+        flags += f" --task.render.resolution {sizes.pop()}"
+    for setting, value in (facts.render or {}).items():
+        if setting != "resolution" and getattr(RenderConfig(), setting, value) != value:
+            flags += f" --task.render.{setting.replace('_', '-')} {value}"
+    return flags + " --task.action-mode absolute" * (facts.env.action_mode == "absolute")

@@ -11,16 +11,59 @@ import h5py
 import numpy as np
 
 from prism_policy.config.settings import TaskConfig
-from prism_policy.data.recorded_env import is_absolute, read_env_args, recorded_env
-from prism_policy.data.robomimic import bad_demos, demo_names, open_demos, read_masks
+from prism_policy.data.hdf5 import array, attribute, listed, told
+from prism_policy.data.recorded_env import read_env_args, recorded_env
+from prism_policy.data.robomimic import (
+    GUESSED,
+    action_kind,
+    bad_demos,
+    demo_names,
+    masks_of,
+    odd_names,
+    open_demos,
+)
 from prism_policy.demos.cache import Progress, cached, instruction_attribute, make_missing, sha256, versions, write_part
 from prism_policy.envs.make import kept_env
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.utils.observations import PROPRIO
+from prism_policy.utils.progress import console
 
 IMAGES_VERSION = 1
 """Of what `render_demos` draws and computes from states, as `TaskSpec.expert_version` of what `collect` makes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A file of states whose images can be drawn."""
+
+    task: TaskConfig  # as it was recorded
+    names: list[str]
+    masks: dict[str, list[str]]
+    settings: dict[str, Any]  # `env_args`
+    absolute: bool  # whether `actions` are poses
+    executable: bool  # whether the controller that they are for is known here
+    told: list[str]  # what is not copied, and what was guessed
+
+
+def check_source(states: Path, task: TaskConfig) -> Source:
+    """What is to be drawn; raises as `render_demos`."""
+    with open_demos(states) as file:
+        names, (masks, flaws) = demo_names(file), masks_of(file)
+        settings = read_env_args(file)
+        kind = action_kind(file, names)
+        translated = recorded_env(settings, kind != "delta")
+        recorded = translated.task_config(str(states), actions=False)
+        task = dataclasses.replace(task, action_mode="delta", reference_frame=recorded.reference_frame)
+        if recorded.name != task.name:
+            raise PrismError(f"{states}: expected demonstrations of task {task.name!r}, got {recorded.name!r}")
+        for name, reason in bad_demos(file, names, states=True, kind=kind).items():
+            raise PrismError(f"{states}, {name}: {reason}")
+        said = [f"left out {listed(odd)}: expected names demo_0, demo_1, ..."] if (odd := odd_names(file)) else []
+        if others := _datasets(file["data"][names[0]])[1]:
+            said.append(f"left out {listed(others)}, which hold no numbers for each step")
+    said += [*flaws.values(), *[GUESSED] * (kind == "guessed")]
+    return Source(task, names, masks, settings, kind != "delta", not translated.control_trouble, said)
 
 
 def render_demos(
@@ -47,39 +90,44 @@ def render_demos(
         PrismError: as `collect`; also an unreadable file, a demo without states or of another task, an unknown camera,
             no OpenGL.
     """
-    with open_demos(states) as file:
-        names, masks = demo_names(file), read_masks(file)
-        settings = read_env_args(file)
-        translated = recorded_env(settings)
-        recorded = translated.task_config(str(states), actions=False)
-        task = dataclasses.replace(task, action_mode="delta", reference_frame=recorded.reference_frame)
-        if recorded.name != task.name:
-            raise PrismError(f"{states}: expected demonstrations of task {task.name!r}, got {recorded.name!r}")
-        for name, reason in bad_demos(file, names, states=True).items():
-            raise PrismError(f"{states}, {name}: {reason}")
+    source = check_source(states, task)
+    task, names, settings = source.task, source.names, source.settings
+    for sentence in source.told:
+        console.print(f"{states.name}: {sentence}", markup=False)
     size = {f"camera_{side}": task.render.resolution for side in ("heights", "widths")}
     # robomimic makes its environment for rollouts from these.
-    settings.setdefault("env_kwargs", {}).update(camera_names=list(task.cameras), **size)
+    kwargs = settings.get("env_kwargs")
+    settings["env_kwargs"] = dict(kwargs if isinstance(kwargs, dict) else {}, camera_names=list(task.cameras), **size)
     render = dataclasses.asdict(task.render)
     key: dict[str, Any] = {"kind": "images", "states": sha256(states), "cameras": list(task.cameras), "render": render}
     key |= {"version": IMAGES_VERSION, "versions": versions(task)}
 
     def build(folder: Path, pool: WorkerPool) -> tuple[list[Path], str, dict[str, Any]]:
         parts = [folder / f"part_{i:06d}.hdf5" for i in range(len(names))]
-        absolute = not translated.control_trouble and "absolute" in task.spec.action_modes
-        work = [(_render_part, task, states, name, part, absolute) for name, part in zip(names, parts, strict=True)]
+        absolute = source.executable and "absolute" in task.spec.action_modes
+        work = [
+            (_render_part, task, states, name, part, absolute, source.absolute)
+            for name, part in zip(names, parts, strict=True)
+        ]
         make_missing(pool, parts, work, progress)
         return parts, json.dumps(settings), {"render": json.dumps(render)} | instruction_attribute(task)
 
-    return cached(f"images-{task.name}", key, cache_dir, workers, build, names=names, masks=masks)
+    return cached(f"images-{task.name}", key, cache_dir, workers, build, names=names, masks=source.masks)
 
 
-def _render_part(task: TaskConfig, states: Path, name: str, path: Path, with_absolute: bool) -> None:
+FARTHEST = 0.2
+"""Median distance from the hand to where its absolute actions send it, beyond which they are something else [m]."""
+
+
+def _render_part(
+    task: TaskConfig, states: Path, name: str, path: Path, with_absolute: bool, recorded_absolute: bool
+) -> None:
     env = kept_env(task, render_images=True)
     with open_demos(states) as file:
         demo = file["data"][name]
-        arrays, attributes = _datasets(demo), dict(demo.attrs)
-    recorded_absolute = is_absolute(arrays["actions"])
+        arrays = {path: array(demo, path) for path in _datasets(demo)[0]}
+        with told(f"{states}, {name}"):
+            attributes = {key: value for key in demo.attrs if (value := attribute(demo, key)) is not None}
     arrays["states"] = env.whole_states(arrays["states"], str(attributes.get("model_file", "")), f"{states}, {name}")
     attributes |= {"fixtures": list(env.fixtures)} if env.fixtures else {}
     observations, absolute = [], []
@@ -90,6 +138,13 @@ def _render_part(task: TaskConfig, states: Path, name: str, path: Path, with_abs
             absolute.append(action if recorded_absolute else env.absolute(action))
     if with_absolute:
         arrays["actions_abs"] = np.stack(absolute)
+        hands = np.stack([o["proprio"][:3] for o in observations])
+        away = float(np.median(np.linalg.norm(arrays["actions_abs"][:, :3] - hands, axis=1)))
+        if away > FARTHEST:
+            got = f"half of its absolute actions are more than {1000 * away:.0f} mm from the hand"
+            raise PrismError(
+                f"{states}, {name}: {got}, at most {1000 * FARTHEST:.0f} are usual; its `actions` are others"
+            )
     for camera in task.cameras:
         arrays[f"obs/{camera}_image"] = np.stack([o["images"][camera] for o in observations])
     proprio = np.stack([o["proprio"] for o in observations])  # (T, 9)
@@ -98,8 +153,16 @@ def _render_part(task: TaskConfig, states: Path, name: str, path: Path, with_abs
     write_part(path, arrays, attributes, True, env.metadata_json())
 
 
-def _datasets(group: h5py.Group) -> dict[str, np.ndarray]:
-    """Everything in a group and the groups within, by path."""
-    arrays: dict[str, np.ndarray] = {}
-    group.visititems(lambda path, item: arrays.update({path: item[:]}) if isinstance(item, h5py.Dataset) else None)
-    return arrays
+def _datasets(demo: h5py.Group) -> tuple[list[str], list[str]]:
+    """Paths of the arrays of numbers (T, ...) in a demo, and of what else is there."""
+    arrays, others = list[str](), list[str]()
+    with told("its arrays"):
+        steps = len(demo["actions"])
+
+        def sort(path: str, item: Any) -> None:
+            if isinstance(item, h5py.Dataset):
+                fits = item.shape and item.shape[0] == steps and item.dtype.kind in "fiub"
+                (arrays if fits else others).append(path)
+
+        demo.visititems(sort)
+    return arrays, others

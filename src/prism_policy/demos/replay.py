@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from prism_policy.config.settings import TaskConfig
-from prism_policy.data.robomimic import cameras_of, open_demos
+from prism_policy.data import hdf5
+from prism_policy.data.episode import cameras_of, read_actions, states_of
+from prism_policy.data.robomimic import open_demos
 from prism_policy.envs.make import kept_env
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.utils.files import atomic
@@ -55,8 +57,8 @@ def _replay(task: TaskConfig, path: Path, name: str) -> Replay:
     env = kept_env(task, render_images=False)
     with open_demos(path) as file:
         demo = file["data"][name]
-        actions, model = demo["actions"][:], str(demo.attrs.get("model_file", ""))
-        states = env.whole_states(demo["states"][:], model, f"{path}, {name}")
+        actions, model = read_actions(demo), hdf5.text(demo, "model_file")
+        states = env.whole_states(states_of(demo), model, f"{path}, {name}")
 
     def hand(state: np.ndarray) -> np.ndarray:
         return np.asarray(env.observe(state)["proprio"][:3], np.float64)
@@ -86,9 +88,10 @@ def recorded_frames(path: Path, name: str) -> np.ndarray:
     """Frames of a demonstration as the file holds them: uint8 (C, K, H, W, 3), its cameras in the file's order."""
     with open_demos(path) as file:
         demo = file["data"][name]
-        images = [demo[f"obs/{camera}_image"] for camera in cameras_of(demo)]
-        moments = _moments(len(demo["actions"]))
-        frames = [[Image.fromarray(image[i]).resize((CELL, CELL)) for i in moments] for image in images]
+        with hdf5.told(f"{path}, {name}: images"):
+            images = [demo[f"obs/{camera}_image"] for camera in cameras_of(demo)]
+            moments = _moments(len(demo["actions"]))
+            frames = [[Image.fromarray(image[i]).resize((CELL, CELL)) for i in moments] for image in images]
         return np.stack([[np.asarray(frame) for frame in moments] for moments in frames])
 
 

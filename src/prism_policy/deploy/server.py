@@ -28,7 +28,7 @@ from prism_policy.data.actions import decode_absolute
 from prism_policy.deploy.msgpack_numpy import pack, unpack
 from prism_policy.errors import PrismError
 from prism_policy.policies import Policy
-from prism_policy.run_folder import load_policy
+from prism_policy.run_folder import load_policy, read_data
 from prism_policy.tasks.spec import CONTROL_HZ
 from prism_policy.utils.device import pick_device
 from prism_policy.utils.observations import Observation, stack_history
@@ -195,7 +195,7 @@ class Server:
 
 def describe(folder: Path, checkpoint: str, config: RunConfig, policy: Policy) -> dict[str, Any]:
     """The metadata that a client receives first: all it needs to send requests."""
-    task = config.task
+    task, data = config.task, read_data(folder)
     return {
         "protocol": "prism-policy 1",
         "run": folder.resolve().name,
@@ -212,7 +212,7 @@ def describe(folder: Path, checkpoint: str, config: RunConfig, policy: Policy) -
         "n_action_steps": policy.config.n_action_steps,
         "action_mode": task.action_mode,
         "actions": ABOUT_ACTIONS[task.action_mode],
-        "control_hz": CONTROL_HZ,
+        "control_hz": data.control_hz if data else CONTROL_HZ,  # none where the demonstrations do not say
     }
 
 
@@ -234,10 +234,12 @@ def serve(
     def ready(url: str) -> None:
         about = server.metadata
         frames = ", ".join(f"{camera} {size[0]} x {size[1]}" for camera, size in about["cameras"].items())
+        rate = "a rate that its demonstrations do not record" if about["control_hz"] is None else "{:g} Hz"
+        rate = rate.format(about["control_hz"])
         console.print(
             f"Serving {folder} ({about['policy']}, {about['encoder']}, checkpoint {checkpoint}) at {url}\n"
             f"It expects {frames} and proprio ({about['proprio_dim']},): {about['proprio']}\n"
-            f"It answers with {about['n_action_steps']} actions at {about['control_hz']} Hz: {about['actions']}",
+            f"It answers with {about['n_action_steps']} actions at {rate}: {about['actions']}",
             markup=False,  # units stand in brackets
         )
         if host not in ("127.0.0.1", "localhost", "::1") and not api_key:

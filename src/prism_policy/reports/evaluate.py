@@ -30,7 +30,7 @@ from prism_policy.evaluation.videos import grid_video, render_videos
 from prism_policy.policies import Policy
 from prism_policy.reports.report import write_report
 from prism_policy.reports.rerun import check_rerun, record
-from prism_policy.run_folder import kept_checkpoints, load_policy
+from prism_policy.run_folder import check_rollouts, kept_checkpoints, load_policy
 from prism_policy.saliency.run import draw_moments, film_failure
 from prism_policy.tasks import task_spec
 from prism_policy.utils.cores import available_cores
@@ -175,6 +175,7 @@ def _present(plan: EvalPlan, options: EvalOptions, memory: PeakMemory) -> dict[s
 
 
 def _plan(folder: Path, options: EvalOptions, device: Device, preset: str) -> EvalPlan:
+    check_rollouts(folder)
     config = config_json.load(RunConfig, folder / "config.json")
     settings = config.evaluate
     seeds = (settings.seed,) if options.seeds is None else tuple(dict.fromkeys(options.seeds))

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from prism_policy.config.settings import Device, RunConfig, Tracker, single_tasks
-from prism_policy.demos.dataset import training_windows
+from prism_policy.demos.dataset import Dataset, file_prints, fit_to_dataset, open_dataset
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.evaluation.results import summarise
 from prism_policy.evaluation.rollouts import evaluate
 from prism_policy.policies import Policy
-from prism_policy.run_folder import open_run
+from prism_policy.run_folder import RunData, keep_data, open_run, read_data
 from prism_policy.training.distributed import join
 from prism_policy.training.loggers import check_trackers, trackers
 from prism_policy.training.trainer import Rollout, Trainer
@@ -44,21 +44,27 @@ def train_run(
     check_trackers(track)
     with join(device) as group, ExitStack() as locks:
         torch_device = pick_device(device, group.local_rank)
+        config = fit_to_dataset(config)
         group.check(config)  # bad settings are refused before anything is made
         with group.main_process_first():
             open_run(folder, config)
             if (folder / "weights.safetensors").exists():  # the last thing that a training writes
-                console.print(f"{folder} is trained already: nothing is written")
+                console.print(f"{folder} is trained already: nothing is written", markup=False)
+                _tell_other_data(folder, config)
                 _summary(folder, config)
                 return
             if group.is_main_process:
                 locks.enter_context(folder_lock(folder, "training"))
-            windows, valid = training_windows(config, stage)
+            dataset = open_dataset(config, stage)
+            if group.is_main_process:
+                keep_data(folder, _run_data(dataset))
         simulator = config.task.spec.simulator
-        rollout = _rollout(folder, config) if importlib.util.find_spec(simulator.package) else None
-        if rollout is None and 0 < config.train.rollout_every <= config.train.steps:
+        missing = dataset.train_only
+        if not missing and not importlib.util.find_spec(simulator.package):
             missing = f"{simulator.name} is not installed (pip install prism-policy[{simulator.extra}])"
-            console.print(f"No rollouts while training: {missing}")
+        rollout = None if missing else _rollout(folder, config)
+        if missing and 0 < config.train.rollout_every <= config.train.steps:
+            console.print(f"No rollouts while training: {missing}", markup=False)
         loggers = trackers(track if group.is_main_process else (), folder, config)
         with stage("train"), loggers as others, Bar("Training", config.train.steps) as bar:
 
@@ -66,8 +72,24 @@ def train_run(
                 for call in (bar.train, *others):
                     call(done, line)
 
-            Trainer(folder, config, windows, on_update, valid, max_s, rollout, group, torch_device).train()
+            trainer = Trainer(
+                folder, config, dataset.train, on_update, dataset.valid, max_s, rollout, group, torch_device
+            )
+            trainer.train()
         _summary(folder, config)
+
+
+def _run_data(dataset: Dataset) -> RunData:
+    train, valid = (tuple(names) for names in dataset.names)
+    return RunData(dataset.content, dataset.files, train, valid, dataset.train_only, dataset.control_hz)
+
+
+def _tell_other_data(folder: Path, config: RunConfig) -> None:
+    """Say so where a finished run's demonstrations are not those that are given now."""
+    given, learned = file_prints(config), read_data(folder)
+    if given is not None and learned is not None and given != learned.files:
+        other = f"{config.dataset} is another file than the one it learned from; to learn from this one"
+        console.print(f"{other}, choose another --out", markup=False)
 
 
 def _rollout(folder: Path, config: RunConfig) -> Rollout:
