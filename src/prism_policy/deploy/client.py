@@ -23,6 +23,8 @@ from prism_policy.utils.observations import Observation, stack_history
 
 LARGEST_ANSWER = 2**20
 """Bytes; the metadata of a policy of a hundred tasks have 10 kB."""
+PIECE = 2**20
+"""Bytes that are sent at a time."""
 CLOSE_S = 1.0
 """How long `close` waits for the server's goodbye [s]."""
 
@@ -80,10 +82,11 @@ class PolicyClient:
 
         Call it at every control step. A frame that does not fit raises a PrismError and is forgotten again.
         """
+        started = time.monotonic()
         frame, steps = self.schema.frame(images, proprio), self.schema.n_obs_steps
         frames = [*self._frames, frame][-steps:] if self._frames else [frame] * steps
         if not self._actions:
-            self._actions.extend(self.infer({**stack_history(frames), **self._options})["actions"])
+            self._actions.extend(self._ask({**stack_history(frames), **self._options}, started)["actions"])
             self._options.pop("seed", None)
         self._frames = frames
         return self._actions.popleft()
@@ -95,10 +98,12 @@ class PolicyClient:
             PrismError: the server refuses the request, is gone, or too slow; or the request is no message; or the
                 answer holds no actions that a robot may execute.
         """
+        return self._ask(request, time.monotonic())
+
+    def _ask(self, request: Mapping[str, Any], started: float) -> dict[str, Any]:
         if not self._asking.acquire(blocking=False):
             raise PrismError("another thread waits for an answer; give each thread a PolicyClient of its own")
         try:
-            started = time.monotonic()
             try:
                 message = pack(dict(request), self.schema.largest_question)
             except (TypeError, ValueError, OverflowError) as error:
@@ -107,7 +112,9 @@ class PolicyClient:
                 with suppress(TimeoutError):
                     self._received(timeout=0)
                     raise PrismError(f"{self.url} sent an answer that nobody asked for; make a new PolicyClient")
-                self._connection.send(message)
+                # In pieces: the library works on each for a while before it looks at the socket again.
+                pieces = [message[i : i + PIECE] for i in range(0, len(message), PIECE)]
+                self._connection.send(pieces[0] if len(pieces) == 1 else pieces)
                 answer = unpack(self._received())
                 answer["actions"] = self.schema.actions(answer.get("actions"))
             self.round_trips_s.append(time.monotonic() - started)

@@ -14,6 +14,8 @@ COSTLY_S = 0.002
 """Processor time for what was read at a time, from which the connection makes a pause of three times as long [s]."""
 REQUEST_BYTES = 16 * 2**10
 """Of a connection's HTTP request."""
+MOST_OPENING = 64
+"""Connections that have not made their request yet; with more, the oldest one is dropped."""
 STUCK_S = 20.0
 """How long the other end may leave what it was sent unread [s]."""
 
@@ -22,12 +24,22 @@ class FairConnection(ServerConnection):
     """A server's end of a connection.
 
     While it has an unread message, takes its pause, or its other end does not read, nothing more is read from it.
+
+    Args:
+        opening: all those of a server that have not made their request yet, in order; each enters and leaves by itself.
     """
+
+    def __init__(self, opening: dict[FairConnection, None], *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._opening = opening
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Read little at a time."""
         super().connection_made(transport)
         cast(Any, transport).max_size = READ_BYTES
+        self._opening[self] = None
+        if len(self._opening) > MOST_OPENING:
+            next(iter(self._opening)).transport.abort()
         self._reasons: set[str] = set()
         self._request_bytes = 0
         self._stuck: asyncio.TimerHandle | None = None
@@ -46,6 +58,13 @@ class FairConnection(ServerConnection):
         if (spent := time.thread_time() - started) > COSTLY_S:
             self._pause("cost")
             self.loop.call_later(3 * spent, self._resume, "cost")
+        if self.request is not None:
+            self._opening.pop(self, None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Leave."""
+        super().connection_lost(exc)
+        self._opening.pop(self, None)
 
     def pause_writing(self) -> None:
         """The other end does not read: wait for it, but not for ever."""

@@ -81,7 +81,7 @@ def _unpacked(value: dict[Any, Any]) -> Any:
         dtype, data, shape = _dtype(value), value.get(b"data"), value.get(b"shape")
         if not isinstance(data, bytes) or not isinstance(shape, list) or len(shape) > 8:
             raise ValueError("an array without its bytes or its shape")
-        if not all(type(n) is int and 0 <= n <= len(data) for n in shape):
+        if not all(type(n) is int and 0 <= n < 2**31 for n in shape):
             raise ValueError("an array whose shape has other than numbers of entries")
         if math.prod(shape) * dtype.itemsize != len(data):
             raise ValueError(f"an array of shape {sentence(shape, 60)} and {dtype} in {len(data)} bytes")

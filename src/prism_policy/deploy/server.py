@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import hmac
 import http
 import ipaddress
@@ -22,8 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,7 +31,6 @@ from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as listen
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
-from websockets.protocol import State
 
 from prism_policy.config import config_json
 from prism_policy.config.presets import encoder_name
@@ -41,6 +40,7 @@ from prism_policy.deploy.msgpack_numpy import pack, unpack
 from prism_policy.deploy.quoting import sentence
 from prism_policy.deploy.schema import Schema
 from prism_policy.deploy.session import Session, schema_of
+from prism_policy.deploy.turns import Turn, Turns
 from prism_policy.errors import PrismError
 from prism_policy.policies import Policy
 from prism_policy.run_folder import load_policy
@@ -57,30 +57,8 @@ MOST_CONNECTIONS = 64
 """Of robots at a time: each may keep three of the longest questions in memory."""
 OPEN_S, CLOSE_S = 5.0, 1.0
 """How long a connection may take to open and to close [s]."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A question that waits to be answered."""
-
-    connection: ServerConnection
-    compute: Callable[[], bytes]
-    answer: concurrent.futures.Future[bytes] = field(default_factory=concurrent.futures.Future)
-
-    def take(self) -> None:
-        """Answer it, unless nobody waits any more."""
-        if self.connection.state is not State.OPEN:
-            self.skip()
-        elif self.answer.set_running_or_notify_cancel():
-            try:
-                self.answer.set_result(self.compute())
-            except Exception as error:
-                self.answer.set_exception(error)
-
-    def skip(self) -> None:
-        """Leave it unanswered."""
-        if self.answer.set_running_or_notify_cancel():
-            self.answer.set_exception(PrismError("the server stops"))
+WAKE_S = 0.1
+"""How often the main thread looks whether it shall stop [s]."""
 
 
 @dataclass
@@ -97,8 +75,7 @@ class Server:
     """Duration of each of the latest answers [s]."""
     answers: int = 0
     _connections: int = 0
-    _turns: SimpleQueue[Turn | None] = field(default_factory=SimpleQueue)
-    """First come, first served: as a connection has one turn at a time, all of them take turns."""
+    _turns: Turns = field(default_factory=Turns)
     _stopping: bool = False
 
     def session(self) -> Session:
@@ -133,7 +110,7 @@ class Server:
             with self._network(host, port) as url:
                 ready(url)
                 while not self._stopping:
-                    if turn := self._turns.get():
+                    if turn := self._turns.next(WAKE_S):
                         turn.take()
         finally:
             for number, handler in handlers.items():
@@ -141,7 +118,6 @@ class Server:
 
     def _stop(self, *signal_and_frame: object) -> None:
         self._stopping = True
-        self._turns.put(None)  # wakes the main thread up
 
     @contextmanager
     def _network(self, host: str, port: int) -> Iterator[str]:
@@ -167,9 +143,8 @@ class Server:
             with suppress(RuntimeError):  # it broke down, and has said so
                 close()
             while thread.is_alive():
-                with suppress(Empty):
-                    if turn := self._turns.get(timeout=0.02):
-                        turn.skip()
+                if turn := self._turns.next(WAKE_S):
+                    turn.drop()
 
     async def _listen(
         self, host: str, port: int, opened: concurrent.futures.Future[tuple[str, Callable[[], object]]]
@@ -177,6 +152,7 @@ class Server:
         loop, closing = asyncio.get_running_loop(), asyncio.Event()
         logger = logging.getLogger("prism_policy.deploy.websockets")
         logger.disabled = True  # it would print a traceback for whatever others send
+        logging.getLogger("asyncio").setLevel(logging.ERROR)  # a line for each write to a robot that has left
         try:
             listening = await listen(
                 self._handle,
@@ -189,7 +165,7 @@ class Server:
                 close_timeout=CLOSE_S,
                 process_request=self._admit,
                 process_response=_shortened,
-                create_connection=FairConnection,
+                create_connection=cast(Any, functools.partial(FairConnection, {})),
                 logger=logger,
             )
         except (OSError, OverflowError, ValueError) as error:
@@ -219,25 +195,36 @@ class Server:
         return None
 
     async def _handle(self, connection: ServerConnection) -> None:
-        session = self.session()
+        session, gone = self.session(), asyncio.create_task(connection.wait_closed())
+        self._turns.open(connection)
         try:
             await connection.send(pack(self.metadata))
             async for data in connection:
                 try:
-                    answer = await self._answer(connection, session, data)
+                    turn = self._turn(connection, session, data)
+                    waiting = asyncio.wrap_future(turn.answer)
+                    await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
+                    if not waiting.done() or waiting.cancelled():  # the robot has left, or the server stops
+                        turn.drop()
+                        return
+                    await connection.send(waiting.result())
                 except PrismError as error:
                     await self._refuse(connection, sentence(error))
+                    return
+                except ConnectionClosed:
                     return
                 except Exception:
                     console.print(traceback.format_exc(), markup=False)
                     await self._refuse(connection, "the server failed; its log says where")
                     return
-                await connection.send(answer)
         except ConnectionClosed:  # by the robot, or a network that broke
             return
+        finally:
+            self._turns.close(connection)
+            gone.cancel()
 
-    async def _answer(self, connection: ServerConnection, session: Session, data: bytes | str) -> bytes:
-        """Wait for this connection's turn and its answer."""
+    def _turn(self, connection: ServerConnection, session: Session, data: bytes | str) -> Turn:
+        """Have a question answered when it is its turn."""
         if isinstance(data, str):
             raise PrismError("expected a binary message, got text")
         request = unpack(data)
@@ -249,9 +236,7 @@ class Server:
             self.answers += 1
             return answer
 
-        turn = Turn(connection, compute)
-        self._turns.put(turn)
-        return await asyncio.wrap_future(turn.answer)
+        return self._turns.ask(connection, compute)
 
     async def _refuse(self, connection: ServerConnection, sentence: str) -> None:
         await connection.send(sentence)
