@@ -88,12 +88,12 @@ def _unpacked(value: dict[Any, Any]) -> Any:
         return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="))
     if b"__npgeneric__" in value:
         dtype, number = _dtype(value), value.get(b"data")
-        if not isinstance(number, (bool, int, float)):
-            raise ValueError("a numpy scalar without its number")
-        try:
-            return dtype.newbyteorder("=").type(number)
-        except OverflowError as error:
-            raise ValueError(f"{quoted(number)} as {dtype}") from error
+        whole = dtype.kind in "iu"
+        if not isinstance(number, int if whole else (bool, int, float)):
+            raise ValueError(f"a numpy scalar of {dtype} without its number")
+        if whole and not np.iinfo(dtype).min <= number <= np.iinfo(dtype).max:
+            raise ValueError(f"{number} as {dtype}")
+        return dtype.newbyteorder("=").type(number)
     return value
 
 
