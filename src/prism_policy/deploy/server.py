@@ -15,6 +15,7 @@ import http
 import ipaddress
 import logging
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -57,6 +58,9 @@ MOST_CONNECTIONS = 64
 """Of robots at a time: each may keep three of the longest questions in memory."""
 OPEN_S, CLOSE_S = 5.0, 1.0
 """How long a connection may take to open and to close [s]."""
+SWITCH_S = 0.0005
+"""How long the network may keep Python's lock from the policy [s], which needs it again after every operator: with
+Python's own 5 ms a chunk took seconds beside a busy network."""
 WAKE_S = 0.1
 """How often the main thread looks whether it shall stop [s]."""
 
@@ -106,6 +110,8 @@ class Server:
         Computes in the calling thread, which has to be the process's main one.
         """
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        switch_s = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_S)
         try:
             with self._network(host, port) as url:
                 ready(url)
@@ -113,6 +119,7 @@ class Server:
                     if turn := self._turns.next(WAKE_S):
                         turn.take()
         finally:
+            sys.setswitchinterval(switch_s)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
