@@ -39,19 +39,19 @@ class Schema:
         if not isinstance(cameras, dict) or not 0 < len(cameras) <= 32:
             raise PrismError(f"metadata: expected 'cameras', a map of names to sizes, got {quoted(cameras)}")
         for camera, size in cameras.items():
-            fits = isinstance(camera, str) and isinstance(size, (list, tuple)) and len(size) == 3 and size[2] == 3
-            if not fits or not all(type(n) is int and 0 < n <= MOST_PIXELS for n in size):
+            numbers = isinstance(size, (list, tuple)) and all(type(n) is int and 0 < n <= MOST_PIXELS for n in size)
+            if not isinstance(camera, str) or not numbers or len(size) != 3 or size[2] != 3:
                 expected = f"expected [height, width, 3] of at most {MOST_PIXELS} pixels"
                 raise PrismError(f"metadata: camera {quoted(camera)}: {expected}, got {sentence(size, 60)}")
-        numbers = {"action_dim": 7, **metadata}  # openpi's servers do not say it
+        told = {"action_dim": 7, **metadata}  # openpi's servers do not say it
         for name, most in MOST.items():
-            if type(numbers.get(name)) is not int or not 0 < numbers[name] <= most:
-                got = quoted(numbers.get(name))
+            if type(told.get(name)) is not int or not 0 < told[name] <= most:
+                got = quoted(told.get(name))
                 raise PrismError(f"metadata: expected '{name}', a whole number from 1 to {most}, got {got}")
         if not isinstance(mode, str):
             raise PrismError(f"metadata: expected 'action_mode' as text, got {quoted(mode)}")
         sizes = {camera: tuple(size) for camera, size in cameras.items()}
-        return cls(sizes, action_mode=mode, **{name: numbers[name] for name in MOST})
+        return cls(sizes, action_mode=mode, **{name: told[name] for name in MOST})
 
     def metadata(self) -> dict[str, Any]:
         """What `of` reads."""
