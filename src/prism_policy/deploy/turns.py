@@ -32,8 +32,8 @@ class Turn:
             self.answer.set_result(answer)
 
     def drop(self) -> None:
-        """Leave it unanswered, and forget what was asked."""
-        self.compute = None
+        """Leave it unanswered, and forget what was asked and by whom: it stays in the queue for a while."""
+        self.compute, self.finished = None, lambda seconds: None
         self.answer.cancel()
 
 
