@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -10,7 +9,6 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,18 +33,9 @@ from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.rollouts import NOISE_STREAM, evaluate, states_path
 from prism_policy.policies import Policy
-from prism_policy.run_folder import load_policy, make_policy, open_run, save_normalizer, save_weights
+from prism_policy.run_folder import load_policy
+from serving import frame, served, stacked, write_run
 from small_run import small_config
-
-
-def write_run(folder: Path, config: RunConfig, actions: int = 7) -> Path:
-    """A run folder as training leaves it, with random weights."""
-    open_run(folder, config)
-    torch.manual_seed(0)
-    policy = make_policy(config, 9, actions)
-    save_normalizer(folder, policy, config.task)
-    save_weights(folder, {name: t for name, t in policy.state_dict().items() if not name.startswith("normalizer.")})
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -59,52 +48,14 @@ def policy(run: Path) -> Policy:
     return load_policy(run)
 
 
-@contextmanager
-def served(folder: Path, *arguments: str, key: str | None = None) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`prism serve` in a process of its own: its address, and the process."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **({"PRISM_API_KEY": key} if key else {})}
-    command = [sys.executable, "-m", "prism_policy", "serve", str(folder), "--port", "0", *arguments]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout
-            said = ""
-            while "Ctrl-C stops it" not in said and (line := process.stdout.readline()):
-                said += line
-            actual = re.search(r"at (ws://\S+)", said)
-            assert actual, process.stderr and process.stderr.read()
-            assert "and proprio (9,): position x y z [m], quaternion x y z w" in said
-            yield actual[1], process
-        finally:
-            process.kill()
-
-
 @pytest.fixture(scope="module")
 def url(run: Path) -> Iterator[str]:
     with served(run) as (address, _):
         yield address
 
 
-def frame(number: int) -> dict[str, Any]:
-    rng = np.random.default_rng(number)
-    return {
-        "images": {"agentview": rng.integers(0, 256, (32, 32, 3), np.uint8)},
-        "proprio": rng.uniform(-1, 1, 9).astype(np.float32),
-    }
-
-
-def stacked(*numbers: int) -> dict[str, Any]:
-    """Frames as a policy takes them, (To, ...)."""
-    frames = [frame(number) for number in numbers]
-    return {
-        "images": {"agentview": np.stack([f["images"]["agentview"] for f in frames])},
-        "proprio": np.stack([f["proprio"] for f in frames]),
-    }
-
-
 def expected(policy: Policy, seed: int, *pairs: tuple[int, int]) -> list[np.ndarray]:
-    """What the policy does at each pair of frames, one after the other."""
+    """What the policy does at each pair of frames, one after the other, in the controller's range if it has one."""
     generator, chunks = torch.Generator().manual_seed(seed), []
     for pair in pairs:
         frames = stacked(*pair)
@@ -112,7 +63,8 @@ def expected(policy: Policy, seed: int, *pairs: tuple[int, int]) -> list[np.ndar
             "images": {c: torch.from_numpy(x)[None] for c, x in frames["images"].items()},
             "proprio": torch.from_numpy(frames["proprio"])[None],
         }
-        chunks.append(policy.act(observation, generator)[0].numpy())
+        actions = policy.act(observation, generator)[0].numpy()
+        chunks.append(np.clip(actions, -1, 1) if policy.action_dim == 7 else actions)
     return chunks
 
 
@@ -271,7 +223,9 @@ def test_absolute_actions_are_sent_as_a_controller_takes_them(tmp_path: Path) ->
     config = small_config("--task.action-mode absolute")
     absolute = load_policy(write_run(tmp_path / "run", config, actions=10))
     actual = Session(absolute, True, 3).answer(stacked(0, 1))["actions"]
-    np.testing.assert_allclose(actual, decode_absolute(expected(absolute, 3, (0, 1))[0]), rtol=0, atol=1e-5)
+    want = decode_absolute(expected(absolute, 3, (0, 1))[0])
+    want[:, 6] = np.clip(want[:, 6], -1, 1)  # the gripper has no metres
+    np.testing.assert_allclose(actual, want, rtol=0, atol=1e-5)
     assert actual.shape == (8, 7)
 
 
@@ -321,6 +275,8 @@ def test_bad_input_to_the_command_is_one_sentence(run: Path, tmp_path: Path, url
     port = url.rpartition(":")[2]
     assert f"cannot listen at 127.0.0.1:{port}" in complaint(str(run), "--port", port)
     assert "cannot listen at 127.0.0.1:99999" in complaint(str(run), "--port", "99999")
+    for seed in ("-1", str(2**70)):
+        assert "seed: expected 0 to" in complaint(str(run), "--seed", seed)
 
 
 @pytest.mark.parametrize("package", ["msgpack", "websockets"])

@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from prism_policy.cli.command import Command
+from prism_policy.config.ranges import Range, check_ranges
 from prism_policy.config.settings import Device
 from prism_policy.errors import PrismError
 
@@ -34,11 +35,12 @@ class Serve(Command):
     """Port to listen at; 0 is any that is free."""
     device: Device = "auto"
     """Where to compute; auto is a GPU where there is one."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**62)] = 0
     """Seed of the policy's noise."""
 
     def run(self) -> None:
         """Serve until it is stopped."""
+        check_ranges(self)
         for package in ("msgpack", "websockets"):
             if importlib.util.find_spec(package) is None:
                 raise PrismError(f"{package} is not installed; run `pip install prism-policy[serve]`")

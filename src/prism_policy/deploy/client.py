@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import numpy as np
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from prism_policy.deploy.msgpack_numpy import pack, unpack
+from prism_policy.deploy.quoting import quoted, sentence
+from prism_policy.deploy.schema import Schema
 from prism_policy.errors import PrismError
 from prism_policy.utils.observations import Observation, stack_history
 
+LARGEST_ANSWER = 2**20
+"""Bytes; the metadata of a policy of a hundred tasks have 10 kB."""
+PIECE = 2**20
+"""Bytes that are sent at a time."""
+CLOSE_S = 1.0
+"""How long `close` waits for the server's goodbye [s]."""
+
 
 class PolicyClient:
-    """A policy behind a server, for a robot's control loop; raises a PrismError where none is, or it refuses the key.
+    """A policy behind a server, for a robot's control loop.
 
     It keeps the history of frames that the policy needs and the actions of the chunk that is being executed: one
-    request a chunk, with frames that are one control step apart.
+    request a chunk, with frames that are one control step apart. Every failure is a PrismError, and every wait ends at
+    its limit, whatever the server does; the connection is of no more use then.
 
     Usage::
 
@@ -32,29 +45,36 @@ class PolicyClient:
 
     Args:
         api_key: what the server was given as PRISM_API_KEY.
-        connect_s: how long to try, as a server takes a while to start [s].
-        answer_s: how long to wait for an answer [s].
+        connect_s: how long to try to reach the server, as one takes a while to start [s].
+        answer_s: how long a request may take, with sending it and its answer [s].
     """
 
     def __init__(
         self, url: str = "ws://127.0.0.1:8000", api_key: str | None = None, connect_s: float = 10, answer_s: float = 30
     ) -> None:
-        self.url, self.answer_s = url, answer_s
-        self._open = ExitStack()
-        with ExitStack() as stack:
-            self._connection = stack.enter_context(_connected(url, api_key, connect_s))
+        self.url, self.answer_s = url, _seconds("answer_s", answer_s)
+        self._asking = threading.Lock()
+        end = time.monotonic() + _seconds("connect_s", connect_s)
+        self._open, self._connection = _connected(url, api_key, end)
+        limit = min(connect_s, answer_s)
+        with self._exchange(limit, min(end, time.monotonic() + limit)):
             self.metadata = unpack(self._received())
             """Of the policy: `cameras`, `proprio_dim`, `n_obs_steps`, `instructions`, ..."""
-            self._open = stack.pop_all()
+            self.schema = Schema.of(self.metadata)
+            """Of frames and actions, checked."""
         self.round_trips_s: deque[float] = deque(maxlen=10_000)
         """Duration of each of the latest requests, the network included [s]."""
         self.reset()
 
     def reset(self, instruction: str | None = None, seed: int | None = None) -> None:
         """Begin an episode: of this instruction, for a policy of several tasks; a seed begins its noise anew."""
+        if not isinstance(instruction, (str, type(None))):
+            raise PrismError(f"instruction: expected text, got {quoted(instruction)}")
+        if not isinstance(seed, (int, np.integer, type(None))) or not 0 <= (seed or 0) < 2**63:
+            raise PrismError(f"seed: expected an integer from 0 to 2^63 - 1, got {quoted(seed)}")
         self._frames: list[Observation] = []
         self._actions: deque[np.ndarray] = deque()
-        options = {"task": instruction, "seed": seed}
+        options = {"task": instruction, "seed": None if seed is None else int(seed)}
         self._options = {name: value for name, value in options.items() if value is not None}
 
     def act(self, images: Mapping[str, np.ndarray], proprio: np.ndarray) -> np.ndarray:
@@ -62,72 +82,95 @@ class PolicyClient:
 
         Call it at every control step. A frame that does not fit raises a PrismError and is forgotten again.
         """
-        frame, steps = self._frame(images, proprio), self.metadata["n_obs_steps"]
+        started = time.monotonic()
+        frame, steps = self.schema.frame(images, proprio), self.schema.n_obs_steps
         frames = [*self._frames, frame][-steps:] if self._frames else [frame] * steps
         if not self._actions:
-            self._actions.extend(self.infer({**stack_history(frames), **self._options})["actions"])
+            self._actions.extend(self._ask({**stack_history(frames), **self._options}, started)["actions"])
             self._options.pop("seed", None)
         self._frames = frames
         return self._actions.popleft()
 
-    def _frame(self, images: Mapping[str, np.ndarray], proprio: np.ndarray) -> Observation:
-        """A copy of what the policy needs: a camera's driver may write its next image where this one is."""
-        cameras, proprio_dim = self.metadata["cameras"], self.metadata["proprio_dim"]
-        if not isinstance(images, Mapping):
-            raise PrismError(f"images: expected a dict of {', '.join(cameras)}, got {type(images).__name__}")
-        if missing := [camera for camera in cameras if camera not in images]:
-            raise PrismError(f"camera '{missing[0]}' is missing; the policy needs {', '.join(cameras)}")
-        try:
-            copies = {camera: np.array(images[camera]) for camera in cameras}
-            state = np.array(proprio, np.float32)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise PrismError(f"images and proprio: expected arrays of numbers ({error})") from error
-        for camera, size in cameras.items():
-            image = copies[camera]
-            if image.shape != tuple(size) or image.dtype != np.uint8:
-                raise PrismError(f"camera '{camera}': expected uint8 {tuple(size)}, got {image.dtype} {image.shape}")
-        if state.shape != (proprio_dim,) or not np.isfinite(state).all():
-            raise PrismError(f"proprio: expected ({proprio_dim},) finite numbers, got {state.shape}: {state}")
-        return {"images": copies, "proprio": state}
-
     def infer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Send a request and return its answer; docs/serving.md describes both.
+        """Send a request and return its answer, with `actions` checked; docs/serving.md describes both.
 
         Raises:
-            PrismError: the server refuses the request, is gone, or too slow; or the request is no message.
+            PrismError: the server refuses the request, is gone, or too slow; or the request is no message; or the
+                answer holds no actions that a robot may execute.
         """
-        started = time.perf_counter()
+        return self._ask(request, time.monotonic())
+
+    def _ask(self, request: Mapping[str, Any], started: float) -> dict[str, Any]:
+        if not self._asking.acquire(blocking=False):
+            raise PrismError("another thread waits for an answer; give each thread a PolicyClient of its own")
         try:
-            message = pack(dict(request))
-        except (TypeError, ValueError, OverflowError) as error:
-            raise PrismError(f"cannot send this request: {error}") from error
-        try:
-            self._connection.send(message)
-        except ConnectionClosed as error:
-            raise self._lost(error) from error
-        answer = unpack(self._received())
-        self.round_trips_s.append(time.perf_counter() - started)
+            try:
+                message = pack(dict(request), self.schema.largest_question)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise PrismError(f"cannot send this request: {sentence(error, 200)}") from error
+            with self._exchange(self.answer_s, started + self.answer_s):
+                with suppress(TimeoutError):
+                    self._received(timeout=0)
+                    raise PrismError(f"{self.url} sent an answer that nobody asked for; make a new PolicyClient")
+                # In pieces: the library works on each for a while before it looks at the socket again.
+                pieces = [message[i : i + PIECE] for i in range(0, len(message), PIECE)]
+                self._connection.send(pieces[0] if len(pieces) == 1 else pieces)
+                answer = unpack(self._received())
+                answer["actions"] = self.schema.actions(answer.get("actions"))
+            self.round_trips_s.append(time.monotonic() - started)
+        finally:
+            self._asking.release()
         return answer
 
-    def _received(self) -> bytes:
+    @contextmanager
+    def _exchange(self, limit: float, end: float) -> Iterator[None]:
+        """End every wait in the block at the time `end`, which is `limit` seconds after it began, and the connection
+        with any failure: else an answer that comes late would be taken for that of the next question.
+        """
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            self._drop()
+
+        timer = threading.Timer(max(end - time.monotonic(), 0), give_up)
+        timer.daemon = True
+        timer.start()
+        done = False
         try:
-            answer = self._connection.recv(timeout=self.answer_s)
-        except ConnectionClosed as error:
-            raise self._lost(error) from error
-        except TimeoutError as error:
-            self.close()
-            late = f"did not answer within {self.answer_s:g} s"
-            raise PrismError(f"{self.url} {late}; the connection is closed") from error
+            yield
+            done = True
+        except (WebSocketException, OSError) as error:
+            if not late.is_set():
+                hint = "make a new PolicyClient when it is back"
+                raise PrismError(f"the server {self.url} is gone ({sentence(error, 200)}); {hint}") from error
+        finally:
+            timer.cancel()
+            if not done:
+                self._drop()
+        if late.is_set():
+            raise PrismError(f"{self.url} did not answer within {limit:g} s; the connection is closed")
+
+    def _drop(self) -> None:
+        """Wake up whatever waits for the socket, in any thread, and say no goodbye."""
+        with suppress(OSError):
+            socket.socket.shutdown(self._connection.socket, socket.SHUT_RDWR)
+
+    def _received(self, timeout: float | None = None) -> bytes:
+        answer = self._connection.recv(timeout)
         if isinstance(answer, str):
-            raise PrismError(f"{self.url}: {answer}")
+            raise PrismError(f"{self.url}: {sentence(answer, 400)}")
         return answer
-
-    def _lost(self, error: ConnectionClosed) -> PrismError:
-        return PrismError(f"the server {self.url} is gone ({error}); make a new PolicyClient when it is back")
 
     def close(self) -> None:
         """Leave the server."""
-        self._open.close()
+        timer = threading.Timer(CLOSE_S, self._drop)
+        timer.daemon = True
+        timer.start()
+        try:
+            self._open.close()
+        finally:
+            timer.cancel()
 
     def __enter__(self) -> PolicyClient:
         return self
@@ -136,23 +179,67 @@ class PolicyClient:
         self.close()
 
 
-@contextmanager
-def _connected(url: str, api_key: str | None, connect_s: float) -> Iterator[ClientConnection]:
+def _seconds(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1e6:
+        raise PrismError(f"{name}: expected seconds, more than 0 and at most a million, got {quoted(value)}")
+    return value
+
+
+def _connected(url: str, api_key: str | None, end: float) -> tuple[ExitStack, ClientConnection]:
+    """The connection, and what closes it, by the time `end`. A name server has no limit that could be set, so this
+    waits for a thread, and leaves it alone where it takes too long.
+    """
+    if not isinstance(url, str) or not url.isprintable():
+        raise PrismError(f"expected an address such as ws://127.0.0.1:8000, got {quoted(url)}")
+    if api_key is not None and not (isinstance(api_key, str) and api_key.isascii() and api_key.isprintable()):
+        raise PrismError("api_key: expected letters, digits and signs of ASCII on one line; got others")
+    result: concurrent.futures.Future[tuple[ExitStack, ClientConnection]] = concurrent.futures.Future()
+
+    def work() -> None:
+        try:
+            opened = _open(url, api_key, end)
+        except BaseException as error:
+            if result.set_running_or_notify_cancel():
+                result.set_exception(error)
+            return
+        if result.set_running_or_notify_cancel():
+            result.set_result(opened)
+        else:
+            opened[0].close()
+
+    threading.Thread(target=work, daemon=True).start()
+    with suppress(concurrent.futures.TimeoutError):
+        return result.result(max(end - time.monotonic(), 0))
+    if not result.cancel():
+        return result.result()
+    raise PrismError(f"no policy server at {url} (no answer in time); start one with `prism serve RUN`")
+
+
+def _open(url: str, api_key: str | None, end: float) -> tuple[ExitStack, ClientConnection]:
+    """Try until `end`, then say why not."""
     headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
-    end = time.monotonic() + connect_s
-    with ExitStack() as stack:
-        while True:
-            try:
-                attempt = connect(url, compression=None, max_size=None, additional_headers=headers, proxy=None)
-                connection = stack.enter_context(attempt)
-                break
-            except InvalidURI as error:
-                raise PrismError(f"expected an address such as ws://127.0.0.1:8000, got {url!r}") from error
-            except InvalidHandshake as error:
-                raise PrismError(f"{url} refuses the connection ({error}); is PRISM_API_KEY the server's?") from error
-            except (OSError, EOFError) as error:
-                if time.monotonic() > end:
-                    missing = f"no policy server at {url} ({error})"
-                    raise PrismError(f"{missing}; start one with `prism serve RUN`") from error
-                time.sleep(0.1)
-        yield connection
+    options: dict[str, Any] = {
+        "compression": None, "max_size": LARGEST_ANSWER, "max_queue": 1, "additional_headers": headers, "proxy": None,
+        # Of limits there is one, in `_exchange`; a ping's would end the wait for a slow answer before.
+        "ping_interval": None, "close_timeout": CLOSE_S,
+    }  # fmt: skip
+    while True:
+        left = end - time.monotonic()
+        try:
+            stack = ExitStack()
+            return stack, stack.enter_context(connect(url, open_timeout=max(left, 0.01), **options))
+        except InvalidStatus as error:
+            status = error.response.status_code
+            said = sentence(f"HTTP {status} {(error.response.body or b'').decode(errors='replace')}", 200)
+            hint = "is PRISM_API_KEY the server's?" if status == 401 else "is this the address of `prism serve`?"
+            raise PrismError(f"{url} refuses the connection ({said}); {hint}") from error
+        except InvalidHandshake as error:
+            hint = "is this the address of `prism serve`?"
+            raise PrismError(f"{url} refuses the connection ({sentence(error, 200)}); {hint}") from error
+        except (OSError, EOFError) as error:
+            if time.monotonic() + 0.1 > end:
+                missing = f"no policy server at {url} ({sentence(error, 200)})"
+                raise PrismError(f"{missing}; start one with `prism serve RUN`") from error
+            time.sleep(0.1)
+        except (InvalidURI, ValueError, OverflowError) as error:
+            raise PrismError(f"expected an address such as ws://127.0.0.1:8000, got {quoted(url)}") from error

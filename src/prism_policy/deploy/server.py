@@ -1,18 +1,30 @@
-"""`prism serve`: a trained policy behind a websocket, in the protocol of openpi's policy servers."""
+"""`prism serve`: a trained policy behind a websocket, in the protocol of openpi's policy servers.
+
+Two threads: the main one computes, always, for a second one that did would make a second team of OpenMP threads, and on
+few cores both would be slow (benchmarks/RESULTS.md); the other one talks to the network, so that robots can connect and
+stay connected while the policy computes.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import functools
 import hmac
 import http
+import ipaddress
+import logging
 import signal
+import sys
+import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,82 +36,33 @@ from websockets.http11 import Request, Response
 from prism_policy.config import config_json
 from prism_policy.config.presets import encoder_name
 from prism_policy.config.settings import Device, RunConfig
-from prism_policy.data.actions import decode_absolute
+from prism_policy.deploy.connection import FairConnection
 from prism_policy.deploy.msgpack_numpy import pack, unpack
+from prism_policy.deploy.quoting import sentence
+from prism_policy.deploy.schema import Schema
+from prism_policy.deploy.session import Session, schema_of
+from prism_policy.deploy.turns import Turn, Turns
 from prism_policy.errors import PrismError
 from prism_policy.policies import Policy
 from prism_policy.run_folder import load_policy, read_data
 from prism_policy.tasks.spec import CONTROL_HZ
 from prism_policy.utils.device import pick_device
-from prism_policy.utils.observations import Observation, stack_history
 from prism_policy.utils.progress import console
 
 ABOUT_PROPRIO = "position x y z [m], quaternion x y z w, two fingers [m]"
 ABOUT_ACTIONS = {
     "delta": "change of position x y z and rotation x y z as shares of the controller's range, gripper; in [-1, 1]",
-    "absolute": "position x y z [m], rotation vector [rad], gripper",
+    "absolute": "position x y z [m], rotation vector [rad], gripper in [-1, 1]",
 }
-LARGEST_MESSAGE = 64 * 2**20
-"""Bytes; some hundred frames of 240 px."""
-
-
-class Session:
-    """One connection's history of frames and its noise."""
-
-    def __init__(self, policy: Policy, absolute: bool, seed: int) -> None:
-        self.policy, self.absolute = policy, absolute
-        self.generator = torch.Generator().manual_seed(seed)
-        self.frames: list[Observation] = []
-
-    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The actions to execute now, float32 (n_action_steps, A), and `server_timing`.
-
-        Args:
-            request: `images` {camera: uint8 (H, W, 3)} and `proprio` (P,) of this control step, to which the server
-                adds the history; or all of the last n_obs_steps frames, (To, H, W, 3) and (To, P). A policy of several
-                tasks needs `task` (or `prompt`), the instruction. `reset` clears the history; so does `seed`, which
-                also begins the noise anew.
-        """
-        known = {"images", "proprio", "task", "prompt", "reset", "seed"}
-        if other := [key for key in request if key not in known]:
-            raise PrismError(f"unknown key {other[0]!r}; expected {', '.join(sorted(known))}")
-        images, proprio = request.get("images"), request.get("proprio")
-        if not isinstance(images, dict) or not isinstance(proprio, np.ndarray):
-            raise PrismError("expected 'images', a map of a camera's name to its frame, and 'proprio', an array")
-        if other := [camera for camera, x in images.items() if not isinstance(x, np.ndarray)]:
-            raise PrismError(f"camera {other[0]!r}: expected an array, got {type(images[other[0]]).__name__}")
-        if request.get("reset") or "seed" in request:
-            self.frames.clear()
-        if "seed" in request:
-            seed = request["seed"]
-            if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-                raise PrismError(f"seed: expected an integer from 0 to 2^63 - 1, got {seed!r}")
-            self.generator.manual_seed(int(seed))
-        frames = {"images": images, "proprio": proprio}
-        batch = stack_history([self._with_history(frames) if proprio.ndim == 1 else frames])  # of one
-        if instruction := request.get("task", request.get("prompt")):
-            if not isinstance(instruction, str):
-                raise PrismError(f"task: expected an instruction, got {type(instruction).__name__}")
-            batch["task"] = instruction
-        started = time.perf_counter()
-        actions = self.policy.act(batch, self.generator)[0].cpu().numpy()  # (Ta, A)
-        seconds = time.perf_counter() - started
-        if self.absolute:
-            actions = decode_absolute(actions)
-        return {"actions": actions.astype(np.float32), "server_timing": {"infer_ms": 1000 * seconds}}
-
-    def _with_history(self, frame: Observation) -> Observation:
-        """This frame with those before it; the first one stands for them, too, as in training."""
-        steps = self.policy.config.n_obs_steps
-        frames = [*self.frames, frame][-steps:] if self.frames else [frame] * steps
-        try:
-            if frame["images"].keys() != frames[0]["images"].keys():
-                raise ValueError("other cameras")
-            stacked = stack_history(frames)
-        except ValueError as error:
-            raise PrismError("expected the cameras and sizes of the frames before; 'reset' begins anew") from error
-        self.frames = frames
-        return stacked
+MOST_CONNECTIONS = 64
+"""Of robots at a time: each may keep three of the longest questions in memory."""
+OPEN_S, CLOSE_S = 5.0, 1.0
+"""How long a connection may take to open and to close [s]."""
+SWITCH_S = 0.0005
+"""How long the network may keep Python's lock from the policy [s], which needs it again after every operator: with
+Python's own 5 ms a chunk took seconds beside a busy network."""
+WAKE_S = 0.1
+"""How often the main thread looks whether it shall stop [s]."""
 
 
 @dataclass
@@ -116,6 +79,8 @@ class Server:
     """Duration of each of the latest answers [s]."""
     answers: int = 0
     _connections: int = 0
+    _turns: Turns = field(default_factory=Turns)
+    _stopping: bool = False
 
     def session(self) -> Session:
         """Start the session of a new connection."""
@@ -123,74 +88,173 @@ class Server:
         return Session(self.policy, self.metadata["action_mode"] == "absolute", self.seed + self._connections)
 
     def warm_up(self) -> None:
-        """Act once, on a frame in the middle of the training data: the first call lays out the weights."""
+        """Act once, on a frame in the middle of the training data: the first call lays out the weights.
+
+        Raises:
+            PrismError: a weight or an action is NaN or infinite.
+        """
+        for name, tensor in self.policy.state_dict().items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise PrismError(f"weight '{name}' holds NaN or infinity; serve another checkpoint, or train again")
         images = {c: np.full((*size, 3), 128, np.uint8) for c, size in self.policy.encoder.cameras.items()}
         zeros = torch.zeros(1, self.policy.proprio_dim, device=self.policy.device)
         middle = self.policy.normalizer["proprio"].invert(zeros)  # type: ignore[operator]
         request: dict[str, Any] = {"images": images, "proprio": middle[0].cpu().numpy()}
         if instructions := self.metadata["instructions"]:
             request["task"] = instructions[0]
-        Session(self.policy, False, 0).answer(request)
+        Session(self.policy, self.metadata["action_mode"] == "absolute", self.seed).answer(request)
 
     def run(self, host: str, port: int, ready: Callable[[str], None] = lambda url: None) -> None:
-        """Answer requests until SIGINT or SIGTERM; `ready` is called with the address. Port 0 is any that is free."""
-        asyncio.run(self._run(host, port, ready))
+        """Answer requests until SIGINT or SIGTERM; `ready` is called with the address. Port 0 is any that is free.
 
-    async def _run(self, host: str, port: int, ready: Callable[[str], None]) -> None:
-        loop, stopped = asyncio.get_running_loop(), asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stopped.set)
+        Computes in the calling thread, which has to be the process's main one.
+        """
+        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        switch_s = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_S)
+        try:
+            with self._network(host, port) as url:
+                ready(url)
+                while not self._stopping:
+                    if turn := self._turns.next(WAKE_S):
+                        turn.take()
+        finally:
+            sys.setswitchinterval(switch_s)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _stop(self, *signal_and_frame: object) -> None:
+        self._stopping = True
+
+    @contextmanager
+    def _network(self, host: str, port: int) -> Iterator[str]:
+        """Talk to robots in another thread; yields the address, and says goodbye to everyone in the end."""
+        opened: concurrent.futures.Future[tuple[str, Callable[[], object]]] = concurrent.futures.Future()
+
+        def talk() -> None:
+            try:
+                asyncio.run(self._listen(host, port, opened))
+            except Exception as error:
+                if opened.done():
+                    raise
+                opened.set_exception(error)
+            finally:
+                self._stop()
+
+        thread = threading.Thread(target=talk, daemon=True)
+        thread.start()
+        url, close = opened.result()
+        try:
+            yield url
+        finally:
+            with suppress(RuntimeError):  # it broke down, and has said so
+                close()
+            while thread.is_alive():
+                if turn := self._turns.next(WAKE_S):
+                    turn.drop()
+
+    async def _listen(
+        self, host: str, port: int, opened: concurrent.futures.Future[tuple[str, Callable[[], object]]]
+    ) -> None:
+        loop, closing = asyncio.get_running_loop(), asyncio.Event()
+        logger = logging.getLogger("prism_policy.deploy.websockets")
+        logger.disabled = True  # it would print a traceback for whatever others send
+        logging.getLogger("asyncio").setLevel(logging.ERROR)  # a line for each write to a robot that has left
         try:
             listening = await listen(
-                self._handle, host, port, compression=None, max_size=LARGEST_MESSAGE, process_request=self._authorize
+                self._handle,
+                host,
+                port,
+                compression=None,
+                max_size=Schema.of(self.metadata).largest_question,
+                max_queue=(0, 0),
+                open_timeout=OPEN_S,
+                close_timeout=CLOSE_S,
+                process_request=self._admit,
+                process_response=_shortened,
+                create_connection=cast(Any, functools.partial(FairConnection, {})),
+                logger=logger,
             )
-        except (OSError, OverflowError) as error:
-            raise PrismError(f"cannot listen at {host}:{port} ({error}); choose another --host or --port") from error
+        except (OSError, OverflowError, ValueError) as error:
+            failed = f"cannot listen at {host}:{port} ({sentence(error, 200)})"
+            raise PrismError(f"{failed}; choose another --host or --port") from error
         async with listening as server:
-            address = next(iter(server.sockets)).getsockname()
-            ready(f"ws://{host}:{address[1]}")
-            await stopped.wait()
+            number = next(iter(server.sockets)).getsockname()[1]
+            url = f"ws://[{host}]:{number}" if ":" in host else f"ws://{host or '0.0.0.0'}:{number}"
+            opened.set_result((url, lambda: loop.call_soon_threadsafe(closing.set)))
+            await closing.wait()
 
-    def _authorize(self, connection: ServerConnection, request: Request) -> Response | None:
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        """None for a robot; or the answer to others."""
         if request.path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
-        given = request.headers.get("Authorization", "")
-        if self.api_key and not hmac.compare_digest(given.encode(), f"Api-Key {self.api_key}".encode()):
+        if "Origin" in request.headers:  # a page in somebody's browser, which reaches machines that its site does not
+            return connection.respond(http.HTTPStatus.FORBIDDEN, "expected a robot, got a browser's page (Origin)\n")
+        keys = request.headers.get_all("Authorization")
+        if len(keys) > 1:
+            return connection.respond(http.HTTPStatus.BAD_REQUEST, "expected one Authorization header\n")
+        given = "".join(keys).encode(errors="surrogateescape")
+        if self.api_key and not hmac.compare_digest(given, f"Api-Key {self.api_key}".encode()):
             return connection.respond(http.HTTPStatus.UNAUTHORIZED, "expected Authorization: Api-Key ...\n")
+        if len(connection.server.connections) >= MOST_CONNECTIONS:
+            full = f"{MOST_CONNECTIONS} robots are connected, and more have to wait\n"
+            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, full)
         return None
 
     async def _handle(self, connection: ServerConnection) -> None:
-        session = self.session()
+        session, gone = self.session(), asyncio.create_task(connection.wait_closed())
+        self._turns.open(connection)
         try:
             await connection.send(pack(self.metadata))
             async for data in connection:
                 try:
-                    # Here, not in a thread of its own: on two cores that took 50 ms longer (benchmarks/RESULTS.md), and
-                    # two calls at a time would share the cores and both be late.
-                    answer = self._answer(session, data)
+                    turn = self._turn(connection, session, data)
+                    waiting = asyncio.wrap_future(turn.answer)
+                    await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
+                    if not waiting.done() or waiting.cancelled():  # the robot has left, or the server stops
+                        turn.drop()
+                        return
+                    await connection.send(waiting.result())
                 except PrismError as error:
-                    await self._refuse(connection, str(error))
+                    await self._refuse(connection, sentence(error))
+                    return
+                except ConnectionClosed:
                     return
                 except Exception:
                     console.print(traceback.format_exc(), markup=False)
                     await self._refuse(connection, "the server failed; its log says where")
                     return
-                await connection.send(answer)
         except ConnectionClosed:  # by the robot, or a network that broke
             return
+        finally:
+            self._turns.close(connection)
+            gone.cancel()
 
-    def _answer(self, session: Session, data: bytes | str) -> bytes:
+    def _turn(self, connection: ServerConnection, session: Session, data: bytes | str) -> Turn:
+        """Have a question answered when it is its turn."""
         if isinstance(data, str):
             raise PrismError("expected a binary message, got text")
-        started = time.perf_counter()
-        answer = pack(session.answer(unpack(data)))
-        self.answers_s.append(time.perf_counter() - started)
-        self.answers += 1
-        return answer
+        request = unpack(data)
+
+        def compute() -> bytes:
+            started = time.perf_counter()
+            answer = pack(session.answer(request))
+            self.answers_s.append(time.perf_counter() - started)
+            self.answers += 1
+            return answer
+
+        return self._turns.ask(connection, compute)
 
     async def _refuse(self, connection: ServerConnection, sentence: str) -> None:
         await connection.send(sentence)
         await connection.close(1011, "the message before says why")
+
+
+def _shortened(connection: ServerConnection, request: Request, response: Response) -> Response | None:
+    """Refusals of websockets quote what was sent at any length."""
+    if response.status_code >= 400 and response.body and len(response.body) > 300:
+        return connection.respond(http.HTTPStatus(response.status_code), sentence(bytes(response.body).decode(), 300))
+    return None
 
 
 def describe(folder: Path, checkpoint: str, config: RunConfig, policy: Policy) -> dict[str, Any]:
@@ -205,12 +269,8 @@ def describe(folder: Path, checkpoint: str, config: RunConfig, policy: Policy) -
         "instructions": list(policy.instructions.known) if policy.instructions else [],
         "policy": config.policy.kind,
         "encoder": encoder_name(config.policy.encoder),
-        "cameras": {camera: [*size, 3] for camera, size in policy.encoder.cameras.items()},
-        "proprio_dim": policy.proprio_dim,
+        **schema_of(policy, task.action_mode == "absolute").metadata(),
         "proprio": ABOUT_PROPRIO,
-        "n_obs_steps": policy.config.n_obs_steps,
-        "n_action_steps": policy.config.n_action_steps,
-        "action_mode": task.action_mode,
         "actions": ABOUT_ACTIONS[task.action_mode],
         "control_hz": data.control_hz if data else CONTROL_HZ,  # none where the demonstrations do not say
     }
@@ -242,7 +302,7 @@ def serve(
             f"It answers with {about['n_action_steps']} actions at {rate}: {about['actions']}",
             markup=False,  # units stand in brackets
         )
-        if host not in ("127.0.0.1", "localhost", "::1") and not api_key:
+        if not _is_local(host) and not api_key:
             console.print("Anyone who reaches this machine can send requests; set PRISM_API_KEY to require a key")
         console.print("Ctrl-C stops it")
 
@@ -252,3 +312,10 @@ def serve(
         median, slow = (1000 * seconds for seconds in np.quantile(server.answers_s, (0.5, 0.95)))
         speed = f": median {median:.0f} ms, 95% within {slow:.0f} ms"
     console.print(f"Served {server.answers} chunks{speed}")
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
