@@ -165,7 +165,7 @@ def sample_chunks(
     The policy is called with exactly `rows` rows, those that nobody needs filled with copies. An episode's row follows
     from its number, for a kernel may treat its first rows otherwise than its last; two of the same row take turns.
     """
-    noise = [policy.draw_noise(1, generator) for generator in generators]
+    draws = [policy.draw_sampling(1, generator) for generator in generators]
     left = list(range(len(episodes)))
     chunks: dict[int, np.ndarray] = {}
     while left:
@@ -176,7 +176,8 @@ def sample_chunks(
         source = [taken.get(row, next(iter(taken.values()))) for row in range(rows)]
         task = {key: x.expand(rows, -1) for key, x in (instruction or {}).items()}
         batch = as_batch([observations[i] for i in source]) | task
-        actions = policy.predict_chunk(batch, noise=torch.cat([noise[i] for i in source])).cpu().numpy()  # (rows, T, A)
+        together = {name: torch.cat([draws[i][name] for i in source]) for name in draws[0]}
+        actions = policy.predict_chunk(batch, draws=together).cpu().numpy()  # (rows, T, A)
         chunks |= {i: actions[row] for row, i in taken.items()}
     return np.stack([chunks[i] for i in range(len(episodes))])
 

@@ -116,8 +116,9 @@ class Trainer:
         self.on_update, self.valid, self.max_s, self.rollout = on_update, valid, max_s, rollout
         self.group, self.device = group, device
         self.rows = group.local_rows(self.settings.batch_size)
-        torch.manual_seed(config.seed)
-        self.policy = make_policy(config, windows.frames.proprio.shape[1], windows.frames.actions.shape[1])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.policy = make_policy(config, windows.frames.proprio.shape[1], windows.frames.actions.shape[1])
         fit_normalizers(self.policy, windows)
         self.policy.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.state = TrainState(self.policy, self.settings)
@@ -345,8 +346,9 @@ def validate(policy: Policy, windows: Windows, batch_size: int) -> dict[str, flo
         batch = moved(windows.batch(indices) | {"draws": policy.draw(len(indices), generator)}, policy.device)
         losses += float(policy(batch)) * len(indices)
         expected = policy.normalizer["action"](batch["actions"])
-        noise = policy.draw_noise(len(indices), generator)
-        error = (policy.sample(batch, noise) - expected)[:, policy.executed].square().mean(-1)
+        draws = policy.draw_sampling(len(indices), generator)
+        sampled = policy.sample({**batch, "draws": draws}, draws["noise"])
+        error = (sampled - expected)[:, policy.executed].square().mean(-1)
         mask = batch["mask"][:, policy.executed]
         errors, counts = errors + float((error * mask).sum()), counts + float(mask.sum())
     policy.train()
