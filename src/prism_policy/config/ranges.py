@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -45,10 +44,11 @@ class Range:
 
     def check(self, value: Any, path: str) -> None:
         """Refuse what is no number in the range, naming its field."""
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise PrismError(f"{path}: expected {self}, got {shown(value)}")
         if value not in self:
-            expected = f"at most {self.most}" if self.most < value < math.inf and self.high == math.inf else str(self)
+            beyond = self.high == math.inf and value != math.inf and bool(value > self.most)
+            expected = f"at most {self.most}" if beyond else str(self)
             raise PrismError(f"{path}: expected {expected}, got {shown(value)}")
 
 

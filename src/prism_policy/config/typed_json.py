@@ -68,7 +68,8 @@ def _with_fields(hint: Any, value: Any, path: str) -> Any:
     hints = typing.get_type_hints(hint, include_extras=True)
     unknown, missing = sorted(value.keys() - hints.keys()), []
     if typing.is_typeddict(hint):
-        missing = sorted(hint.__required_keys__ - value.keys())
+        optional = {name for name, one in hints.items() if typing.get_origin(one) is typing.NotRequired}
+        missing = sorted(hint.__required_keys__ - optional - value.keys())
     elif unknown:
         name = unknown[0] if len(unknown[0]) < 80 and unknown[0].isprintable() else shown(unknown[0])
         raise PrismError(f"unknown field '{prefix}{name}'; {hint.__name__} has {', '.join(sorted(hints))}")
@@ -93,7 +94,7 @@ def read_json(path: Path, hint: Any, remedy: str, missing: str = "") -> Any:
     """The value in a JSON file, of this type.
 
     Raises:
-        PrismError: `missing` (by default the remedy) where there is none; it is damaged, or does not fit, with `remedy`.
+        PrismError: there is none (`missing` says what to do, by default `remedy`), or it is damaged or does not fit.
     """
     try:
         with open_file(path, MOST_BYTES) as file:
@@ -184,7 +185,8 @@ def read_journal(
     with file:
         for number, raw in enumerate(file, start=1):
             try:
-                line = conform(hint, _parsed(raw))
+                line = _parsed(raw)
+                conform(hint, line)  # the line itself is kept, to be written again as it is
                 if key is not None and (before := keys.setdefault(key(line), line)) is not line:
                     if before == line:
                         continue

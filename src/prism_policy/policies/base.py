@@ -243,7 +243,7 @@ class Policy(nn.Module):
         known: Known | None = None,
         draws: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """As `act`, the whole chunk (B, T, A); with `draws`, of `draw_sampling`, each row may have its own generator."""
+        """As `act`, the whole chunk (B, T, A); `draws`, of `draw_sampling`, may come from a generator for each row."""
         observation = self._checked(observation)
         batch = len(observation["proprio"])
         known = None if known is None else self._checked_known(known, batch)

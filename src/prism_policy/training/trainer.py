@@ -17,13 +17,13 @@ from prism_policy.data.windows import Windows, batch_indices
 from prism_policy.errors import PrismError
 from prism_policy.models.normalizer import LinearNormalizer
 from prism_policy.policies import Policy
-from prism_policy.run_folder import make_policy, save_normalizer, save_weights
+from prism_policy.run_folder import make_policy, read_metrics, save_normalizer, save_weights
 from prism_policy.training.checkpoint import Checkpoints, TrainState
 from prism_policy.training.distributed import SINGLE_PROCESS, ProcessGroup
 from prism_policy.training.health import advise_batch_size, check_compiler, check_losses, is_out_of_memory
 from prism_policy.training.prefetch import Prefetcher, moved, pinned
 from prism_policy.training.runtime import arithmetic, resident, stop_signal
-from prism_policy.utils.files import read_lines, write_lines
+from prism_policy.utils.files import write_lines
 from prism_policy.utils.memory import keep_freed_memory
 
 VALID_WINDOWS = 256  # held-out windows of a validation, at most
@@ -167,7 +167,7 @@ class Trainer:
     def resume(self) -> None:
         """Go back to the newest checkpoint and to the metrics up to it."""
         self.checkpoints.restore(self.state)
-        lines = read_lines(self.folder / "metrics.jsonl")
+        lines = read_metrics(self.folder).repaired("the lines that are damaged are left out")
         self.metrics = [line for line in lines if line["step"] <= self.state.done]
         self.group.barrier()  # all have read what the main process is about to write
         if not self.metrics:
