@@ -256,7 +256,8 @@ def _form(tensor: Tensor | None) -> str:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file with a checksum in its metadata, which `read_tensors` verifies."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, path, {**(metadata or {}), "crc32": checksum(plain)})
+    # One entry: safetensors writes several in an order of its own, and the same run shall give the same bytes.
+    save_file(plain, path, {"prism": json.dumps({**(metadata or {}), "crc32": checksum(plain)})})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -269,10 +270,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         open_file(path, LARGEST).close()
         with safetensors.safe_open(path, "pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
+            metadata |= {name: str(value) for name, value in dict(json.loads(metadata.get("prism", "{}"))).items()}
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except FileNotFoundError as error:
         raise PrismError(f"{path} not found; train the run first") from error
-    except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
         raise PrismError(f"{path} is damaged ({shown(str(error))}); restore it or train again") from error
     if metadata.get("crc32") not in (None, checksum(tensors)):
         raise PrismError(f"{path} is damaged (its checksum differs); restore it or train again")
