@@ -50,21 +50,31 @@ class Settings(TypedDict):
     task: SimulatedTask
 
 
-class Rate(TypedDict):
-    """Success of some episodes."""
+class Success(TypedDict):
+    """A rate alone."""
 
     success_rate: Fraction
+
+
+class Rate(Success):
+    """Success of some episodes."""
+
     n_episodes: Count
-    n_success: NotRequired[Natural]
     wilson_95: tuple[Fraction, Fraction]
 
 
-class OverSeeds(Rate):
+class TaskRow(Rate):
+    """Success in a task."""
+
+    n_success: Natural
+
+
+class OverSeeds(TaskRow):
     """Success of a checkpoint."""
 
     mean_over_seeds: Fraction
     std_over_seeds: NonNegative | None
-    seeds: dict[str, Rate]
+    seeds: dict[str, Success]
 
 
 class LastTen(TypedDict):
@@ -77,6 +87,7 @@ class LastTen(TypedDict):
 class Summary(Rate, total=False):
     """results/summary.json, as far as a report needs it."""
 
+    n_success: Natural
     task: str
     policy: str
     encoder: str
@@ -87,8 +98,8 @@ class Summary(Rate, total=False):
     median_seconds_to_success: NonNegative | None
     failures_by_stage: dict[str, Natural]
     checkpoints: dict[str, OverSeeds]
-    seeds: dict[str, Rate]
-    tasks: dict[str, Rate]
+    seeds: dict[str, Success]
+    tasks: dict[str, TaskRow]
     mean_of_last_10: LastTen
     wall_s: dict[str, Any] | None
     peak_rss_mib: NonNegative | None
