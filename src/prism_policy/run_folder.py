@@ -29,6 +29,13 @@ from prism_policy.utils.files import atomic, disk_errors, write_text
 from prism_policy.utils.progress import console
 
 
+class TimedLine(TypedDict):
+    """A line of metrics.jsonl, as far as an estimate of the cost needs it."""
+
+    step: Natural
+    wall_s: float
+
+
 class MetricsLine(TypedDict):
     """A line of metrics.jsonl, as far as a report needs it."""
 

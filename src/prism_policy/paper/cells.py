@@ -19,7 +19,7 @@ from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import EpisodeSet
 from prism_policy.paper.experiments import Variant
 from prism_policy.reports.evaluate import known_timings
-from prism_policy.run_folder import is_trained, read_metrics, read_run
+from prism_policy.run_folder import TimedLine, is_trained, read_metrics, read_run
 from prism_policy.tasks import task_spec
 from prism_policy.utils.files import file_lock
 
@@ -62,7 +62,7 @@ class Cell:
     def seconds(self, stage: Literal["train", "evaluate"]) -> float | None:
         """How long it took [s], where it is known."""
         if stage == "train":
-            lines = read_metrics(self.folder).lines if self.trained else []
+            lines = read_metrics(self.folder, TimedLine).lines if self.trained else []
             return float(lines[-1]["wall_s"]) if lines else None
         try:
             known = known_timings(self.folder / "results" / "timings.json")["wall_s"]

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, get_type_hints
+from typing import Any, NotRequired, TypedDict, get_type_hints
 
 from rich.table import Table
 
@@ -48,14 +48,14 @@ class TimingsFile(TypedDict):
     """What timings.json holds."""
 
     wall_s: dict[str, NonNegative]
-    peak_rss_mib: NonNegative
-    worker_peak_rss_mib: NonNegative
+    peak_rss_mib: NotRequired[NonNegative]
+    worker_peak_rss_mib: NotRequired[NonNegative]
 
 
 def known_timings(path: Path) -> dict[str, Any]:
     """The seconds and memory that a run has taken so far."""
     known = read_json(path, TimingsFile, "remove it")
-    return {name: known[name] for name in get_type_hints(TimingsFile)}
+    return {name: known[name] for name in get_type_hints(TimingsFile) if name in known}
 
 
 @dataclass
