@@ -11,6 +11,7 @@ from typing import Annotated, Self
 import tyro
 
 from prism_policy.config import presets
+from prism_policy.config.ranges import Seed, check_ranges
 from prism_policy.config.settings import PolicyKind, RunConfig
 
 Flat = tyro.conf.arg(name="")
@@ -22,6 +23,10 @@ PLAIN = (tyro.conf.PositionalMetavarFromFieldName, tyro.conf.FlagCreatePairsOff,
 @dataclass(frozen=True)
 class Command:
     """A command: its docstring and its fields' are the help, `run` does the work."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of the ranges that stand at the fields, before anything is made."""
+        check_ranges(self, flat=True)  # as their flags are
 
     @classmethod
     def parse(cls, arguments: Sequence[str], prog: str) -> Callable[[], None]:
@@ -42,7 +47,7 @@ class RunCommand(Command):
     policy: Annotated[PolicyKind, tyro.conf.arg(name="policy.kind", aliases=("--policy",))] = "flow_matching"
     """Generative model of the actions."""
     encoder: Annotated[str, tyro.conf.arg(help=f"Visual encoder: {', '.join(presets.ENCODERS)}.")] = "prism"
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights, batches and noise; also of scripted demonstrations and of evaluated episodes."""
     help_all: bool = False
     """List every other setting with its default, then exit."""

@@ -11,7 +11,7 @@ import tyro
 
 from prism_policy.cli.command import PLAIN, Command, Flat, value_of
 from prism_policy.config.presets import demo_config, task_config
-from prism_policy.config.ranges import check_ranges
+from prism_policy.config.ranges import Natural, Workers
 from prism_policy.config.settings import DemoConfig, RenderConfig, check_task, single_tasks
 from prism_policy.errors import PrismError
 from prism_policy.utils.progress import Bar
@@ -28,10 +28,10 @@ class Collect(Command):
 
     task: str = "lift"
     """Task to demonstrate: lift, can, square, tool_hang, or the LIBERO suite libero_spatial or libero_10."""
-    numbers: tuple[int, ...] = ()
+    numbers: tuple[Natural, ...] = ()
     """Tasks of a suite, by their place in it; by default all."""
     demos: Annotated[DemoConfig, Flat] = field(default_factory=DemoConfig)
-    workers: int | None = None
+    workers: Workers | None = None
     """Simulator processes; by default one for each core."""
     out: Path | None = None
     """Copy of the file (of a suite: a folder); by default it stays in ~/.cache/prism-policy, or $PRISM_CACHE."""
@@ -45,8 +45,6 @@ class Collect(Command):
 
     def run(self) -> None:
         """Collect them, and print where they lie."""
-        check_ranges(self.demos)
-
         from prism_policy.data.robomimic import read_attributes
         from prism_policy.demos.cache import check_free, copy_out
         from prism_policy.demos.collect import collect
@@ -78,7 +76,7 @@ class Render(Command):
     cameras: tuple[str, ...] | None = None
     """Cameras to draw; by default those of the task."""
     render: Annotated[RenderConfig, Flat] = field(default_factory=RenderConfig)
-    workers: int | None = None
+    workers: Workers | None = None
     """Simulator processes; by default one for each core."""
     out: Path | None = None
     """Copy of the file (of a folder: a folder); by default it stays in ~/.cache/prism-policy, or $PRISM_CACHE."""
@@ -87,7 +85,6 @@ class Render(Command):
         """Draw the images, and print where they lie."""
         from prism_policy.demos.cache import check_free
 
-        check_ranges(self.render)
         check_free(self.out)
         if not self.file.is_dir():
             file = self.draw(self.file, self.out)

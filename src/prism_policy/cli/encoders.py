@@ -11,6 +11,7 @@ import tyro
 
 from prism_policy.cli.command import PLAIN, Command, Flat, value_of
 from prism_policy.config import presets
+from prism_policy.config.ranges import Natural, Resolution, Seed, Size, Workers
 from prism_policy.config.settings import Device, ProbeConfig
 
 _named = tyro.conf.subcommand
@@ -30,13 +31,13 @@ class Probe(Command):
     config: Annotated[ProbeConfig, Flat] = field(default_factory=ProbeConfig)
     encoders: tuple[str, ...] = tuple(presets.ENCODERS)
     """Presets, such as prism or sspool; sspool@2 reads the second stage; or JSON files with an EncoderConfig."""
-    resolutions: tuple[int, ...] = (84,)
+    resolutions: tuple[Resolution, ...] = (84,)
     """Width and height of the frames [px]."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Seeds of the trainings; the interval is over them."""
     device: Device = "auto"
     """Where to compute; auto is a GPU where there is one."""
-    workers: int | None = None
+    workers: Workers | None = None
     """Trainings at a time; by default one for each core. A GPU does one at a time."""
     out: Path | None = None
     """Folder of the results; by default runs/probe-TASK-CAMERA-wWIDTH."""
@@ -61,15 +62,15 @@ class Probe(Command):
 class InfoEncoders(Command):
     """What each encoder costs: numbers a camera, parameters, operations and milliseconds of a forward pass."""
 
-    resolutions: tuple[int, ...] = (84, 240)
+    resolutions: tuple[Resolution, ...] = (84, 240)
     """Widths and heights of the image [px]; the encoder crops it (84 px to 76, 240 px to 216)."""
-    width: int = 64
+    width: Size = 64
     """Channels of the trunk's first stage."""
-    batch_size: int = 1
+    batch_size: Size = 1
     """Images in the forward pass that is timed."""
     device: Device = "auto"
     """Where to time it; auto is a GPU where there is one."""
-    threads: int | None = None
+    threads: Workers | None = None
     """CPU threads of that forward pass; by default as many as torch chooses."""
     json: bool = False
     """Print JSON and nothing else."""
@@ -91,7 +92,7 @@ class InfoDemos(Command):
 
     file: Annotated[Path, tyro.conf.Positional]
     """An HDF5 file."""
-    replay: int | None = None
+    replay: Natural | None = None
     """Demonstrations to replay; by default 3 where the file has states and the simulator is installed, else none."""
     out: Path | None = None
     """The contact sheet; by default FILE's name with -contact.png, in the current folder."""

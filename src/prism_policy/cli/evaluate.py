@@ -10,6 +10,7 @@ import tyro
 
 from prism_policy.cli.command import Command, Flat
 from prism_policy.config.options import EvalOptions
+from prism_policy.config.ranges import Workers
 from prism_policy.config.settings import Device
 
 
@@ -27,7 +28,7 @@ class Evaluate(Command):
     options: Annotated[EvalOptions, Flat] = field(default_factory=EvalOptions)
     device: Device = "auto"
     """Where to compute; auto is a GPU where there is one."""
-    workers: int | None = None
+    workers: Workers | None = None
     """Simulator processes; by default one for each core."""
 
     def run(self) -> None:

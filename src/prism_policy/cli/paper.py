@@ -10,6 +10,7 @@ import tyro
 
 from prism_policy.cli.command import Command, Flat
 from prism_policy.config.options import ClusterOptions
+from prism_policy.config.ranges import Natural, Number, Seed
 from prism_policy.config.settings import PolicyKind
 from prism_policy.errors import PrismError
 from prism_policy.tasks import task_spec
@@ -34,13 +35,13 @@ class Reproduce(Command):
     """Sizes: nano for two CPU cores (ten minutes a cell of Lift), small and paper for a GPU."""
     tasks: tuple[str, ...] | None = None
     """Tasks of the table; by default all."""
-    numbers: tuple[int, ...] | None = None
+    numbers: tuple[Natural, ...] | None = None
     """Tasks of LIBERO's suites, by their place; by default all ten."""
     policies: tuple[PolicyKind, ...] | None = None
     """Policies of the table; by default all."""
-    seeds: tuple[int, ...] | None = None
+    seeds: tuple[Seed, ...] | None = None
     """Training seeds, each with episodes of its own; by default the paper's three (one in table5)."""
-    n_episodes: int | None = None
+    n_episodes: Number | None = None
     """Unseen episodes a cell; by default 50, as in the paper."""
     dataset: tuple[str, ...] = ()
     """Demonstrations with images, TASK=FILE each (a cell takes the first that fits); by default a scripted expert's."""

@@ -11,6 +11,7 @@ from typing import Literal
 
 from prism_policy.cli.command import RunCommand
 from prism_policy.config import presets
+from prism_policy.config.ranges import Positive, Workers
 from prism_policy.config.settings import Device, RunConfig, Tracker, check
 
 
@@ -32,11 +33,11 @@ class Train(RunCommand):
     """HDF5 file of demonstrations with images (of a suite: a folder); by default a scripted expert's."""
     device: Device = "auto"
     """Where to compute; auto is a GPU where there is one."""
-    processes: int = 1
+    processes: Workers = 1
     """Processes (GPUs) of this machine that share each batch; for several machines see docs/training.md."""
     track: tuple[Tracker, ...] = ()
     """Log metrics to TensorBoard (RUN/tensorboard) or Weights & Biases, too."""
-    max_minutes: float | None = None
+    max_minutes: Positive | None = None
     """Stop after this time, with a checkpoint to go on from."""
     out: Path | None = None
     """Run folder; by default runs/train-TASK-POLICY-ENCODER-PRESET-sSEED."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from prism_policy.config.ranges import Natural, NonNegative, Number, Positive, Range, Seed, Size, Workers
 from prism_policy.config.settings import Device
 
 
@@ -16,17 +17,17 @@ class Attribution:
     """Method: gradient, smoothgrad, integrated_gradients, layercam or occlusion."""
     target: str = "chunk"
     """What is explained: chunk (all actions, projected on themselves), gripper, or the number of an action part."""
-    stage: int | None = None
+    stage: Annotated[int, Range(1, 4)] | None = None
     """Stage of the trunk for layercam; by default the deepest."""
-    noise_level: float | None = None
+    noise_level: Annotated[float, Range(0, 1, open_low=True)] | None = None
     """Explain one call of the network at this noise level in (0, 1]; by default the whole sampler."""
-    samples: int | None = None
+    samples: Number | None = None
     """Noisy copies of smoothgrad (by default 16), steps of integrated_gradients (64: the sampler has sharp bends)."""
-    blur: float = 0.1
+    blur: NonNegative = 0.1
     """Noise of smoothgrad, as a share of the range of grey levels."""
-    patch: int = 12
+    patch: Size = 12
     """Side of the square of occlusion [px]; it moves by half of this."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the policy's noise and of smoothgrad's."""
 
 
@@ -36,11 +37,11 @@ class SaliencyOptions:
 
     compare: bool = False
     """Test whether the first run is more localised than the others; runs that differ only by seed are one side."""
-    episode: int = 0
+    episode: Natural = 0
     """The (first) episode; pictures and film are of it."""
-    episodes: int | None = None
+    episodes: Number | None = None
     """Episodes to measure; by default 1, or 12 with --compare."""
-    frames: int | None = None
+    frames: Number | None = None
     """Most frames of each, spread evenly; by default 40 of one episode, 8 of each of several."""
     camera: tuple[str, ...] = ()
     """Cameras to show; by default all."""
@@ -66,15 +67,15 @@ class SaliencyOptions:
 class EvalOptions:
     """What to evaluate of a run, and how."""
 
-    n_episodes: int | None = None
+    n_episodes: Number | None = None
     """Episodes of each seed; by default as in the run's config.json."""
     checkpoints: tuple[str, ...] = ("last",)
     """Weights: last, best (in rollouts while training), updates such as 12500, last10; the first leads the report."""
-    seeds: tuple[int, ...] | None = None
+    seeds: tuple[Seed, ...] | None = None
     """Seeds of the episodes' starts and noise; by default as in the run's config.json."""
     split: Literal["evaluate", "validate"] | None = None
     """Episodes to measure on: validate to choose settings, evaluate for results; by default as in config.json."""
-    video_every: int | None = None
+    video_every: Natural | None = None
     """Record every k-th episode of the first checkpoint; 0 is none; by default at most 20 videos a seed."""
     rerun: bool = False
     """Also write recordings for Rerun, of at most 5 episodes a seed (needs prism-policy[rerun])."""
@@ -86,11 +87,11 @@ class ClusterOptions:
 
     device: Device = "auto"
     """Where to compute; auto is a GPU where there is one."""
-    workers: int | None = None
+    workers: Workers | None = None
     """Simulator processes; by default one for each core."""
     ray: str | None = None
     """Run the cells through Ray (prism-policy[cluster]): auto, HOST:PORT, or local, on this machine."""
-    gpus_per_cell: float | None = None
+    gpus_per_cell: NonNegative | None = None
     """With --ray: GPUs a cell, such as 0.5; by default one where the cluster has any."""
-    cpus_per_cell: float = 1.0
+    cpus_per_cell: Positive = 1.0
     """With --ray: cores a cell, each with a simulator."""

@@ -9,7 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from prism_policy.config.ranges import Count, Finite, Fraction, Natural, NonNegative, Positive, Range, check_ranges
+from prism_policy.config.ranges import (
+    Count,
+    Finite,
+    Fraction,
+    Natural,
+    NonNegative,
+    Number,
+    Positive,
+    Range,
+    Resolution,
+    Seed,
+    Size,
+    check_ranges,
+)
 from prism_policy.errors import PrismError
 from prism_policy.tasks import task_spec
 from prism_policy.tasks.spec import TaskSpec
@@ -29,15 +42,16 @@ ReferenceFrame = Literal["base", "world"]
 Device = Literal["auto", "cpu", "cuda"]
 Tracker = Literal["tensorboard", "wandb"]
 Decay = Annotated[float, Range(0, 1, open_high=True)]
+Beta = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
 
 
 @dataclass(frozen=True)
 class RenderConfig:
     """How frames are drawn; demonstrations and evaluation must agree."""
 
-    resolution: Annotated[int, Range(8, 2048, unit="px")] = 84
+    resolution: Resolution = 84
     """Width and height of a frame [px]."""
-    msaa: Natural = 0
+    msaa: Annotated[int, Range(0, 64)] = 0
     """Samples a pixel of multi-sample anti-aliasing; 0 is off. 4 about doubles the cost in software OpenGL."""
     shadows: bool = False
     """Draw shadows (about doubles the cost in software OpenGL)."""
@@ -53,7 +67,7 @@ class TaskConfig:
     """Which task (lift, can, square, tool_hang, libero_spatial_3), or which suite (libero_spatial)."""
     cameras: tuple[str, ...] = ("agentview", "robot0_eye_in_hand")
     """Cameras the policy sees."""
-    max_steps: Count = 400
+    max_steps: Number = 400
     """Steps after which a rollout counts as failed (20 steps a second)."""
     action_mode: ActionMode = "delta"
     """Actions are steps of the hand (7 numbers), or its pose in the world (10: position [m], rotation 6D, gripper)."""
@@ -73,11 +87,11 @@ class TaskConfig:
 class DemoConfig:
     """How the scripted expert's demonstrations are made."""
 
-    num_demos: Count = 200
+    num_demos: Number = 200
     """Successful demonstrations to keep, of each task."""
     noise: NonNegative = 0.5
     """Strength of the disturbances that the expert recovers from, as a share of the full action range."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Seed of the demonstrations; evaluated episodes differ from them even at the same seed."""
 
 
@@ -99,21 +113,21 @@ class EncoderConfig:
     """Permute the (x, y) pairs, anew for every sample, in training and inference (Table 2)."""
     depth: Literal[18, 34] = 18
     """ResNet depth."""
-    width: Count = 64
+    width: Size = 64
     """Channels of the first stage; the following stages double it."""
     norm: Norm = "group"
     """GroupNorm with C/16 groups (Table 10), or BatchNorm."""
     stages: tuple[Annotated[int, Range(1, 4)], ...] = (1, 2, 3, 4)
     """Stages of the trunk to read, shallow to deep; fusion `last` reads the deepest of them."""
-    num_keypoints: Count | None = 32
+    num_keypoints: Size | None = 32
     """Keypoints a stage (spatial softmax only); None takes the stage's channels, without a 1x1 convolution."""
-    temperature: Positive = 1.0
+    temperature: Annotated[float, Range(1e-6)] = 1.0
     """Temperature of the spatial softmax (tau in Eq. 1)."""
     learn_temperature: bool = False
     """Learn the temperature of each stage, starting from `temperature`."""
     crop: Annotated[float, Range(0, 1, open_low=True)] = 0.9
     """Share of the image kept by the crop, random in training, centred in evaluation: 84 px becomes 76."""
-    attention_dim: Count = 200
+    attention_dim: Size = 200
     """Dimension of the cross-attention (d in Eq. 3)."""
     tokens: Tokens = "keypoint"
     """What the cross-attention sees as one token: all keypoints of a stage, or each keypoint."""
@@ -121,7 +135,7 @@ class EncoderConfig:
     """How tokens are embedded: one linear map (shared), and a vector for each (identity), or a map for each (own)."""
     residual_query: bool = False
     """Add the deepest stage's tokens to what they attend to; Eq. 3 has them as the query alone."""
-    out_dim: Count = 320
+    out_dim: Size = 320
     """Numbers a camera after the fusion's projection (tdca only)."""
     precision: Precision = "float32"
     """Arithmetic of the convolutions of trunk and refine blocks; pooling, fusion and weights stay in float32."""
@@ -139,19 +153,19 @@ class EncoderConfig:
 class DDPMConfig:
     """Denoising diffusion (Eq. 4 and 5, Table 12a): epsilon prediction, `fixed_small` variance."""
 
-    train_timesteps: Count = 100
+    train_timesteps: Size = 100
     """Diffusion steps K."""
     beta_schedule: Literal["squaredcos_cap_v2", "linear"] = "squaredcos_cap_v2"
     """Noise schedule by its name in diffusers."""
-    beta_start: Fraction = 1e-4
+    beta_start: Beta = 1e-4
     """First beta of the linear schedule; the squared cosine has its own."""
-    beta_end: Fraction = 2e-2
+    beta_end: Beta = 2e-2
     """Last beta of the linear schedule."""
     clip_sample: bool = True
     """Clip the predicted clean chunk to [-1, 1] at every step."""
     sampler: Literal["ddpm", "ddim"] = "ddpm"
     """Ancestral sampling (ddpm), or deterministic sampling that needs fewer steps (ddim)."""
-    num_inference_steps: Count = 100
+    num_inference_steps: Size = 100
     """Steps at inference."""
 
 
@@ -159,7 +173,7 @@ class DDPMConfig:
 class FlowMatchingConfig:
     """Flow matching along straight paths (Eq. 6 and 7, Table 12b)."""
 
-    num_inference_steps: Count = 10
+    num_inference_steps: Size = 10
     """Uniform steps at inference."""
     solver: Literal["euler", "midpoint"] = "euler"
     """Euler, or the midpoint rule with two network calls a step."""
@@ -186,7 +200,7 @@ class MeanFlowConfig:
     """p of the adaptive weight (Eq. 13)."""
     norm_eps: Positive = 1e-3
     """epsilon of the adaptive weight (Eq. 13)."""
-    num_inference_steps: Count = 1
+    num_inference_steps: Size = 1
     """Steps at inference: one network call each."""
     time_scale: Positive = 10.0
     """Factor of t and h = t - r before the sinusoidal embedding; with flow matching's 100 learning was far slower."""
@@ -199,23 +213,23 @@ class PolicyConfig:
     kind: PolicyKind = "flow_matching"
     """Generative model of the action chunk."""
     encoder: EncoderConfig = EncoderConfig()
-    horizon: Count = 16
+    horizon: Size = 16
     """Length of the predicted action chunk [steps] (Table 9)."""
-    n_obs_steps: Count = 2
+    n_obs_steps: Size = 2
     """Frames the policy sees (Table 9)."""
-    n_action_steps: Count = 8
+    n_action_steps: Size = 8
     """Actions executed before the next prediction (Table 9)."""
     task_input: TaskInput = "learned"
     """How tasks are distinguished: a learned vector each, or a language model's embedding of the instruction."""
-    task_embed_dim: Count = 32
+    task_embed_dim: Size = 32
     """Size of the task's part of the U-Net's condition."""
-    down_dims: tuple[Count, ...] = (256, 512, 1024)
+    down_dims: tuple[Size, ...] = (256, 512, 1024)
     """Channels of the U-Net's levels (Table 11)."""
-    kernel_size: Count = 5
+    kernel_size: Size = 5
     """Kernel of the U-Net's convolutions (Table 11)."""
-    n_groups: Count = 8
+    n_groups: Size = 8
     """Groups of the U-Net's GroupNorm (Table 11)."""
-    step_embed_dim: Count = 128
+    step_embed_dim: Size = 128
     """Dimension of the embedding of the diffusion step or time (Table 11)."""
     ddpm: DDPMConfig = DDPMConfig()
     """Read where kind is `ddpm`."""
@@ -258,12 +272,12 @@ class TrainConfig:
     keep_every: Natural = 12_500
     """Updates between kept checkpoints of the averaged weights (Table 8: 50 epochs); 0 is never."""
     log_every: Natural = 50
-    """Updates between lines of metrics.jsonl; 0 is never."""
+    """Updates between lines of metrics.jsonl; with 0 only checkpoints, validations and the end write one."""
     valid_every: Natural = 250
     """Updates between validations on held-out demonstrations (Table 8: an epoch); 0 is never."""
     rollout_every: Natural = 12_500
     """Updates between rollouts of the averaged weights in simulation (Table 8: 50 epochs); 0 is never."""
-    rollout_episodes: Count = 50
+    rollout_episodes: Number = 50
     """Episodes of each (several tasks share them), of the split `validate`, which no result is measured on."""
 
 
@@ -271,11 +285,11 @@ class TrainConfig:
 class EvalConfig:
     """Rollouts in simulation."""
 
-    n_episodes: Count = 20
+    n_episodes: Number = 20
     """Episodes (of each task), all unseen in training and tuning."""
     split: Literal["evaluate", "validate"] = "evaluate"
     """Episodes to measure on: `validate` to choose settings, `evaluate` for results."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Seed of the episodes' starts and of the policy's noise."""
 
 
@@ -287,7 +301,7 @@ class ProbeConfig:
     """Task whose scenes are drawn."""
     camera: str = "agentview"
     """Camera that sees them."""
-    width: Count = 16
+    width: Size = 16
     """Channels of the trunk's first stage: 16 trains in seconds on two cores, 64 is the paper's."""
     steps: Count = 1000
     """Updates of each encoder."""
@@ -295,11 +309,11 @@ class ProbeConfig:
     """Frames an update."""
     lr: Positive = 1e-3
     """Peak learning rate of AdamW, after a warm-up of a twentieth and before a cosine to zero."""
-    train_frames: Count = 2000
+    train_frames: Number = 2000
     """Scenes to learn from."""
-    test_frames: Count = 500
+    test_frames: Number = 500
     """Other scenes, on which the error is measured."""
-    scene_seed: Natural = 0
+    scene_seed: Seed = 0
     """Seed of the scenes."""
 
 
@@ -316,7 +330,7 @@ class RunConfig:
     policy: PolicyConfig = PolicyConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvalConfig = EvalConfig()
-    seed: Natural = 0
+    seed: Seed = 0
     """Seed of the initial weights, the batches and the noise in training."""
 
 

@@ -33,7 +33,6 @@ from websockets.asyncio.server import serve as listen
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from prism_policy.config import config_json
 from prism_policy.config.presets import encoder_name
 from prism_policy.config.settings import Device, RunConfig
 from prism_policy.deploy.connection import FairConnection
@@ -44,7 +43,7 @@ from prism_policy.deploy.session import Session, schema_of
 from prism_policy.deploy.turns import Turn, Turns
 from prism_policy.errors import PrismError
 from prism_policy.policies import Policy
-from prism_policy.run_folder import load_policy, read_data
+from prism_policy.run_folder import load_policy, read_data, read_run
 from prism_policy.tasks.spec import CONTROL_HZ
 from prism_policy.utils.device import pick_device
 from prism_policy.utils.progress import console
@@ -286,7 +285,7 @@ def serve(
     api_key: str | None = None,
 ) -> None:
     """Serve the policy of a run folder until it is stopped, then print how fast it was."""
-    config = config_json.load(RunConfig, folder / "config.json")
+    config = read_run(folder)
     policy = load_policy(folder, checkpoint).to(pick_device(device))
     server = Server(policy, describe(folder, checkpoint, config, policy), seed, api_key)
     server.warm_up()

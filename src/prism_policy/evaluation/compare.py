@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from prism_policy.config import config_json
-from prism_policy.config.settings import RunConfig
+from prism_policy.config.ranges import shown
 from prism_policy.errors import PrismError
-from prism_policy.evaluation.results import EpisodeSet, episode_sets
+from prism_policy.evaluation.results import EpisodeSet, episode_sets, read_states
 from prism_policy.evaluation.statistics import Paired, pair, wilson_interval
+from prism_policy.run_folder import read_run
 from prism_policy.utils.files import write_text
 from prism_policy.utils.progress import console
 
@@ -46,7 +46,7 @@ def compare(run_a: Path, run_b: Path, checkpoints: tuple[str, str], split: str, 
 
 
 def _episode_sets(run: Path, checkpoint: str, split: str) -> list[EpisodeSet]:
-    config_json.load(RunConfig, run / "config.json")  # is it a run folder?
+    read_run(run)  # is it a run folder?
     sets = [s for s in episode_sets(run, checkpoint, split) if s.records()]
     if not sets:
         there = ", ".join(s.name for s in episode_sets(run)) or "none"
@@ -66,12 +66,12 @@ def paired_outcomes(a: EpisodeSet, b: EpisodeSet, n_episodes: int | None = None)
     sets, tasks = (a, b), (a.simulated(), b.simulated())
     for field in ("name", "max_steps"):
         if tasks[0][field] != tasks[1][field]:
-            got = " and ".join(f"{task[field]!r} in {s.run}" for task, s in zip(tasks, sets, strict=True))
+            got = " and ".join(f"{shown(task[field])} in {s.run}" for task, s in zip(tasks, sets, strict=True))
             raise PrismError(f"expected runs of one task, got task.{field} {got}")
     ours, theirs = ({r["episode"]: bool(r["success"]) for r in s.records()} for s in sets)
     both = [e for e in sorted(ours.keys() & theirs.keys()) if n_episodes is None or e < n_episodes]
     for episode in both:
-        if not np.array_equal(*(np.load(s.states(episode), mmap_mode="r")[0] for s in sets)):
+        if not np.array_equal(*(read_states(s.states(episode))[0] for s in sets)):
             raise PrismError(
                 f"expected the same starts, but episode {episode} of {a.name} starts differently in {a.run} and "
                 f"{b.run}: were they measured with another version of the simulator?"

@@ -6,24 +6,106 @@ videos/CHECKPOINT/SPLIT-sSEED/. CHECKPOINT is `last`, `best`, or a number of upd
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
+import numpy as np
+
+from prism_policy.config.ranges import Count, Fraction, Natural, NonNegative, Number, shown
 from prism_policy.config.settings import TaskConfig
+from prism_policy.config.typed_json import Journal, open_file, read_journal, read_json
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.statistics import mean_and_std, wilson_interval
 from prism_policy.tasks import task_spec
 from prism_policy.tasks.spec import CONTROL_HZ
-from prism_policy.utils.files import read_lines
 
 Records = Sequence[Mapping[str, Any]]
 """One record an episode: its number, success, steps and the furthest stage reached."""
+
+
+class Record(TypedDict):
+    """A line of episodes.jsonl."""
+
+    episode: Natural
+    success: bool
+    steps: Natural
+    stage: NotRequired[str]
+
+
+class SimulatedTask(TypedDict):
+    """What settings.json says of the task that was simulated, as far as a comparison needs it."""
+
+    name: str
+    max_steps: Number
+
+
+class Settings(TypedDict):
+    """settings.json of a set of episodes."""
+
+    task: SimulatedTask
+
+
+class Success(TypedDict):
+    """A rate alone."""
+
+    success_rate: Fraction
+
+
+class Rate(Success):
+    """Success of some episodes."""
+
+    n_episodes: Count
+    wilson_95: tuple[Fraction, Fraction]
+
+
+class TaskRow(Rate):
+    """Success in a task."""
+
+    n_success: Natural
+
+
+class OverSeeds(TaskRow):
+    """Success of a checkpoint."""
+
+    mean_over_seeds: Fraction
+    std_over_seeds: NonNegative | None
+    seeds: dict[str, Success]
+
+
+class LastTen(TypedDict):
+    """Success over the checkpoints at the end of a training."""
+
+    mean: Fraction
+    std: NonNegative | None
+
+
+class Summary(Rate, total=False):
+    """results/summary.json, as far as a report needs it."""
+
+    n_success: Natural
+    task: str
+    policy: str
+    encoder: str
+    preset: str
+    checkpoint: str
+    split: str
+    seed: int
+    median_seconds_to_success: NonNegative | None
+    failures_by_stage: dict[str, Natural]
+    checkpoints: dict[str, OverSeeds]
+    seeds: dict[str, Success]
+    tasks: dict[str, TaskRow]
+    mean_of_last_10: LastTen
+    wall_s: dict[str, Any] | None
+    peak_rss_mib: NonNegative | None
+    worker_peak_rss_mib: NonNegative | None
+
+
 LAST_TEN = 10
 """Kept checkpoints at the end of training whose mean papers report."""
 
@@ -59,9 +141,15 @@ class EpisodeSet:
         """Folder of the videos."""
         return self.run / "videos" / self.name
 
+    def journal(self) -> Journal:
+        """The finished episodes, in the order in which they ended."""
+        return read_records(self.folder)
+
     def records(self) -> list[dict[str, Any]]:
-        """The finished episodes by number; episodes.jsonl has them in the order in which they ended."""
-        return sorted(read_lines(self.folder / "episodes.jsonl"), key=lambda r: int(r["episode"]))
+        """The finished episodes by number; refused where some of the lines are damaged."""
+        again = f"`prism evaluate {self.run} --checkpoints {self.checkpoint} --split {self.split} --seeds {self.seed}`"
+        sound = self.journal().sound(f"{again} plays the episodes that are missing again")
+        return sorted(sound, key=lambda r: int(r["episode"]))
 
     def states(self, episode: int) -> Path:
         """File of an episode's simulator states, float64 (steps + 1, S)."""
@@ -69,11 +157,34 @@ class EpisodeSet:
 
     def simulated(self) -> dict[str, Any]:
         """The settings of the task that was simulated."""
-        path = self.folder / "settings.json"
-        try:
-            return json.loads(path.read_text())["task"]
-        except (OSError, ValueError, KeyError) as error:
-            raise PrismError(f"{path} is missing or damaged; evaluate the run again") from error
+        remedy = f"move {self.folder} away and evaluate the run again"
+        return read_json(self.folder / "settings.json", Settings, remedy)["task"]
+
+
+def read_records(folder: Path) -> Journal:
+    """The records of a folder of episodes; two of one episode that differ are damage."""
+    return read_journal(folder / "episodes.jsonl", Record, key=lambda r: r["episode"])
+
+
+def read_states(path: Path) -> np.ndarray:
+    """Simulator states of an episode, float64 (steps + 1, S).
+
+    Raises:
+        PrismError: the file is missing or damaged.
+    """
+    again = "evaluate the run again, which plays the episode anew"
+    try:
+        open_file(path, 2**30).close()
+        states = np.load(path, allow_pickle=False)
+        if states.ndim != 2 or states.dtype != np.float64 or not len(states) or not np.isfinite(states).all():
+            raise ValueError(f"numbers of shape {states.shape} and type {states.dtype}, or not finite")
+    except FileNotFoundError as error:
+        raise PrismError(f"{path} is missing; {again}") from error
+    except PrismError:
+        raise
+    except Exception as error:  # numpy reads the header as Python, and raises whatever its bytes lead to
+        raise PrismError(f"{path} is damaged ({shown(str(error))}); {again}") from error
+    return states
 
 
 def states_path(folder: Path, episode: int) -> Path:
@@ -90,7 +201,7 @@ def episode_sets(run: Path, checkpoint: str | None = None, split: str | None = N
     wanted = [s for s in sets if checkpoint in (None, s.checkpoint) and split in (None, s.split)]
 
     def order(s: EpisodeSet) -> tuple[int, str, str, int, int, str]:
-        number = int(s.checkpoint) if s.checkpoint.isdigit() else {"last": -2, "best": -1}.get(s.checkpoint, 0)
+        number = int(s.checkpoint) if s.checkpoint.isdecimal() else {"last": -2, "best": -1}.get(s.checkpoint, 0)
         return number, s.checkpoint, s.split, s.seed, len(s.task), s.task
 
     return sorted(wanted, key=order)
@@ -123,7 +234,9 @@ def summarise_run(run: Path, split: str, checkpoint: str, kept: Sequence[str]) -
     records: dict[str, dict[int, list[dict[str, Any]]]] = {}
     by_task: dict[str, list[dict[str, Any]]] = {}
     for episodes in episode_sets(run, split=split):
-        if finished := episodes.records():
+        journal = episodes.journal()
+        finished = journal.repaired("these episodes are left out; evaluate this checkpoint and seed again")
+        if finished and not journal.flaw:
             records.setdefault(episodes.checkpoint, {}).setdefault(episodes.seed, []).extend(finished)
             if episodes.task and episodes.checkpoint == checkpoint:
                 by_task.setdefault(episodes.task, []).extend(finished)

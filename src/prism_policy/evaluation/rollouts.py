@@ -13,16 +13,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from prism_policy.config.ranges import shown
 from prism_policy.config.settings import EvalConfig, RunConfig, TaskConfig, single_tasks
+from prism_policy.config.typed_json import read_json
 from prism_policy.data.actions import decode_absolute
 from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.workers import Outcome, Request, WorkerPool
 from prism_policy.errors import PrismError
-from prism_policy.evaluation.results import states_path
+from prism_policy.evaluation.results import read_records, read_states, states_path
 from prism_policy.policies import Policy
+from prism_policy.run_folder import differences
 from prism_policy.utils.cores import available_cores
-from prism_policy.utils.files import atomic, disk_errors, read_lines, write_lines, write_text
+from prism_policy.utils.files import atomic, disk_errors, write_lines, write_text
 from prism_policy.utils.observations import Observation, stack_history
+from prism_policy.utils.progress import console
 
 NOISE_STREAM = 1  # stream 0 of an episode's random generators places the objects
 GPU_ROWS = 16
@@ -165,7 +169,7 @@ def sample_chunks(
     The policy is called with exactly `rows` rows, those that nobody needs filled with copies. An episode's row follows
     from its number, for a kernel may treat its first rows otherwise than its last; two of the same row take turns.
     """
-    noise = [policy.draw_noise(1, generator) for generator in generators]
+    draws = [policy.draw_sampling(1, generator) for generator in generators]
     left = list(range(len(episodes)))
     chunks: dict[int, np.ndarray] = {}
     while left:
@@ -176,7 +180,8 @@ def sample_chunks(
         source = [taken.get(row, next(iter(taken.values()))) for row in range(rows)]
         task = {key: x.expand(rows, -1) for key, x in (instruction or {}).items()}
         batch = as_batch([observations[i] for i in source]) | task
-        actions = policy.predict_chunk(batch, noise=torch.cat([noise[i] for i in source])).cpu().numpy()  # (rows, T, A)
+        together = {name: torch.cat([draws[i][name] for i in source]) for name in draws[0]}
+        actions = policy.predict_chunk(batch, draws=together).cpu().numpy()  # (rows, T, A)
         chunks |= {i: actions[row] for row, i in taken.items()}
     return np.stack([chunks[i] for i in range(len(episodes))])
 
@@ -185,6 +190,33 @@ def episode_noise(split: str, seed: int, episode: int) -> torch.Generator:
     """The generator of an episode's policy noise: of (split, seed, episode) alone, whatever runs beside it."""
     word = episode_rng(split, seed, episode, NOISE_STREAM).integers(2**63)
     return torch.Generator().manual_seed(int(word))
+
+
+def _settings_there(path: Path, drop: bool) -> dict[str, Any] | None:
+    """What settings.json says; None where there is none, or a damaged one whose episodes may be dropped."""
+    if not path.exists():
+        return None
+    try:
+        unknown = f"which weights played the episodes beside it is not known: move {path.parent} away to measure anew"
+        return dict(read_json(path, dict[str, Any], unknown))
+    except PrismError as error:
+        if not drop:
+            raise
+        console.print(f"{str(error).partition('; ')[0]}: its episodes are played again", markup=False)
+        return {}
+
+
+def _has_states(folder: Path, episode: int) -> bool:
+    """Whether an episode's states are there and sound; says so where they are damaged."""
+    path = states_path(folder, episode)
+    if not path.exists():
+        return False
+    try:
+        read_states(path)
+    except PrismError as error:
+        console.print(f"{str(error).partition('; ')[0]}: the episode is played again", markup=False)
+        return False
+    return True
 
 
 def _open_folder(
@@ -200,17 +232,17 @@ def _open_folder(
         "policy": dataclasses.asdict(policy.config),
     }
     settings = json.loads(json.dumps(settings))  # as they come back: lists for tuples
-    there = json.loads(path.read_text()) if path.exists() else None
-    if there is not None and there.get("weights") != settings["weights"] and other_weights == "drop":
+    drop = other_weights == "drop"
+    there = _settings_there(path, drop)
+    if there is not None and there.get("weights") != settings["weights"] and drop:
         write_lines(journal, [])
         there = None
     if there is None:
         write_text(path, json.dumps(settings, indent=2) + "\n")
-    elif other := [key for key in settings if there.get(key) != settings[key]]:
-        raise PrismError(
-            f"{folder} holds episodes of another evaluation: {other[0]} was {there.get(other[0])} and is now "
-            f"{settings[other[0]]}; move that folder away to measure anew"
-        )
-    known = [r for r in read_lines(journal) if states_path(folder, r["episode"]).exists()]
+    for key, old, new in differences(settings if there is None else there, settings):
+        other = f"{key[:80]} was {shown(old)} and is now {shown(new)}"
+        raise PrismError(f"{folder} holds episodes of another evaluation: {other}; move it away to measure anew")
+    records = read_records(folder).repaired("the episodes that are missing are played again")
+    known = [r for r in records if _has_states(folder, r["episode"])]
     write_lines(journal, known)  # drops a line cut off by a kill
     return [r for r in known if r["episode"] < eval_config.n_episodes]

@@ -12,6 +12,7 @@ import numpy as np
 from prism_policy.config.settings import TaskConfig
 from prism_policy.envs.make import kept_env
 from prism_policy.envs.workers import WorkerPool
+from prism_policy.evaluation.results import read_states
 from prism_policy.tasks.spec import CONTROL_HZ
 from prism_policy.utils.observations import Observation
 from prism_policy.utils.video import mark_outcome, read_video, tile, write_video
@@ -55,7 +56,7 @@ def _video(task: TaskConfig, record: dict[str, Any], states: Path, path: Path) -
     text = f"episode {record['episode']}: {outcome} after {record['steps']} steps"
     frames = (
         np.concatenate([env.render(camera, VIDEO_RESOLUTION, state) for camera in task.cameras], axis=1)
-        for state in np.load(states, allow_pickle=False)
+        for state in read_states(states)
     )
     write_video(path, mark_outcome(frames, text, record["success"], scale=1), fps=env.metadata["render_fps"])
 
@@ -68,4 +69,4 @@ def observe_all(task: TaskConfig, states: Path) -> list[Observation]:
 
 def _observations(task: TaskConfig, states: Path) -> list[Observation]:
     env = kept_env(task, render_images=True)
-    return [env.observe(state) for state in np.load(states, allow_pickle=False)]
+    return [env.observe(state) for state in read_states(states)]

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from prism_policy.utils.progress import console
+
 M = TypeVar("M", bound=nn.Module)
 
 NO_ACTIVATION: tuple[str, list[float], str] = ("none", [], "")  # the operators can apply one after the sum
@@ -71,7 +73,8 @@ def can_pack(dtype: torch.dtype) -> bool:
             for layer, pack in zip(layers, (PackedLinear, PackedConv, PackedConv), strict=True):
                 x, trial = torch.zeros(1, 8, 8, dtype=dtype), pack(layer)
                 trial.apply_packed(x, trial.pack(layer.weight.detach().to(dtype), x.shape[1:]), layer.bias.to(dtype))
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, AttributeError, TypeError):  # not on this processor, or not in this PyTorch
+        console.print(f"oneDNN's packed {str(dtype)[6:]} layers are missing here: plain ones compute, and take longer")
         return False
     return True
 

@@ -12,14 +12,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from prism_policy.config import config_json, presets
+from prism_policy.config import presets
 from prism_policy.config.settings import Device, EvalConfig, RunConfig, single_tasks
 from prism_policy.demos.dataset import fit_to_dataset
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import EpisodeSet
 from prism_policy.paper.experiments import Variant
+from prism_policy.reports.evaluate import known_timings
+from prism_policy.run_folder import TimedLine, is_trained, read_metrics, read_run
 from prism_policy.tasks import task_spec
-from prism_policy.utils.files import file_lock, read_lines
+from prism_policy.utils.files import file_lock
 
 Scale = Literal["nano", "small", "paper", "smoke"]
 _SCALES_FILE = files("prism_policy.paper").joinpath("scales.json")
@@ -42,11 +44,13 @@ class Cell:
     @property
     def trained(self) -> bool:
         """Whether training has ended."""
-        return (self.folder / "weights.safetensors").exists()
+        return (self.folder / "weights.safetensors").is_file()
 
     def records(self, checkpoint: str, n_episodes: int) -> list[dict[str, Any]]:
         """Its first so many episodes (of each task) with these weights, in order; none where any is missing."""
         sets = self.episode_sets(checkpoint)
+        if any(episodes.journal().flaw for episodes in sets):
+            return []  # to be measured: `prism evaluate` says what is damaged, and plays it again
         records = [r for episodes in sets for r in episodes.records() if r["episode"] < n_episodes]
         return records if len(records) == n_episodes * len(sets) else []
 
@@ -58,10 +62,12 @@ class Cell:
     def seconds(self, stage: Literal["train", "evaluate"]) -> float | None:
         """How long it took [s], where it is known."""
         if stage == "train":
-            lines = read_lines(self.folder / "metrics.jsonl") if self.trained else []
+            lines = read_metrics(self.folder, TimedLine).lines if self.trained else []
             return float(lines[-1]["wall_s"]) if lines else None
-        timings = self.folder / "results" / "timings.json"
-        known = json.loads(timings.read_text())["wall_s"] if timings.exists() else {}
+        try:
+            known = known_timings(self.folder / "results" / "timings.json")["wall_s"]
+        except PrismError:
+            return None
         return sum(known.values()) if "report" in known else None
 
 
@@ -129,7 +135,7 @@ def _runs(cells_dir: Path) -> dict[RunConfig, tuple[Path, RunConfig]]:
     runs: dict[RunConfig, tuple[Path, RunConfig]] = {}
     for path in sorted(cells_dir.glob("*/config.json")):
         try:
-            config = config_json.load(RunConfig, path)
+            config = read_run(path.parent)
         except PrismError:
             continue  # of something else; where a cell needs its place, it is refused by name
         runs.setdefault(_training(config), (path.parent, config))
@@ -161,7 +167,7 @@ def run_cell(
     with file_lock(cell.folder.parent / f".{cell.folder.name}.lock") as acquired:
         if not acquired:
             return False
-        if not cell.trained:
+        if not is_trained(cell.folder):
             train_run(cell.folder, cell.config, device=device)
         every = math.ceil(n_episodes / 4)  # four videos are enough to see what the policy does
         options = EvalOptions(n_episodes, tuple(checkpoints), (cell.seed,), "evaluate", video_every=every)

@@ -15,7 +15,9 @@ from typing import Any
 from rich.table import Table
 
 from prism_policy.config.options import ClusterOptions
-from prism_policy.config.settings import PolicyKind, single_tasks
+from prism_policy.config.ranges import check_ranges, shown
+from prism_policy.config.settings import EvalConfig, PolicyKind, single_tasks
+from prism_policy.config.typed_json import read_json
 from prism_policy.errors import PrismError
 from prism_policy.paper.cells import SCALES, Cell, Scale, find_cells, run_cell
 from prism_policy.paper.experiments import Experiment, Variant, select
@@ -24,6 +26,7 @@ from prism_policy.paper.printed import experiment
 from prism_policy.paper.ray_cluster import run_on_ray
 from prism_policy.paper.tables import collect_results
 from prism_policy.paper.writers import cells_csv, entries_csv, markdown, page
+from prism_policy.run_folder import differences
 from prism_policy.tasks import task_spec
 from prism_policy.utils.files import write_text
 from prism_policy.utils.progress import Bar, console
@@ -93,8 +96,7 @@ def make_plan(
     seeds = tuple(dict.fromkeys(chosen.seeds if seeds is None else seeds))
     if not seeds or min(seeds) < 0:
         raise PrismError(f"seeds: expected at least one, each 0 or more, got {', '.join(map(str, seeds)) or 'none'}")
-    if n_episodes < 1:
-        raise PrismError(f"n_episodes: expected at least 1, got {n_episodes}")
+    check_ranges(EvalConfig(n_episodes, seed=max(seeds)))
     known = {variant.task for variant in chosen.variants}
     if other := [task for task in datasets or {} if task not in known]:
         raise PrismError(f"dataset of task '{other[0]}': this plan has {', '.join(sorted(known))}")
@@ -231,13 +233,9 @@ def open_plan_folder(plan: Plan, out: Path) -> None:
     }
     path = out / "plan.json"
     if path.exists():
-        try:
-            there = json.loads(path.read_text())
-            other = [key for key in settings if there[key] != settings[key]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise PrismError(f"{path} is damaged ({error!r}); choose another --out") from error
-        if other:
-            values = f"{other[0]} is {there[other[0]]!r} there and {settings[other[0]]!r} now"
+        there = read_json(path, dict[str, Any], "choose another --out")
+        for name, old, new in differences(there, settings):
+            values = f"{name[:80]} is {shown(old)} there and {shown(new)} now"
             raise PrismError(f"{out} holds another plan: {values}; choose another --out")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PrismError(f"{out} exists and holds no plan (no plan.json in it); choose another --out")

@@ -19,8 +19,8 @@ from prism_policy.models.unet1d import ConditionalUNet1D, check_horizon
 from prism_policy.policies.instructions import Instructions
 
 Observation = Mapping[str, Any]
-"""{"images": {camera: uint8 (B, To, H, W, 3)}, "proprio": float32 (B, To, P), "task": optional float32 (B, E)}; to act,
-`task` may also be the instruction itself, or B of them."""
+"""{"images": {camera: uint8 (B, To, H, W, 3)}, "proprio": float32 (B, To, P), "task": optional float32 (B, E),
+"draws": optional, see `Policy.draw_sampling`}; to act, `task` may also be the instruction itself, or B of them."""
 
 Known = tuple[Tensor, Tensor]
 """Normalised values (B, T, A) of actions that are given, and where they are: bool (B, T, A)."""
@@ -73,7 +73,17 @@ def check_policy(config: PolicyConfig) -> None:
     if last > config.horizon:
         needs = " and ".join(f"{name} {value}" for name, value in counts.items())
         raise PrismError(f"{needs} need a horizon of at least {last}, got {config.horizon}")
+    if not config.down_dims:
+        raise PrismError("down_dims: expected at least one level of the U-Net, got none")
     check_horizon(config.horizon, len(config.down_dims))
+    if odd := [dim for dim in config.down_dims if dim % config.n_groups]:
+        raise PrismError(f"down_dims: expected multiples of n_groups ({config.n_groups}), got {odd[0]}")
+    if config.kernel_size % 2 == 0:
+        raise PrismError(f"kernel_size: expected an odd number, got {config.kernel_size}")
+    least = 4 if config.kind == "meanflow" else 2  # sines and cosines, of two times
+    if config.step_embed_dim % least or config.step_embed_dim < 2 * least:
+        expected = f"expected a multiple of {least}, at least {2 * least}, for {config.kind}"
+        raise PrismError(f"step_embed_dim: {expected}, got {config.step_embed_dim}")
 
 
 class Policy(nn.Module):
@@ -128,7 +138,11 @@ class Policy(nn.Module):
         return {"task": self.instructions.vector(task.spec.instruction)[None].to(self.device)}
 
     def condition(self, observation: Observation, draws: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Encode the observation to (B, To * (D_img + P) + E'): frame by frame, oldest first, then the task."""
+        """Encode the observation to (B, To * (D_img + P) + E'): frame by frame, oldest first, then the task.
+
+        What is random about it are `draws`, by default the observation's; without any the encoder draws anew.
+        """
+        draws = observation.get("draws") if draws is None else draws
         images: Mapping[str, Tensor] = observation["images"]
         proprio: Tensor = self.normalizer["proprio"](observation["proprio"])  # (B, To, P)
         batch, steps = proprio.shape[:2]
@@ -181,12 +195,22 @@ class Policy(nn.Module):
         return 1
 
     def draw_noise(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """All randomness of sampling, (B, num_draws, T, A); from the CPU, so that a seed means the same everywhere."""
+        """The noise of sampling, (B, num_draws, T, A); from the CPU, so that a seed means the same everywhere."""
         shape = (batch, self.num_draws, self.config.horizon, self.action_dim)
         return torch.randn(shape, generator=generator).to(self.device)
 
+    def draw_sampling(self, batch: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """All randomness of acting, a row an observation: `noise`, and what the encoder draws outside training."""
+        noise, frames = self.draw_noise(batch, generator), batch * self.config.n_obs_steps
+        orders = self.encoder.draw(frames, generator, training=False)
+        shape = (batch, self.config.n_obs_steps, -1)
+        return {"noise": noise} | {name: x.view(shape).to(self.device) for name, x in orders.items()}
+
     def sample(self, observation: Observation, noise: Tensor, known: Known | None = None) -> Tensor:
-        """Normalised action chunk (B, T, A) from `draw_noise`; differentiable with respect to the observation."""
+        """Normalised action chunk (B, T, A) from `draw_noise`; differentiable with respect to the observation.
+
+        Where the encoder shuffles keypoints, `draws` in the observation make it a function of its arguments alone.
+        """
         return self.sample_chunk(noise, self.condition(observation), known)
 
     def act(
@@ -195,7 +219,7 @@ class Policy(nn.Module):
         """The actions to execute now, (B, n_action_steps, A), in the environment's units.
 
         Args:
-            generator: of the noise; an episode's own makes its outcome independent of what runs beside it.
+            generator: of all that is random; an episode's own makes its outcome independent of what runs beside it.
             known: actions (B, T, A) in the environment's units that are given, such as the rest of the chunk before,
                 and where they are, bool (B, T, A): the others are sampled to go with them (inpainting).
 
@@ -217,14 +241,17 @@ class Policy(nn.Module):
         observation: Observation,
         generator: torch.Generator | None = None,
         known: Known | None = None,
-        noise: Tensor | None = None,
+        draws: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """As `act`, the whole chunk (B, T, A); with `noise`, of `draw_noise`, a generator for each row is possible."""
+        """As `act`, the whole chunk (B, T, A); `draws`, of `draw_sampling`, may come from a generator for each row."""
         observation = self._checked(observation)
         batch = len(observation["proprio"])
         known = None if known is None else self._checked_known(known, batch)
-        noise = self.draw_noise(batch, generator) if noise is None else noise
-        chunk: Tensor = self.normalizer["action"].invert(packed(self).sample(observation, noise, known))  # type: ignore[operator]
+        draws = self.draw_sampling(batch, generator) if draws is None else draws
+        normalised = packed(self).sample({**observation, "draws": draws}, draws["noise"], known)
+        chunk: Tensor = self.normalizer["action"].invert(normalised)  # type: ignore[operator]
+        if not torch.isfinite(chunk).all():
+            raise PrismError("the policy's actions hold NaN or infinity; train it again, with a lower learning rate")
         return chunk
 
     def _checked(self, observation: Observation) -> Observation:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import matplotlib as mpl
 import numpy as np
@@ -14,7 +14,24 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from scipy import stats
 
+from prism_policy.config.ranges import Natural, NonNegative, Resolution, Seed
+from prism_policy.config.settings import EncoderConfig
 from prism_policy.utils.files import atomic
+
+
+class ProbeLine(TypedDict):
+    """A line of results.jsonl."""
+
+    encoder: str
+    resolution: Resolution
+    seed: Seed
+    numbers: Natural
+    parameters: Natural
+    seconds: NonNegative
+    errors: dict[str, NonNegative]
+    constant: dict[str, NonNegative]
+    config: EncoderConfig
+
 
 Line = dict[str, Any]
 """One training: `encoder`, `resolution`, `seed`, `numbers`, `parameters`, `seconds`, and `errors` by quantity."""

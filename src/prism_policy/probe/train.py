@@ -26,8 +26,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from prism_policy.config import config_json, presets
-from prism_policy.config.ranges import check_ranges
+from prism_policy.config.ranges import Seed, check_ranges, range_of
 from prism_policy.config.settings import Device, EncoderConfig, ProbeConfig, RenderConfig, TaskConfig
+from prism_policy.config.typed_json import read_journal
 from prism_policy.data.robomimic import demo_names, open_demos
 from prism_policy.demos.collect import collect_scenes
 from prism_policy.demos.render import render_demos
@@ -35,10 +36,10 @@ from prism_policy.envs.episode import Split
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.models.encoder import VisualEncoder
-from prism_policy.probe.results import Line, draw, markdown_table, rows, table
+from prism_policy.probe.results import Line, ProbeLine, draw, markdown_table, rows, table
 from prism_policy.run_folder import open_folder
 from prism_policy.utils.device import pick_device
-from prism_policy.utils.files import read_lines, write_lines, write_text
+from prism_policy.utils.files import write_lines, write_text
 from prism_policy.utils.memory import keep_freed_memory
 from prism_policy.utils.progress import Bar, console
 
@@ -86,7 +87,7 @@ def probe(
     open_folder(folder, config)
     files = {r: _scene_files(config, r, cache_dir, workers, report) for r in resolutions}
     journal = folder / "results.jsonl"
-    lines = read_lines(journal)
+    lines = _known_lines(journal)
     wanted = [(name, r, seed) for r in resolutions for name in encoders for seed in seeds]
 
     def find(job: Job) -> Line | None:
@@ -115,6 +116,15 @@ def probe(
     write_text(folder / "table.md", markdown_table(everything))
     draw(everything, folder / "probe.png", f"{config.task}, camera {config.camera}")
     return [line for job in wanted if (line := find(job)) is not None]
+
+
+def _known_lines(path: Path) -> list[Line]:
+    """The trainings that are there; those whose line is damaged, or measured other things, are made again."""
+    lines = read_journal(path, ProbeLine, key=_job).repaired("those trainings are made again")
+    whole = [x for x in lines if x["errors"].keys() == x["constant"].keys() == lines[0]["errors"].keys()]
+    if len(whole) < len(lines):
+        console.print(f"{path} has lines that measured other things: those trainings are made again", markup=False)
+    return whole
 
 
 def _job(line: Line) -> Job:
@@ -228,8 +238,8 @@ def _check(
     check_ranges(config)
     if config.batch_size > config.train_frames:
         raise PrismError(f"batch_size: expected at most {config.train_frames} (train_frames), got {config.batch_size}")
-    if min(seeds) < 0:
-        raise PrismError(f"seeds: expected 0 or more, got {min(seeds)}")
+    for seed in seeds:
+        range_of(Seed).check(seed, "seeds")  # type: ignore[union-attr]
     with torch.device("meta"):
         for encoder, resolution in itertools.product(encoders.values(), resolutions):
             VisualEncoder(encoder, {config.camera: (resolution, resolution)})

@@ -13,14 +13,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, get_type_hints
 
 from rich.table import Table
 
-from prism_policy.config import config_json
 from prism_policy.config.options import EvalOptions
 from prism_policy.config.presets import encoder_name
+from prism_policy.config.ranges import NonNegative, check_ranges
 from prism_policy.config.settings import Device, EvalConfig, RunConfig, TaskConfig, check, single_tasks
+from prism_policy.config.typed_json import read_json
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import LAST_TEN, EpisodeSet, stages_of_failures, summarise_run
@@ -30,7 +31,7 @@ from prism_policy.evaluation.videos import grid_video, render_videos
 from prism_policy.policies import Policy
 from prism_policy.reports.report import write_report
 from prism_policy.reports.rerun import check_rerun, record
-from prism_policy.run_folder import check_rollouts, kept_checkpoints, load_policy
+from prism_policy.run_folder import check_rollouts, kept_checkpoints, load_policy, read_run
 from prism_policy.saliency.run import draw_moments, film_failure
 from prism_policy.tasks import task_spec
 from prism_policy.utils.cores import available_cores
@@ -43,6 +44,20 @@ MOST_VIDEOS, MOST_RECORDINGS = 20, 5
 """Of the headline's episodes, by default: every k-th, whatever its outcome."""
 
 
+class TimingsFile(TypedDict):
+    """What timings.json holds."""
+
+    wall_s: dict[str, NonNegative]
+    peak_rss_mib: NotRequired[NonNegative]
+    worker_peak_rss_mib: NotRequired[NonNegative]
+
+
+def known_timings(path: Path) -> dict[str, Any]:
+    """The seconds and memory that a run has taken so far."""
+    known = read_json(path, TimingsFile, "remove it")
+    return {name: known[name] for name in get_type_hints(TimingsFile) if name in known}
+
+
 @dataclass
 class Timings:
     """Seconds a stage and peak memory, kept in the run folder so that a resumed run counts what was spent before."""
@@ -53,8 +68,12 @@ class Timings:
     worker_peak_rss_mib: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.path.exists():
-            vars(self).update(json.loads(self.path.read_text()))
+        if not self.path.exists():
+            return
+        try:
+            vars(self).update(known_timings(self.path))
+        except PrismError as error:
+            console.print(f"{str(error).rpartition('; ')[0]}: times are counted anew", markup=False)
 
     @contextmanager
     def stage(self, name: str, memory: PeakMemory) -> Iterator[None]:
@@ -118,8 +137,7 @@ def evaluate_runs(
     """
     if not folders:
         raise PrismError("expected at least one run folder, got none; see `prism evaluate --help`")
-    if options.video_every is not None and options.video_every < 0:
-        raise PrismError(f"video_every: expected 0 or more, got {options.video_every}")
+    check_ranges(options)
     once = {folder.resolve(): folder for folder in folders}.values()
     plans = [_plan(folder, options, device, preset) for folder in once]  # bad input comes before the work
     if options.rerun:
@@ -176,7 +194,7 @@ def _present(plan: EvalPlan, options: EvalOptions, memory: PeakMemory) -> dict[s
 
 def _plan(folder: Path, options: EvalOptions, device: Device, preset: str) -> EvalPlan:
     check_rollouts(folder)
-    config = config_json.load(RunConfig, folder / "config.json")
+    config = read_run(folder)
     settings = config.evaluate
     seeds = (settings.seed,) if options.seeds is None else tuple(dict.fromkeys(options.seeds))
     n_episodes = settings.n_episodes if options.n_episodes is None else options.n_episodes
@@ -190,9 +208,19 @@ def _plan(folder: Path, options: EvalOptions, device: Device, preset: str) -> Ev
     for checkpoint in checkpoints[1:]:
         load_policy(folder, checkpoint)  # a damaged one is found now, not after hours
     headline = load_policy(folder, checkpoints[0]).to(pick_device(device))
-    before = folder / "results" / "summary.json"
-    preset = preset or (json.loads(before.read_text()).get("preset", "") if before.exists() else "")
+    preset = preset or _preset_before(folder / "results" / "summary.json")
     return EvalPlan(folder, config, checkpoints, seeds, preset, headline)
+
+
+def _preset_before(summary: Path) -> str:
+    """The preset that the summary before names."""
+    if not summary.exists():
+        return ""
+    try:
+        return str(read_json(summary, dict[str, Any], "").get("preset", ""))
+    except PrismError as error:
+        console.print(f"{str(error).rpartition('; ')[0]}: it is written anew", markup=False)
+        return ""
 
 
 def _expand(folder: Path, checkpoints: Sequence[str]) -> tuple[str, ...]:

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from prism_policy.config import config_json
 from prism_policy.config.settings import RunConfig
-from prism_policy.errors import PrismError
-from prism_policy.evaluation.results import EpisodeSet, episode_sets, stages_of_failures
+from prism_policy.config.typed_json import Journal, read_json
+from prism_policy.evaluation.results import EpisodeSet, Summary, episode_sets, stages_of_failures
 from prism_policy.reports.charts import loss_curve
 from prism_policy.reports.html import data_url, percent, render
+from prism_policy.run_folder import MetricsLine, read_metrics, read_run
 from prism_policy.tasks import task_spec
-from prism_policy.utils.files import read_lines, write_text
+from prism_policy.utils.files import write_text
 
 NUM_VIDEOS = 6
 MAX_VIDEO_BYTES = 24 * 2**20  # a page of this size still opens at once; base64 adds a third
@@ -27,7 +27,7 @@ Sets = Sequence[tuple[EpisodeSet, list[dict[str, Any]]]]
 
 def write_report(run_dir: Path) -> Path:
     """Write `report.html` into a run folder from what lies there, and return its path."""
-    run = config_json.load(RunConfig, run_dir / "config.json")
+    run = read_run(run_dir)
     summary = _read_summary(run_dir / "results" / "summary.json")
     checkpoint, split = str(summary.get("checkpoint", "last")), str(summary.get("split", "evaluate"))
     sets = [(s, s.records()) for s in episode_sets(run_dir, checkpoint, split)]
@@ -53,7 +53,7 @@ def write_report(run_dir: Path) -> Path:
         failures=stages_of_failures(run.task.name, summary.get("failures_by_stage", {})),
         pictures=_pictures(run_dir / "figures", run),
         failure=_failure(sets),
-        **_training(read_lines(run_dir / "metrics.jsonl")),
+        **_training(read_metrics(run_dir, MetricsLine)),
         times={k: t for k, t in (summary.get("wall_s") or {}).items() if isinstance(t, int | float) and t > 0},
         peak_mib=summary.get("peak_rss_mib"),
         worker_peak_mib=summary.get("worker_peak_rss_mib"),
@@ -68,19 +68,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
-    try:
-        summary = json.loads(path.read_text())
-        low, high = summary["wilson_95"]
-        numbers = [summary["success_rate"], low, high]
-        fits = all(isinstance(n, int | float) and 0 <= n <= 1 for n in numbers) and summary["n_episodes"] > 0
-    except FileNotFoundError as error:
-        raise PrismError(f"{path} not found; evaluate the run first") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise PrismError(f"{path} is damaged ({error!r}); evaluate the run again") from error
-    if not fits:
-        expected = "expected rates in [0, 1] of at least one episode"
-        raise PrismError(f"{path}: {expected}, got {summary}; evaluate the run again")
-    return summary
+    return read_json(path, Summary, "evaluate the run again", "evaluate the run first")
 
 
 def _facts(run: RunConfig, summary: dict[str, Any]) -> dict[str, Any]:
@@ -184,22 +172,25 @@ def _failure(sets: Sets) -> dict[str, str] | None:
     return {"source": data_url(path, "video/mp4"), "file": f"figures/{sets[0][0].name}/{path.name}"}
 
 
-def _training(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+def _training(journal: Journal) -> dict[str, Any]:
     """The loss curve and a sentence about it; neither where there are too few losses."""
-    points = [
-        (float(m["step"]), float(m["loss"]))
-        for m in metrics
-        if isinstance(m.get("loss"), int | float) and math.isfinite(m["loss"]) and m["loss"] > 0
-    ]
+    metrics = journal.repaired("the report leaves these lines out")
+    points = [(float(m["step"]), float(m["loss"])) for m in metrics if _is_positive(m["loss"])]
     if len(points) < 2:
         return {"curve": None, "training": ""}
-    speeds = sorted(float(m["samples_per_s"]) for m in metrics if m.get("samples_per_s"))
+    speeds = sorted(float(m["samples_per_s"]) for m in metrics if _is_positive(m.get("samples_per_s")))
     text = f"Loss over {points[-1][0]:,.0f} updates, logarithmic. Faint: as logged; bold: smoothed."
     if speeds:
         text += f" Median speed: {speeds[len(speeds) // 2]:,.0f} windows a second."
     if skipped := len(metrics) - len(points):
         text += f" {skipped} logged losses were not positive and finite, and are left out."
+    if journal.flaw:
+        text += " Some lines of metrics.jsonl are damaged, and are left out."
     return {"curve": loss_curve(points), "training": text}
+
+
+def _is_positive(number: Any) -> bool:
+    return isinstance(number, int | float) and 0 < number < math.inf
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -20,7 +20,7 @@ from prism_policy.demos.dataset import libero_files
 from prism_policy.envs.make import kept_env
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
-from prism_policy.evaluation.results import EpisodeSet, episode_sets
+from prism_policy.evaluation.results import EpisodeSet, episode_sets, read_states
 from prism_policy.utils.observations import Observation, stack_history
 
 Pick = Literal["even", "pairs", "phases"]
@@ -136,7 +136,7 @@ def _draw(source: Source, frames: int, pick: Pick) -> Clip:
         return _from_file(source, frames, pick)
     env = kept_env(source.task, render_images=True)
     if source.states is not None:
-        states = np.load(source.states, allow_pickle=False)
+        states = read_states(source.states)
     else:
         from prism_policy.envs.experts import demonstrate
 

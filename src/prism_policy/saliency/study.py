@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from prism_policy.config import config_json
 from prism_policy.config.options import Attribution
 from prism_policy.config.presets import encoder_name
 from prism_policy.config.settings import Device, RunConfig
 from prism_policy.errors import PrismError
 from prism_policy.models.encoder import crop_size
 from prism_policy.policies import Policy
-from prism_policy.run_folder import load_policy
+from prism_policy.run_folder import load_policy, read_run
 from prism_policy.saliency.attribution import maps_of, objectives, saliency
 from prism_policy.saliency.clips import Clip
 from prism_policy.saliency.faithfulness import SHARES, curves, randomised
@@ -80,7 +79,7 @@ def load_subjects(folders: Sequence[Path], device: Device = "auto") -> list[Subj
     if len({f.resolve() for f in folders}) < len(folders):
         raise PrismError(f"expected each run once, got {', '.join(map(str, folders))}")
     place = pick_device(device)
-    subjects = [Subject(f, config_json.load(RunConfig, f / "config.json"), load_policy(f).to(place)) for f in folders]
+    subjects = [Subject(f, read_run(f), load_policy(f).to(place)) for f in folders]
     first, *others = subjects
     for other, name in itertools.product(others, ("name", "cameras", "render")):
         ours, theirs = getattr(first.config.task, name), getattr(other.config.task, name)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import safetensors
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from prism_policy.config.ranges import LARGEST
 from prism_policy.config.settings import TrainConfig
+from prism_policy.config.typed_json import open_file
+from prism_policy.errors import PrismError
 from prism_policy.policies import Policy
+from prism_policy.run_folder import check_tensors, read_tensors, write_tensors
 from prism_policy.utils.files import atomic
 from prism_policy.utils.progress import console
 
@@ -32,7 +33,7 @@ class TrainState:
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), config.lr, config.betas, config.eps, config.weight_decay, fused=True
         )
-        self.done = 0  # number of updates
+        self.done, self.most = 0, config.steps  # numbers of updates
 
     def update(self, lr: float, ema_decay: float) -> None:
         """One step of the optimiser and of the moving average."""
@@ -68,6 +69,15 @@ class TrainState:
             state = self.optimizer.state[parameter]
             tensors |= {f"optimizer/{key}/{name}": value for key, value in state.items()}
         return tensors
+
+    def check(self, tensors: dict[str, Tensor], path: Path) -> None:
+        """Refuse tensors that are not those of this state after some updates."""
+        expected = {f"buffers/{name}": x for name, x in self.buffers.items()}
+        for name, x in self.parameters.items():
+            moments = {f"optimizer/{moment}/{name}": x for moment in ("exp_avg", "exp_avg_sq")}
+            expected |= {f"model/{name}": x, f"ema/{name}": x, **moments}
+            expected[f"optimizer/step/{name}"] = torch.zeros(())
+        check_tensors(expected, tensors, f"{path} is of another network", "")
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], done: int) -> None:
@@ -135,14 +145,16 @@ class Checkpoints:
             path = self.folder / f"{name}.safetensors"
             if not path.exists():
                 continue
+            open_file(path, LARGEST).close()  # a folder, or a file that cannot be read, is not passed over
             try:
-                with safetensors.safe_open(path, "pt") as file:
-                    done = int(json.loads(file.metadata()["updates"]))
-                    tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-            except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
-                console.print(f"{path} is damaged ({error}); {then}")
+                tensors, metadata = read_tensors(path)
+                state.check(tensors, path)
+                if not (done := metadata.get("updates", "")).isdecimal() or int(done[:20]) > state.most:
+                    raise PrismError(f"{path} is damaged (it does not say after how many updates it was written)")
+            except PrismError as error:
+                console.print(f"{str(error).partition('; ')[0]}; {then}", markup=False)
                 continue
-            state.load(tensors, done)
+            state.load(tensors, int(done))
             return
 
     def __enter__(self) -> Checkpoints:
@@ -164,6 +176,6 @@ def _plain_copy(tensor: Tensor) -> Tensor:
 
 def _write_file(path: Path, tensors: dict[str, Tensor], done: int) -> None:
     with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={"updates": json.dumps(done)})
+        write_tensors(temporary, tensors, {"updates": str(done)})
         if path.name == "last.safetensors" and path.exists():
             path.replace(path.with_name("previous.safetensors"))

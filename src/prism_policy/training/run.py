@@ -9,19 +9,21 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from prism_policy.config.settings import Device, RunConfig, Tracker, single_tasks
+from prism_policy.config.settings import Device, RunConfig, Tracker, check, single_tasks
 from prism_policy.demos.dataset import Dataset, file_prints, fit_to_dataset, open_dataset
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.evaluation.results import summarise
 from prism_policy.evaluation.rollouts import evaluate
 from prism_policy.policies import Policy
-from prism_policy.run_folder import RunData, keep_data, open_run, read_data
+from prism_policy.run_folder import RunData, is_trained, keep_data, open_run, read_data, read_metrics
 from prism_policy.training.distributed import join
+from prism_policy.training.health import check_memory
 from prism_policy.training.loggers import check_trackers, trackers
+from prism_policy.training.runtime import warn_of_slow_bfloat16
 from prism_policy.training.trainer import Rollout, Trainer
 from prism_policy.utils.cores import available_cores
 from prism_policy.utils.device import pick_device
-from prism_policy.utils.files import folder_lock, read_lines
+from prism_policy.utils.files import folder_lock
 from prism_policy.utils.progress import Bar, Stage, console, untimed
 
 
@@ -45,10 +47,12 @@ def train_run(
     with join(device) as group, ExitStack() as locks:
         torch_device = pick_device(device, group.local_rank)
         config = fit_to_dataset(config)
-        group.check(config)  # bad settings are refused before anything is made
+        check(config)  # bad settings are refused before anything is made
+        group.check(config)
         with group.main_process_first():
+            check_memory(config, torch_device, group.world_size)
             open_run(folder, config)
-            if (folder / "weights.safetensors").exists():  # the last thing that a training writes
+            if is_trained(folder):  # weights are the last thing that a training writes
                 console.print(f"{folder} is trained already: nothing is written", markup=False)
                 _tell_other_data(folder, config)
                 _summary(folder, config)
@@ -58,6 +62,7 @@ def train_run(
             dataset = open_dataset(config, stage)
             if group.is_main_process:
                 keep_data(folder, _run_data(dataset))
+        warn_of_slow_bfloat16(config, torch_device)
         simulator = config.task.spec.simulator
         missing = dataset.train_only
         if not missing and not importlib.util.find_spec(simulator.package):
@@ -120,7 +125,9 @@ def _rollout(folder: Path, config: RunConfig) -> Rollout:
 
 def _summary(folder: Path, config: RunConfig) -> None:
     """Print the closing lines of a training."""
-    lines = read_lines(folder / "metrics.jsonl")
+    if not (lines := read_metrics(folder).repaired("the summary is of the other lines")):
+        console.print(f"{folder / 'metrics.jsonl'} holds no lines: there is no summary of the training")
+        return
     last = lines[-1]
     rates = sorted(line["samples_per_s"] for line in lines)
     waited = sum(line["waiting"] for line in lines) / len(lines)

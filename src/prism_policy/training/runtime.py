@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
-from prism_policy.config.settings import TrainConfig
+from prism_policy.config.settings import RunConfig, TrainConfig
 from prism_policy.data.windows import Windows
+from prism_policy.utils.progress import console
 
 ON_DEVICE = 0.5  # share of a GPU's free memory that all frames may take; more of them stay mapped from the disk
 
@@ -21,6 +23,36 @@ def resident(windows: Windows, device: torch.device) -> Windows:
         return windows
     free, _ = torch.cuda.mem_get_info(device)
     return windows.to(device) if windows.frames.nbytes < ON_DEVICE * free else windows
+
+
+def bfloat16_slowdown() -> float:
+    """How many times as long as float32 a small convolution and its gradient take in bfloat16 on this processor.
+
+    Without AVX-512 or AMX instructions for it PyTorch computes number by number. Measured, for what a processor says
+    of itself has other names on each kind of them. It takes some hundredths of a second.
+    """
+    layer = torch.nn.Conv2d(32, 32, 3, padding=1)
+    x = torch.ones(4, 32, 24, 24)
+    seconds = {torch.float32: 1e9, torch.bfloat16: 1e9}
+    for _ in range(4):  # the least of several, as other processes take their turns
+        for dtype in seconds:
+            started = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                layer(x).sum().backward()
+            seconds[dtype] = min(seconds[dtype], time.perf_counter() - started)
+    return seconds[torch.bfloat16] / seconds[torch.float32]
+
+
+def warn_of_slow_bfloat16(config: RunConfig, device: torch.device) -> None:
+    """Say it where bfloat16, which shall save time, costs some."""
+    names = {"train.precision": config.train.precision, "policy.encoder.precision": config.policy.encoder.precision}
+    chosen = [name for name, precision in names.items() if precision == "bfloat16"]
+    if chosen and device.type == "cpu":
+        with torch.random.fork_rng(devices=[]):
+            slowdown = bfloat16_slowdown()
+        if slowdown > 1.5:
+            flags = " ".join(f"--{name} float32" for name in chosen)
+            console.print(f"bfloat16 is {slowdown:.0f} times slower than float32 on this processor: prefer {flags}")
 
 
 @contextmanager

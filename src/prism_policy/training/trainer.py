@@ -17,13 +17,13 @@ from prism_policy.data.windows import Windows, batch_indices
 from prism_policy.errors import PrismError
 from prism_policy.models.normalizer import LinearNormalizer
 from prism_policy.policies import Policy
-from prism_policy.run_folder import make_policy, save_normalizer, save_weights
+from prism_policy.run_folder import make_policy, read_metrics, save_normalizer, save_weights
 from prism_policy.training.checkpoint import Checkpoints, TrainState
 from prism_policy.training.distributed import SINGLE_PROCESS, ProcessGroup
 from prism_policy.training.health import advise_batch_size, check_compiler, check_losses, is_out_of_memory
 from prism_policy.training.prefetch import Prefetcher, moved, pinned
 from prism_policy.training.runtime import arithmetic, resident, stop_signal
-from prism_policy.utils.files import read_lines, write_lines
+from prism_policy.utils.files import write_lines
 from prism_policy.utils.memory import keep_freed_memory
 
 VALID_WINDOWS = 256  # held-out windows of a validation, at most
@@ -116,8 +116,9 @@ class Trainer:
         self.on_update, self.valid, self.max_s, self.rollout = on_update, valid, max_s, rollout
         self.group, self.device = group, device
         self.rows = group.local_rows(self.settings.batch_size)
-        torch.manual_seed(config.seed)
-        self.policy = make_policy(config, windows.frames.proprio.shape[1], windows.frames.actions.shape[1])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.policy = make_policy(config, windows.frames.proprio.shape[1], windows.frames.actions.shape[1])
         fit_normalizers(self.policy, windows)
         self.policy.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.state = TrainState(self.policy, self.settings)
@@ -166,7 +167,7 @@ class Trainer:
     def resume(self) -> None:
         """Go back to the newest checkpoint and to the metrics up to it."""
         self.checkpoints.restore(self.state)
-        lines = read_lines(self.folder / "metrics.jsonl")
+        lines = read_metrics(self.folder).repaired("the lines that are damaged are left out")
         self.metrics = [line for line in lines if line["step"] <= self.state.done]
         self.group.barrier()  # all have read what the main process is about to write
         if not self.metrics:
@@ -345,8 +346,9 @@ def validate(policy: Policy, windows: Windows, batch_size: int) -> dict[str, flo
         batch = moved(windows.batch(indices) | {"draws": policy.draw(len(indices), generator)}, policy.device)
         losses += float(policy(batch)) * len(indices)
         expected = policy.normalizer["action"](batch["actions"])
-        noise = policy.draw_noise(len(indices), generator)
-        error = (policy.sample(batch, noise) - expected)[:, policy.executed].square().mean(-1)
+        draws = policy.draw_sampling(len(indices), generator)
+        sampled = policy.sample({**batch, "draws": draws}, draws["noise"])
+        error = (sampled - expected)[:, policy.executed].square().mean(-1)
         mask = batch["mask"][:, policy.executed]
         errors, counts = errors + float((error * mask).sum()), counts + float(mask.sum())
     policy.train()
