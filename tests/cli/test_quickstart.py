@@ -142,7 +142,7 @@ def test_ctrl_c_ends_quickly_without_a_trace(cache: Path, tmp_path: Path) -> Non
 def test_ctrl_c_that_meets_a_destructor_is_not_lost() -> None:
     code = """
 import sys, time
-from prism_policy.cli.main import repeat_lost_interrupt
+from prism_policy.__main__ import repeat_lost_interrupt
 
 class Dying:
     def __del__(self):

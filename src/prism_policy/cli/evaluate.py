@@ -11,6 +11,7 @@ import tyro
 from prism_policy.cli.command import Command, Flat
 from prism_policy.config.options import EvalOptions
 from prism_policy.config.settings import Device
+from prism_policy.utils.terminal import console
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Compare(Command):
         """Compare, and print the file's place."""
         from prism_policy.evaluation.compare import compare
 
-        print(f"Result: {compare(self.run_a, self.run_b, self.checkpoints, self.split, self.out)}")
+        console.print(f"Result: {compare(self.run_a, self.run_b, self.checkpoints, self.split, self.out)}")
 
 
 @dataclass(frozen=True)
@@ -78,4 +79,4 @@ class Report(Command):
         """Write it, and print its place."""
         from prism_policy.reports.report import write_report
 
-        print(f"Report: {write_report(self.folder)}")
+        console.print(f"Report: {write_report(self.folder)}")

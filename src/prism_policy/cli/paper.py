@@ -13,6 +13,7 @@ from prism_policy.config.options import ClusterOptions
 from prism_policy.config.settings import PolicyKind
 from prism_policy.errors import PrismError
 from prism_policy.tasks import task_spec
+from prism_policy.utils.terminal import console, shell
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,10 @@ class Reproduce(Command):
         print_plan(plan)
         out = self.out or Path("runs") / f"reproduce-{self.name}-{scale}"
         if self.dry_run:
-            print("Nothing was done (--dry-run).")
+            console.print("Nothing was done (--dry-run).")
             return
         path = reproduce(plan, out, self.cluster)
-        print(f"Table: {path} (also table.md, table.csv, cells.csv, figure.png)")
+        console.print(f"Table: {path} (also table.md, table.csv, cells.csv, figure.png)")
         more = [*plan.seeds, max(plan.seeds) + 1]
-        print(f"Next:  prism reproduce {self.name} ... --seeds {' '.join(map(str, more))}   (runs only what is new)")
+        seeds = shell("--seeds", *more)
+        console.print(f"Next:  {shell('prism', 'reproduce', self.name)} ... {seeds}   (runs only what is new)")

@@ -172,7 +172,7 @@ class Server:
                     await self._refuse(connection, str(error))
                     return
                 except Exception:
-                    console.print(traceback.format_exc(), markup=False)
+                    console.print(*traceback.format_exc().splitlines())
                     await self._refuse(connection, "the server failed; its log says where")
                     return
                 await connection.send(answer)
@@ -235,10 +235,9 @@ def serve(
         about = server.metadata
         frames = ", ".join(f"{camera} {size[0]} x {size[1]}" for camera, size in about["cameras"].items())
         console.print(
-            f"Serving {folder} ({about['policy']}, {about['encoder']}, checkpoint {checkpoint}) at {url}\n"
-            f"It expects {frames} and proprio ({about['proprio_dim']},): {about['proprio']}\n"
+            f"Serving {folder} ({about['policy']}, {about['encoder']}, checkpoint {checkpoint}) at {url}",
+            f"It expects {frames} and proprio ({about['proprio_dim']},): {about['proprio']}",
             f"It answers with {about['n_action_steps']} actions at {about['control_hz']} Hz: {about['actions']}",
-            markup=False,  # units stand in brackets
         )
         if host not in ("127.0.0.1", "localhost", "::1") and not api_key:
             console.print("Anyone who reaches this machine can send requests; set PRISM_API_KEY to require a key")

@@ -21,7 +21,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -152,7 +151,7 @@ def print_probe(
         lines = probe(folder, config, chosen, resolutions, seeds, workers=workers, progress=progress, device=device)
     header, cells = table(lines)
     title = f"Held-out error, task {config.task}, camera {config.camera} (± 95% over seeds)"
-    shown = Table(*map(escape, header), title=title)
+    shown = Table(*header, title=title)
     for row in cells:
         shown.add_row(*row)
     console.print(shown)

@@ -21,8 +21,9 @@ from prism_policy.training.loggers import check_trackers, trackers
 from prism_policy.training.trainer import Rollout, Trainer
 from prism_policy.utils.cores import available_cores
 from prism_policy.utils.device import pick_device
-from prism_policy.utils.files import folder_lock, read_lines
+from prism_policy.utils.files import folder_lock, read_lines, sweep
 from prism_policy.utils.progress import Bar, Stage, console, untimed
+from prism_policy.utils.terminal import shell
 
 
 def train_run(
@@ -48,6 +49,7 @@ def train_run(
         with group.main_process_first():
             open_run(folder, config)
             if (folder / "weights.safetensors").exists():  # the last thing that a training writes
+                sweep(folder)
                 console.print(f"{folder} is trained already: nothing is written")
                 _summary(folder, config)
                 return
@@ -116,5 +118,6 @@ def _summary(folder: Path, config: RunConfig) -> None:
         best = max(rolled, key=lambda line: (line["success_rate"], line["step"]))
         console.print(
             f"Best by rollouts: {best['success_rate']:.0%} of {best['rollout_episodes']} validation episodes at update "
-            f"{best['step']}; chosen on them, so measure it on others: prism evaluate {folder} --checkpoints best"
+            f"{best['step']}; chosen on them, so measure it on others: {shell('prism', 'evaluate', folder)} "
+            "--checkpoints best"
         )
