@@ -7,12 +7,16 @@ import signal
 import sys
 from typing import Any
 
-_interrupted = False
+STOPPED = "prism: stopped; the same command goes on from here\n"
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    global _interrupted
-    _interrupted = True
+def interrupt(number: int, frame: Any) -> None:
+    """Raise KeyboardInterrupt, or end at once within an import, where compiled code loses it or makes it an error."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            os.write(2, STOPPED.encode())
+            os._exit(130)
+        frame = frame.f_back
     raise KeyboardInterrupt
 
 
@@ -30,19 +34,16 @@ def main() -> None:
     """Run a command: exit code 0 on success, 2 on bad input, 130 on Ctrl-C."""
     sys.unraisablehook = repeat_lost_interrupt
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores it
-        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGINT, interrupt)
     try:
         from prism_policy.cli.main import main as run
 
         run()
-    except BaseException as error:
-        # Compiled code may turn the interrupt into an error of its own: "numpy's C extensions failed to import".
-        if not (_interrupted or isinstance(error, KeyboardInterrupt)):
-            raise
-        sys.stderr.write("prism: stopped; the same command goes on from here\n")
+    except KeyboardInterrupt:
+        sys.stderr.write(STOPPED)
         sys.exit(130)
     finally:
-        if signal.getsignal(signal.SIGINT) is _interrupt:
+        if signal.getsignal(signal.SIGINT) is interrupt:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # nor does the interpreter's own end print a traceback
 
 
