@@ -192,8 +192,9 @@ def train(inputs: Path, out: Path, *settings: str) -> list[str]:
             *split((*SETTINGS, *few))]  # fmt: skip
 
 
-def demos(path: Path) -> dict[str, Any]:
-    """Everything that a file of demonstrations holds."""
+def demos(folder: Path) -> dict[str, Any]:
+    """Everything that the file of demonstrations in the cache holds."""
+    (path,) = folder.glob("cache/*/demos.hdf5")
     state = hashlib.sha256()
 
     def add(name: str, item: Any) -> None:
@@ -266,15 +267,15 @@ def place_of(folder: Path) -> Path:
 SCENARIOS = {
     "collect": Scenario(
         0.18,
-        lambda f: ["collect", "--num-demos", "6", "--workers", "2", "--out", str(f / "states.hdf5")],
+        lambda f: ["collect", "--num-demos", "6", "--workers", "2"],
         lambda f: None,
-        lambda f: demos(f / "states.hdf5"),
+        lambda f: demos(f),
     ),
     "render": Scenario(
         0.18,
-        lambda f: ["render", str(states(place_of(f))), "--workers", "2", "--out", str(f / "images.hdf5")],
+        lambda f: ["render", str(states(place_of(f))), "--workers", "2"],
         lambda f: None,
-        lambda f: demos(f / "images.hdf5"),
+        lambda f: demos(f),
     ),
     "train": Scenario(
         0.2,

@@ -248,7 +248,11 @@ def test_the_caches_trouble_names_its_variable(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     with pytest.raises(PrismError, match="set PRISM_CACHE to a folder you may write to"):
         files.write_text(default_cache_dir() / "a" / "b", "x")
-    monkeypatch.setattr(Path, "home", None)
+    for nowhere in ("/dev/null/x", "/proc/nowhere"):
+        monkeypatch.setenv("PRISM_CACHE", nowhere)
+        with pytest.raises(PrismError, match="set PRISM_CACHE to a folder you may write to"):
+            files.write_text(default_cache_dir() / "a" / "b", "x")
+    monkeypatch.delenv("PRISM_CACHE")
 
     def nobody(*_: object) -> str:
         raise RuntimeError("Could not determine home directory.")

@@ -23,7 +23,7 @@ ABANDONED_S = 24 * 3600.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNWRITABLE = (
     errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
-    errno.EIO, errno.ESTALE, errno.EFBIG,
+    errno.EIO, errno.ESTALE, errno.EFBIG, errno.ENOLCK, errno.EOPNOTSUPP,
 )  # fmt: skip
 _swept: set[Path] = set()
 
@@ -50,7 +50,12 @@ def disk_errors(path: Path) -> Iterator[None]:
             elsewhere = "free some, or set PRISM_CACHE to a folder on another disk," if cache else "free some"
             full = f"no space left on the disk of {path}"
             raise PrismError(f"{full}; {elsewhere} and run the same command again, it goes on from there") from error
-        if number in _UNWRITABLE:
+        # Some file systems, such as /proc, answer that a folder is not there which they do not let be made.
+        about = getattr(error, "filename", None)
+        absent = (
+            number == errno.ENOENT and about and path.absolute().is_relative_to(Path(os.fsdecode(about)).absolute())
+        )
+        if number in _UNWRITABLE or absent:
             elsewhere = "set PRISM_CACHE to" if cache else "choose"
             raise PrismError(f"cannot write {path} ({error}); {elsewhere} a folder you may write to") from error
         raise
