@@ -182,7 +182,7 @@ def smoke_cache(place: Path) -> Path:
 @cache
 def trained(place: Path) -> Path:
     path = shared(place) / "run"
-    run_once(shared(place), *train(shared(place), path, "--task.max-steps 30"))
+    run_once(shared(place), *train(shared(place), path, "--task.max-steps 16"))
     return path
 
 
@@ -285,7 +285,7 @@ SCENARIOS = {
     ),
     "evaluate": Scenario(
         0.16,
-        lambda f: ["evaluate", str(f / "run"), "--n-episodes", "6", "--workers", "2"],
+        lambda f: ["evaluate", str(f / "run"), "--n-episodes", "4", "--video-every", "2", "--workers", "2"],
         lambda f: copy(trained(place_of(f)), f / "run"),
         lambda f: run_folder(f / "run"),
     ),

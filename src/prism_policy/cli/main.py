@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -71,6 +72,9 @@ def main() -> None:
             errors.print(f"prism: {error}")
         elif isinstance(error, OSError) and error.filename:  # nobody knew more to say
             errors.print(f"prism: {error.filename}: {error.strerror}; is it there, and may it be read and written?")
+            code = 2
+        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            errors.print(f"prism: cannot write the output ({error.strerror})")
             code = 2
         else:
             raise
