@@ -33,7 +33,7 @@ class Collect(Command):
     """Tasks of a suite, by their place in it; by default all."""
     demos: Annotated[DemoConfig, Flat] = field(default_factory=DemoConfig)
     workers: int | None = None
-    """Simulator processes; by default one for each core."""
+    """Simulator processes; by default one for each core of the job."""
     out: Path | None = None
     """Copy of the file (of a suite: a folder); by default it stays in ~/.cache/prism-policy, or $PRISM_CACHE."""
 
@@ -82,7 +82,7 @@ class Render(Command):
     """Cameras to draw; by default those of the task."""
     render: Annotated[RenderConfig, Flat] = field(default_factory=RenderConfig)
     workers: int | None = None
-    """Simulator processes; by default one for each core."""
+    """Simulator processes; by default one for each core of the job."""
     out: Path | None = None
     """Copy of the file (of a folder: a folder); by default it stays in ~/.cache/prism-policy, or $PRISM_CACHE."""
 

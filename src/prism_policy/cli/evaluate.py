@@ -29,7 +29,7 @@ class Evaluate(Command):
     device: Device = "auto"
     """Where to compute; auto is a GPU where there is one."""
     workers: int | None = None
-    """Simulator processes; by default one for each core."""
+    """Simulator processes; by default one for each core of the job."""
 
     def run(self) -> None:
         """Evaluate, and print success and where the reports lie."""
