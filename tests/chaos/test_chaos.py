@@ -40,7 +40,7 @@ KILLS = int(os.environ.get("CHAOS_KILLS", "3"))
 SEED = int(os.environ.get("CHAOS_SEED", "0"))
 MOST_A_RUN = 5
 """A run is killed up to so many times before it may end."""
-PATIENCE = 300.0
+PATIENCE = 600.0
 """For anything that is waited for [s]."""
 STOPPED = "prism: stopped; the same command goes on from here"
 NARROW = split(("--policy.down-dims 16 32", "--policy.step-embed-dim 16", "--policy.encoder.width 16"))
@@ -327,9 +327,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_what_is_killed_ends_as_what_was_not(
-    place: Path, name: str, record_property: Callable[[str, object], None]
-) -> None:
+def test_what_is_killed_ends_as_what_was_not(place: Path, name: str) -> None:
     kills, scenario = kills_of(name), SCENARIOS[name]
     if not kills:
         pytest.skip("its kills are those of `make chaos`")
@@ -356,4 +354,3 @@ def test_what_is_killed_ends_as_what_was_not(
         for key in whole:
             assert resumed[key] == whole[key], f"{name}, {done} kills, seed {SEED}: {key} differs"
         shutil.rmtree(folder)
-    record_property("kills", f"{done} in {run - 1} runs; {duration:.1f} s where nothing was killed")
