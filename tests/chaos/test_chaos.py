@@ -348,6 +348,7 @@ def test_what_is_killed_ends_as_what_was_not(place: Path, name: str) -> None:
         folder = fresh()
         for _ in range(min(kills - done, int(rng.integers(1, MOST_A_RUN + 1)))):
             if not kill(folder, scenario, rng, duration):
+                duration *= 0.8  # the machine was busier when it was measured, or it went on from much that was done
                 break
             done += 1
         _, resumed = finish(folder, scenario)
