@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from elsewhere import output_of
 from others import lenient_torchvision
 from timing import in_turn, ms, ratio
 from torch import Tensor
@@ -164,9 +164,7 @@ def main() -> None:
         unpacked = time.perf_counter() - started
         windows = Windows(frames, HORIZON, N_OBS, 8)
         command = [sys.executable, __file__, "--open", str(path), folder]
-        opened, peak, raw = map(
-            float, subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
-        )
+        opened, peak, raw = map(float, output_of(command).split())
         print(
             f"{device_name(device)}; {arguments.demos} demonstrations of {arguments.steps} steps at "
             f"{arguments.resolution} px, {raw / 1e9:.2f} GB; unpacked in {unpacked:.1f} s "

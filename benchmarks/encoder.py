@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
+from collections.abc import Generator
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import torch
+from elsewhere import Elsewhere, output_of
 from timing import in_turn, ms, ratio, seconds_of
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -110,34 +109,17 @@ def sspool_variant(name: str, arguments: argparse.Namespace, device: torch.devic
     return Variant(library(replace(config, precision=precision), arguments.resolution), device)
 
 
-class Elsewhere:
-    """A variant in a process of its own: a call has it do one step and waits for the end."""
-
-    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, name, arguments), daemon=True)
-        self.process.start()
-        self()
-
-    def __call__(self) -> None:
-        """One step."""
-        self.connection.send(None)
-        self.connection.recv()
-
-
-def _serve(connection: Connection, name: str, arguments: argparse.Namespace) -> None:
+def steps(name: str, arguments: argparse.Namespace) -> Generator[None, None, None]:
+    """A training step at a time."""
     torch.set_num_threads(arguments.threads)
     device, images = torch.device(arguments.device), random_images(arguments)
     variant = sspool_variant(name, arguments, device)
-    kept = contextlib.nullcontext() if name == PLAIN else keep_freed_memory()
-    with kept, contextlib.suppress(EOFError):  # the parent is done
+    with contextlib.nullcontext() if name == PLAIN else keep_freed_memory():
         while True:
-            connection.recv()
             variant.step(images)
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            connection.send(None)
+            yield
 
 
 def random_images(arguments: argparse.Namespace) -> np.ndarray:
@@ -180,7 +162,7 @@ def composition(arguments: argparse.Namespace, device: torch.device, images: np.
         plain.step(images)
     operations = counter.get_total_flops()
     rate = convolution_rate(device)
-    variants = {name: Elsewhere(name, arguments) for name in (PLAIN, OURS, OURS_BF16)}
+    variants = {name: Elsewhere(steps, name, arguments) for name in (PLAIN, OURS, OURS_BF16)}
     seconds = in_turn(variants, arguments.rounds, device)
     convert = in_turn({"": lambda: to_float(images)}, arguments.rounds, device)[""]
     rate = max(rate, convolution_rate(device))  # a shared machine is not always at its best
@@ -209,7 +191,7 @@ def peak_memory(name: str, arguments: argparse.Namespace) -> float:
         command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
     # With a fixed threshold glibc returns a large tensor's pages at once: runs agree within 0.2 MiB instead of 20.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout)
+    return float(output_of(command, env=environment))
 
 
 def status_mib(field: str) -> float:

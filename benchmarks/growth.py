@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from elsewhere import output_of
 from encoder import status_mib
 
 from prism_policy.config import presets
@@ -151,7 +151,7 @@ def main() -> None:
             command = [sys.executable, __file__, "--point", json.dumps(vars(point)), "--device", arguments.device]
             command += ["--threads", str(arguments.threads), "--rounds", str(arguments.rounds)]
             command += ["--precision", arguments.precision, *["--mapped"] * (field == "demos")]
-            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            found = json.loads(output_of(command))
             first = first or found["update_s"]
             label = str(value)
             if field == "demos":

@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from elsewhere import output_of
 
 from prism_policy.config import presets
 from prism_policy.data.frames import Frames
@@ -135,8 +135,7 @@ def measure(kind: str, count: int, arguments: argparse.Namespace, group: Path | 
 
     command = [sys.executable, __file__, "--child", kind, "--folder", str(arguments.folder), "--count", str(count)]
     command += ["--updates", str(arguments.updates)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, preexec_fn=enter)
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(output_of(command, preexec_fn=enter).splitlines()[-1])
 
 
 def main() -> None:

@@ -6,21 +6,19 @@ python benchmarks/rollouts.py [--task lift] [--preset nano] [--rounds 5] [--step
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 import torch
+from elsewhere import Elsewhere
 from timing import in_turn, ratio
 
 from prism_policy.config import presets
 from prism_policy.config.settings import RunConfig, TaskConfig
-from prism_policy.envs.process import worker_start
 from prism_policy.envs.simulators import prepare_opengl
 from prism_policy.envs.workers import Request, WorkerPool
 from prism_policy.evaluation.rollouts import acting_threads, episode_noise, sample_chunks
@@ -31,7 +29,7 @@ from prism_policy.tasks import probe_tasks
 EPISODES = 4
 
 
-def plain_loop(connection: Connection, task: TaskConfig) -> None:
+def plain_loop(task: TaskConfig) -> Generator[None, int, None]:
     """A process with robosuite as its documentation uses it: frames of all cameras at every step, robosuite's look."""
     import robosuite
 
@@ -48,12 +46,12 @@ def plain_loop(connection: Connection, task: TaskConfig) -> None:
         seed=0,
     )
     actions = np.random.default_rng(0).uniform(-0.3, 0.3, (1000, 7))
+    steps = yield
     while True:
-        steps = connection.recv()
         env.reset()
         for action in actions[:steps]:
             env.step(action)
-        connection.send(None)
+        steps = yield
 
 
 def policy_act(policy: Policy) -> Callable[[Sequence[Request]], list[np.ndarray]]:
@@ -90,15 +88,11 @@ def main() -> None:
         os.sched_setaffinity(0, cores[:count])
 
     pinned(1)
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    with worker_start():
-        context.Process(target=plain_loop, args=(theirs, task), daemon=True).start()
+    loop = Elsewhere(plain_loop, task, one_thread=True)
 
     def plain() -> None:
         pinned(1)
-        ours.send(arguments.steps)
-        ours.recv()
+        loop(arguments.steps)
 
     def rollouts(simulators: WorkerPool, cores: int, act: Any, threads: int) -> Callable[[], None]:
         def run() -> None:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from statistics import median, quantiles
 
 import numpy as np
 import torch
+from elsewhere import LIMIT_S
 
 from prism_policy.config import presets
 from prism_policy.config.settings import RunConfig
@@ -51,17 +53,22 @@ def row(name: str, config: RunConfig, folder: Path, rounds: int) -> None:
     command = [sys.executable, "-m", "prism_policy", "serve", str(folder), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
-        found = re.search(r"at (ws://\S+)", server.stdout.readline())
-        assert found
-        with PolicyClient(found[1]) as client:
-            direct, served = [], []
-            for i in range(rounds + 1):  # the first one makes kernels and buffers
-                here = timed(lambda: policy.act(observation))
-                there = timed(lambda: client.infer({"images": frames, "proprio": proprio}))
-                if i:
-                    direct += here
-                    served += there
-        server.terminate()
+        limit = threading.Timer(LIMIT_S, server.kill)
+        limit.start()
+        try:
+            if not (found := re.search(r"at (ws://\S+)", server.stdout.readline())):
+                sys.exit("the server did not start (its own words stand above)")
+            with PolicyClient(found[1]) as client:
+                direct, served = [], []
+                for i in range(rounds + 1):  # the first one makes kernels and buffers
+                    here = timed(lambda: policy.act(observation))
+                    there = timed(lambda: client.infer({"images": frames, "proprio": proprio}))
+                    if i:
+                        direct += here
+                        served += there
+        finally:
+            limit.cancel()
+            server.terminate()
     added = median(1000 * (b - a) for a, b in zip(direct, served, strict=True))
     print(f"| {name} | {milliseconds(direct)} | {milliseconds(served)} | {added:+.1f} ms |", flush=True)
 

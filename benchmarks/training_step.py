@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import multiprocessing
 import statistics
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
 import torch
+from elsewhere import Elsewhere
 from encoder import PlainEncoder, convolution_rate
 from others import lenient_torchvision
 from timing import in_turn, ratio
@@ -209,53 +208,36 @@ def made(name: str, sizes: str, batch_size: int, device: torch.device) -> tuple[
     return plain(config, batch_size, device) if name == PLAIN else ours(config, name, batch_size, device)
 
 
-class Elsewhere:
-    """A variant in a process of its own: a call has it do one step and waits for the end."""
-
-    def __init__(self, name: str, sizes: str, arguments: argparse.Namespace) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, name, sizes, arguments), daemon=True)
-        self.process.start()
-        self.parameters, self.operations = self.connection.recv()
-
-    def __call__(self) -> None:
-        """One step."""
-        self.connection.send(None)
-        self.connection.recv()
-
-
-def _serve(connection: Connection, name: str, sizes: str, arguments: argparse.Namespace) -> None:
+def variant(name: str, sizes: str, arguments: argparse.Namespace) -> Generator[tuple[int, int] | None, None, None]:
+    """Parameters and operations, then a step at a time; no parameters where it is not installed."""
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     device = torch.device(arguments.device)
     try:
         network, step = made(name, sizes, arguments.batch_size, device)
     except ImportError:
-        connection.send((0, 0))
+        yield 0, 0
         return
     operations = 0
     if "compile" not in name:
         with FlopCounterMode(display=False) as counter:
             step()
         operations = counter.get_total_flops()
-    connection.send((sum(p.numel() for p in network.parameters()), operations))
-    kept = keep_freed_memory() if name in OURS else contextlib.nullcontext()
-    with kept, contextlib.suppress(EOFError):  # the parent is done
+    with keep_freed_memory() if name in OURS else contextlib.nullcontext():
+        yield sum(p.numel() for p in network.parameters()), operations
         while True:
-            connection.recv()
             step()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            connection.send(None)
+            yield None
 
 
 def compare(sizes: str, arguments: argparse.Namespace) -> None:
     """One table."""
     device = torch.device(arguments.device)
     names = [LEROBOT, PLAIN, *(n for n, (_, compiled) in OURS.items() if not compiled or arguments.compile)]
-    variants = {name: Elsewhere(name, sizes, arguments) for name in names}
-    if not variants[LEROBOT].parameters:
+    variants = {name: Elsewhere(variant, name, sizes, arguments) for name in names}
+    if not variants[LEROBOT].about[0]:
         print("LeRobot is left out: it is not installed.\n")
         del variants[LEROBOT]
     reference = variants[PLAIN]

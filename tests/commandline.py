@@ -25,7 +25,6 @@ def prism(*arguments: object, cwd: Path | None = None, **environment: str) -> Co
     with (
         mock.patch.dict(os.environ, environment),
         mock.patch.object(sys, "argv", words),
-        mock.patch.object(sys, "unraisablehook"),
         contextlib.chdir(cwd or Path.cwd()),
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),
@@ -34,6 +33,8 @@ def prism(*arguments: object, cwd: Path | None = None, **environment: str) -> Co
             main()
         except SystemExit as end:
             code = end.code
+        except KeyboardInterrupt:
+            code = 130
         except Exception:
             traceback.print_exc()
             code = 1

@@ -216,7 +216,7 @@ def is_trained(folder: Path) -> bool:
     try:
         read_tensors(path)
     except PrismError as error:
-        console.print(f"{str(error).partition('; ')[0]}: making it again from the last checkpoint", markup=False)
+        console.print(f"{str(error).partition('; ')[0]}: making it again from the last checkpoint")
         return False
     return True
 

@@ -142,7 +142,7 @@ def test_ctrl_c_ends_quickly_without_a_trace(cache: Path, tmp_path: Path) -> Non
 def test_ctrl_c_that_meets_a_destructor_is_not_lost() -> None:
     code = """
 import sys, time
-from prism_policy.cli.main import repeat_lost_interrupt
+from prism_policy.__main__ import repeat_lost_interrupt
 
 class Dying:
     def __del__(self):
@@ -189,11 +189,11 @@ def test_a_folder_of_another_configuration_is_left_alone(smoke: tuple[Path, str]
 
 
 @pytest.mark.slow
-def test_without_opengl_it_says_what_to_install(tmp_path: Path, cache: Path) -> None:
+def test_with_opengl_turned_off_it_says_what_turned_it_off(tmp_path: Path, cache: Path) -> None:
     done = prism("quickstart", "--smoke", "--seed", "5", "--out", tmp_path / "run", cache=cache, MUJOCO_GL="disable")
     assert done.returncode == 2
     assert "no working OpenGL" in done.stderr
-    assert "libegl1" in done.stderr
+    assert "MUJOCO_GL=disable" in done.stderr
     assert "Traceback" not in done.stderr
 
 

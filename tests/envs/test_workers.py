@@ -48,6 +48,37 @@ def test_jobs_of_a_worker_that_died_and_those_behind_it_are_one_sentence() -> No
                 future.result(timeout=60)
 
 
+@pytest.mark.parametrize(
+    ("number", "cause"),
+    [
+        (signal.SIGKILL, r"killed by SIGKILL \(as the kernel does where memory runs short\)"),
+        (signal.SIGSEGV, "killed by SIGSEGV; a crash there is mostly OpenGL's: try MUJOCO_GL=osmesa"),
+        (signal.SIGTERM, "killed by SIGTERM\\)"),
+    ],
+)
+def test_the_signal_that_ended_a_worker_is_named(number: int, cause: str) -> None:
+    with WorkerPool(1) as pool, pytest.raises(PrismError, match=f"a simulator process died .{cause}"):
+        pool.submit(signal.raise_signal, number).result(timeout=60)
+
+
+class OddError(Exception):
+    """Cannot be sent: its arguments are not those that make it."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def fail_oddly() -> None:
+    raise OddError(1, 2)
+
+
+def test_an_error_that_cannot_be_sent_comes_back_in_words() -> None:
+    with WorkerPool(1) as pool:
+        with pytest.raises(RuntimeError, match="OddError: 1 and 2"):
+            pool.submit(fail_oddly).result(timeout=60)
+        assert pool.submit(math.sqrt, 4.0).result() == 2
+
+
 def test_an_error_in_the_block_ends_what_is_under_way() -> None:
     before = set(multiprocessing.active_children())
     started = time.monotonic()

@@ -15,6 +15,7 @@ from prism_policy.config.ranges import Natural, Workers
 from prism_policy.config.settings import DemoConfig, RenderConfig, check_task, single_tasks
 from prism_policy.errors import PrismError
 from prism_policy.utils.progress import Bar
+from prism_policy.utils.terminal import console, shell
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Collect(Command):
     """Tasks of a suite, by their place in it; by default all."""
     demos: Annotated[DemoConfig, Flat] = field(default_factory=DemoConfig)
     workers: Workers | None = None
-    """Simulator processes; by default one for each core."""
+    """Simulator processes; by default one for each core of the job."""
     out: Path | None = None
     """Copy of the file (of a suite: a folder); by default it stays in ~/.cache/prism-policy, or $PRISM_CACHE."""
 
@@ -58,8 +59,10 @@ class Collect(Command):
             if self.out:
                 file = copy_out(file, self.out / f"{task.spec.env_name}_demo.hdf5" if suite else self.out)
             steps, tried = about["total"], about["tried"]
-            print(f"{self.demos.num_demos} demonstrations, {steps} steps; {tried} episodes were tried\nFile: {file}")
-        print(f"Next: prism render {self.out or file}   (its images; prism info {file} says what it holds)")
+            made = f"{self.demos.num_demos} demonstrations, {steps} steps; {tried} episodes were tried"
+            console.print(made, f"File: {file}")
+        render, info = shell("prism", "render", self.out or file), shell("prism", "info", file)
+        console.print(f"Next: {render}   (its images; {info} says what it holds)")
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Render(Command):
     """Cameras to draw; by default those of the task."""
     render: Annotated[RenderConfig, Flat] = field(default_factory=RenderConfig)
     workers: Workers | None = None
-    """Simulator processes; by default one for each core."""
+    """Simulator processes; by default one for each core of the job."""
     out: Path | None = None
     """Copy of the file (of a folder: a folder); by default it stays in ~/.cache/prism-policy, or $PRISM_CACHE."""
 
@@ -88,14 +91,14 @@ class Render(Command):
         check_free(self.out)
         if not self.file.is_dir():
             file = self.draw(self.file, self.out)
-            print(f"File: {file}\nNext: prism info {file}   (frames on a contact sheet)")
+            console.print(f"File: {file}", f"Next: {shell('prism', 'info', file)}   (frames on a contact sheet)")
             return
         if not (sources := sorted(self.file.glob("*.hdf5"))):
             raise PrismError(f"{self.file}: expected HDF5 files with demonstrations in this folder, got none")
         for source in sources:
-            print(f"File: {self.draw(source, self.out / source.name if self.out else None)}")
+            console.print(f"File: {self.draw(source, self.out / source.name if self.out else None)}")
         if self.out:
-            print(f"Next: prism train --task SUITE --dataset {self.out}")
+            console.print(f"Next: {shell('prism', 'train', '--task', 'SUITE', '--dataset', self.out)}")
 
     def draw(self, source: Path, out: Path | None) -> Path:
         """Draw one file's images; returns the file with them."""
@@ -145,8 +148,10 @@ class Import(Command):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 import_libero(source, target, self.suite)
                 bar.count(done, len(sources))
-        print(f"Files: {self.out}")
-        print(f"Next: prism render {self.out} --out ...   (images as they will be drawn when policies are evaluated)")
+        render = f"{shell('prism', 'render', self.out)} --out ..."
+        console.print(
+            f"Files: {self.out}", f"Next: {render}   (images as they will be drawn when policies are evaluated)"
+        )
 
 
 @dataclass(frozen=True)
@@ -169,4 +174,4 @@ class Download(Command):
         from prism_policy.demos.download import download
 
         file = download(self.name, self.kind, self.out)
-        print(f"File: {file}\nNext: prism info {file}")
+        console.print(f"File: {file}", f"Next: {shell('prism', 'info', file)}")

@@ -12,6 +12,7 @@ from prism_policy.cli.command import Command, Flat
 from prism_policy.config.options import EvalOptions
 from prism_policy.config.ranges import Workers
 from prism_policy.config.settings import Device
+from prism_policy.utils.terminal import console
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Evaluate(Command):
     device: Device = "auto"
     """Where to compute; auto is a GPU where there is one."""
     workers: Workers | None = None
-    """Simulator processes; by default one for each core."""
+    """Simulator processes; by default one for each core of the job."""
 
     def run(self) -> None:
         """Evaluate, and print success and where the reports lie."""
@@ -65,7 +66,7 @@ class Compare(Command):
         """Compare, and print the file's place."""
         from prism_policy.evaluation.compare import compare
 
-        print(f"Result: {compare(self.run_a, self.run_b, self.checkpoints, self.split, self.out)}")
+        console.print(f"Result: {compare(self.run_a, self.run_b, self.checkpoints, self.split, self.out)}")
 
 
 @dataclass(frozen=True)
@@ -79,4 +80,4 @@ class Report(Command):
         """Write it, and print its place."""
         from prism_policy.reports.report import write_report
 
-        print(f"Report: {write_report(self.folder)}")
+        console.print(f"Report: {write_report(self.folder)}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Annotated, Union
 
 import tyro
@@ -20,6 +20,8 @@ from prism_policy.cli.paper import Reproduce
 from prism_policy.cli.saliency import Saliency
 from prism_policy.cli.train import Quickstart, Train
 from prism_policy.errors import PrismError
+from prism_policy.utils.progress import Heartbeat
+from prism_policy.utils.terminal import errors, shell
 
 ABOUT = "Turn robot demonstrations into visuomotor policies, and measure them."
 COMMANDS: dict[str, type[Command]] = {
@@ -51,38 +53,29 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
     raise AssertionError("tyro has exited")
 
 
-def repeat_lost_interrupt(lost: sys.UnraisableHookArgs) -> None:
-    """Send Ctrl-C again where Python drops its exception, as it does while it destroys an object."""
-    if issubclass(lost.exc_type, KeyboardInterrupt):
-        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
-    else:
-        sys.__unraisablehook__(lost)
-
-
 def main() -> None:
-    """Run a command: exit code 0 on success, 2 on bad input, 130 on Ctrl-C."""
-    sys.unraisablehook = repeat_lost_interrupt
+    """Run a command: exit code 0 on success, 2 on bad input."""
+    arguments = sys.argv[1:]
     launched = "TORCHELASTIC_ERROR_FILE" in os.environ  # one of several processes
+    # Of several processes the one that started them says that they are alive; a server has nothing to say by itself.
+    silent = launched or arguments[:1] == ["serve"]
     try:
-        parse(sys.argv[1:])()
-    except PrismError as error:
-        _report(f"prism: {error}", error, launched)
-        sys.exit(2)
-    except KeyboardInterrupt as error:
-        _report("prism: stopped; the same command goes on from here", error, launched)
-        sys.exit(130)
-    except Exception as error:
-        if not launched:
+        with nullcontext() if silent else Heartbeat("prism " + shell(*arguments[:1])):
+            parse(arguments)()
+    except (Exception, KeyboardInterrupt) as error:
+        code = 2 if isinstance(error, PrismError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+        if launched:  # the launcher prints one sentence for all processes
+            from prism_policy.training.distributed import record_failure
+
+            record_failure(error)
+        elif isinstance(error, PrismError):
+            errors.print(f"prism: {error}")
+        elif isinstance(error, OSError) and error.filename:  # nobody knew more to say
+            errors.print(f"prism: {error.filename}: {error.strerror}; is it there, and may it be read and written?")
+            code = 2
+        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            errors.print(f"prism: cannot write the output ({error.strerror})")
+            code = 2
+        else:
             raise
-        _report("", error, launched)
-        sys.exit(1)
-
-
-def _report(message: str, error: BaseException, launched: bool) -> None:
-    """Print the message, or hand the error to the launcher, which prints one for all processes."""
-    if not launched:
-        print(message, file=sys.stderr)
-        return
-    from prism_policy.training.distributed import record_failure
-
-    record_failure(error)
+        sys.exit(code)

@@ -14,6 +14,7 @@ from prism_policy.config.ranges import Natural, Number, Seed
 from prism_policy.config.settings import PolicyKind
 from prism_policy.errors import PrismError
 from prism_policy.tasks import task_spec
+from prism_policy.utils.terminal import console, shell
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,13 @@ class Reproduce(Command):
         print_plan(plan)
         out = self.out or Path("runs") / f"reproduce-{self.name}-{scale}"
         if self.dry_run:
-            print("Nothing was done (--dry-run).")
+            console.print("Nothing was done (--dry-run).")
             return
         path = reproduce(plan, out, self.cluster)
-        print(f"Table: {path} (also table.md, table.csv, cells.csv, figure.png)")
+        console.print(f"Table: {path} (also table.md, table.csv, cells.csv, figure.png)")
         more = [*plan.seeds, max(plan.seeds) + 1]
-        print(f"Next:  prism reproduce {self.name} ... --seeds {' '.join(map(str, more))}   (runs only what is new)")
+        seeds = shell("--seeds", *more)
+        console.print(f"Next:  {shell('prism', 'reproduce', self.name)} ... {seeds}   (runs only what is new)")
 
     def _study(self) -> None:
         """Show the study's cells and their cost, run what is missing, and write the report."""
@@ -113,10 +115,10 @@ class Reproduce(Command):
         missing = missing_cells(cells, read_cells(journal))
         print_cells(cells, missing, read_cells(journal))
         if self.dry_run:
-            print("Nothing was done (--dry-run).")
+            console.print("Nothing was done (--dry-run).")
             return
         if not self.report:
             run_cells(missing, journal, self.cells)
         if lines := read_cells(journal):
             write_text(out / "table.md", report(lines))
-            print(f"Report: {out / 'table.md'} ({len(lines)} cells in {journal})")
+            console.print(f"Report: {out / 'table.md'} ({len(lines)} cells in {journal})")

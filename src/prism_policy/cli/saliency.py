@@ -11,6 +11,7 @@ import tyro
 from prism_policy.cli.command import Command, Flat
 from prism_policy.config.options import Attribution, SaliencyOptions
 from prism_policy.config.settings import Device
+from prism_policy.utils.terminal import console, shell
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,6 @@ class Saliency(Command):
 
         out = self.out or (self.folders[0] if self.folders else Path()) / "saliency"
         run_saliency(self.folders, self.how, self.options, out, self.device)
-        print(f"Result: {out} (pictures, {'film.mp4, ' if self.options.video else ''}table.md, numbers.json)")
+        console.print(f"Result: {out} (pictures, {'film.mp4, ' if self.options.video else ''}table.md, numbers.json)")
         if not self.options.compare:
-            print(f"Next:   prism saliency --compare {self.folders[0]} OTHER_RUN")
+            console.print(f"Next:   {shell('prism', 'saliency', '--compare', self.folders[0])} OTHER_RUN")

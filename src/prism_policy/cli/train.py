@@ -13,6 +13,7 @@ from prism_policy.cli.command import RunCommand
 from prism_policy.config import presets
 from prism_policy.config.ranges import Positive, Workers
 from prism_policy.config.settings import Device, RunConfig, Tracker, check
+from prism_policy.utils.terminal import console, shell
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ class Train(RunCommand):
         limit = math.inf if self.max_minutes is None else 60 * self.max_minutes
         train_run(folder, config, device=self.device, track=self.track, max_s=limit)
         if not int(os.environ.get("RANK", "0")):  # of several processes, one prints
-            print(f"Policy: {folder} (weights.safetensors; metrics.jsonl)\nNext: prism evaluate {folder}")
+            console.print(
+                f"Policy: {folder} (weights.safetensors; metrics.jsonl)", f"Next: {shell('prism', 'evaluate', folder)}"
+            )
 
 
 @dataclass(frozen=True)

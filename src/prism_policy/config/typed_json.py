@@ -163,7 +163,7 @@ class Journal:
     def repaired(self, consequence: str) -> list[dict[str, Any]]:
         """The sound lines, for the command that writes the file, which says what becomes of the others."""
         if self.flaw:
-            console.print(f"{self.path} is damaged ({self.flaw}): {consequence}", markup=False)
+            console.print(f"{self.path} is damaged ({self.flaw}): {consequence}")
         return self.lines
 
 

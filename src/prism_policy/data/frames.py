@@ -27,7 +27,7 @@ from torch import Tensor
 from prism_policy.config.settings import ActionMode
 from prism_policy.data.robomimic import Episode, demo_names, iter_demos, open_demos
 from prism_policy.errors import PrismError
-from prism_policy.utils.files import disk_errors, write_text
+from prism_policy.utils.files import disk_errors, scratch, write_text
 from prism_policy.utils.progress import console
 
 Progress = Callable[[int, int], None]  # called with (demonstrations done, of how many)
@@ -138,7 +138,7 @@ def open_frames(
     folder = cache_dir.expanduser() / f"frames-{digest}"
     if not _whole(folder):
         if folder.exists():
-            console.print(f"{folder} is damaged: making it again", markup=False)
+            console.print(f"{folder} is damaged: making it again")
         with disk_errors(folder):
             _unpack(files, _episodes(files, cameras, action_mode), folder, key, progress)
     manifest = json.loads((folder / _MANIFEST).read_text())
@@ -212,10 +212,9 @@ def _map(folder: Path, name: str, about: dict[str, Any]) -> np.ndarray:
 def _unpack(
     paths: Mapping[str, Path], episodes: Iterable[Episode], folder: Path, key: dict[str, Any], progress: Progress | None
 ) -> None:
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with scratch(folder.parent) as place:
+        temporary = place / folder.name
+        temporary.mkdir()
         total = 0
         for path in paths.values() if progress else ():
             with open_demos(path) as file:
@@ -264,5 +263,3 @@ def _unpack(
         except OSError:
             if not _whole(folder):  # else another process was faster
                 raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

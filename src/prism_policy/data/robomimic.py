@@ -271,7 +271,7 @@ def iter_demos(
         if not names:
             raise PrismError(f"{path}: expected at least one demo in mask {mask!r}, got none")
         if odd := odd_names(file):
-            console.print(f"{path.name}: left out {listed(odd)}: expected names demo_0, demo_1, ...", markup=False)
+            console.print(f"{path.name}: left out {listed(odd)}: expected names demo_0, demo_1, ...")
         kind = action_kind(file, demo_names(file))
         wanted = list(cameras) if cameras is not None else usual_cameras(file, names)
         bad = bad_demos(file, names, wanted, action_mode=action_mode, kind=kind)
@@ -288,13 +288,13 @@ def iter_demos(
                     continue
             if not skip_bad:
                 raise PrismError(f"{path}, {name}: {bad[name]}")
-            console.print(f"{path.name}: left out {name}: {bad[name]}", markup=False)
+            console.print(f"{path.name}: left out {name}: {bad[name]}")
     if len(bad) == len(names):
         raise PrismError(f"{path}: no usable demo among {len(names)}; {names[0]}: {bad[names[0]]}")
     if clipped:
-        console.print(f"{path.name}: {clip_text(clipped, steps)}", markup=False)
+        console.print(f"{path.name}: {clip_text(clipped, steps)}")
     if kind == "guessed":
-        console.print(f"{path.name}: {GUESSED}", markup=False)
+        console.print(f"{path.name}: {GUESSED}")
 
 
 GUESSED = "`actions` are taken for absolute poses, as most of them turn further than a delta can; nothing else says so"

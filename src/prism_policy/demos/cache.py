@@ -23,7 +23,7 @@ from prism_policy.config.settings import TaskConfig
 from prism_policy.data.robomimic import merge_demos, write_demo
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
-from prism_policy.utils.files import atomic, default_cache_dir, disk_errors, file_lock, write_text
+from prism_policy.utils.files import atomic, default_cache_dir, disk_errors, file_lock, sweep, write_text
 from prism_policy.utils.progress import console
 
 DATA_FILE, MANIFEST = "demos.hdf5", "manifest.json"
@@ -51,6 +51,7 @@ def cached(
     with disk_errors(folder):
         parts.mkdir(parents=True, exist_ok=True)
         with file_lock(folder / "lock", f"another process is making {folder}: waiting for it"):
+            sweep(folder)
             if manifest.exists():
                 if _intact(data, manifest):
                     shutil.rmtree(parts, ignore_errors=True)
@@ -58,8 +59,6 @@ def cached(
                 console.print(f"{data} is damaged (its checksum differs): making it again")
                 manifest.unlink()
             parts.mkdir(exist_ok=True)
-            for leftover in (*folder.glob(".*.tmp"), *parts.glob(".*.tmp")):  # of processes that were killed
-                leftover.unlink()
             with pool:
                 chosen, env_args, attributes = build(parts, pool)
             with atomic(data) as temporary:

@@ -136,17 +136,17 @@ def open_dataset(config: RunConfig, stage: Stage = untimed) -> Dataset:
         files = libero_files(path, tasks) if suite else {tasks[0].name: path}
         for name, one in facts.items():
             for finding in one.findings:
-                console.print(f"{files[name].name}: {finding}", markup=False)
+                console.print(f"{files[name].name}: {finding}")
             if one.train_only:
-                console.print(f"{files[name].name}: to train only, no rollouts: {one.train_only}", markup=False)
+                console.print(f"{files[name].name}: to train only, no rollouts: {one.train_only}")
             elif one.render is None:
                 unknown = "how its images were drawn is not recorded; rollouts are drawn as task.render says"
-                console.print(f"{files[name].name}: {unknown}", markup=False)
+                console.print(f"{files[name].name}: {unknown}")
     parts: tuple[list[str], list[str]] = ([], [])  # to learn from, and held out
     for name, path in files.items():
         train, valid, how = split_demos(facts[name], str(path), config.train_mask)
         if config.dataset and how != "mask 'train'":
-            console.print(f"{path.name}: learning from {how}: {len(train)}, held out {len(valid)}", markup=False)
+            console.print(f"{path.name}: learning from {how}: {len(train)}, held out {len(valid)}")
         for part, demos in zip(parts, (train, valid), strict=True):
             part += [f"{name}/{demo}" if suite else demo for demo in demos]
     source = files if suite else files[tasks[0].name]

@@ -14,7 +14,7 @@ from prism_policy.data.robomimic import demo_names, open_demos
 from prism_policy.demos.cache import sha256
 from prism_policy.demos.render import render_demos
 from prism_policy.errors import PrismError
-from prism_policy.utils.files import default_cache_dir, disk_errors
+from prism_policy.utils.files import default_cache_dir, disk_errors, file_lock
 from prism_policy.utils.progress import Bar, console
 
 DownloadKind = Literal["low_dim", "demo", "image"]
@@ -60,7 +60,6 @@ def _fetch(path: str, folder: Path) -> Path:
     by_hand = f"get {url} by hand, put it at {target} and run the same command again: it will be found there"
     try:
         from huggingface_hub import HfApi
-        from huggingface_hub.file_download import http_get
         from huggingface_hub.utils.tqdm import disable_progress_bars
     except ModuleNotFoundError as error:
         if target.exists():
@@ -75,20 +74,10 @@ def _fetch(path: str, folder: Path) -> Path:
         if not entries:
             raise FileNotFoundError("there is no such file")
         about = entries[0]
-        if not target.exists():
-            # `hf_hub_download` forgets what it has when it is killed. A part belongs to the hub's version of the file.
-            part = target.with_name(f".{target.name}.{about.lfs.sha256[:12]}.part")
-            with disk_errors(folder):
-                part.parent.mkdir(parents=True, exist_ok=True)
-                with part.open("r+b" if part.exists() else "w+b") as file:
-                    have = file.seek(0, os.SEEK_END)
-                    source = f"{hub.endpoint}/datasets/{REPOSITORY}/resolve/main/{path}"
-                    http_get(source, file, resume_size=have, expected_size=about.size)
-                if (digest := sha256(part)) != about.lfs.sha256:
-                    part.unlink()
-                    sums = f"came with SHA-256 {digest[:12]}..., expected the hub's {about.lfs.sha256[:12]}..."
-                    raise PrismError(f"{path} {sums}; run the same command again")
-                part.replace(target)
+        busy = f"another process is downloading {target}: waiting for it"
+        with disk_errors(folder), file_lock(target.with_name(f".{target.name}.lock"), busy):
+            if not target.exists():
+                _fetch_part(f"{hub.endpoint}/datasets/{REPOSITORY}/resolve/main/{path}", target, about)
     except PrismError:
         raise
     except Exception as error:  # of whichever HTTP library huggingface_hub uses
@@ -102,6 +91,23 @@ def _fetch(path: str, folder: Path) -> Path:
         raise PrismError(f"{target}: {sums}; delete it and run the same command again")
     open_demos(target).close()
     return target
+
+
+def _fetch_part(url: str, target: Path, about: Any) -> None:
+    """Go on with the download of a file, or begin it; what is not whole lies beside `target`."""
+    # `hf_hub_download` forgets what it has when it is killed. A part belongs to the hub's version of the file.
+    from huggingface_hub.file_download import http_get
+
+    part = target.with_name(f".{target.name}.{about.lfs.sha256[:12]}.part")
+    with part.open("r+b" if part.exists() else "w+b") as file:
+        http_get(url, file, resume_size=file.seek(0, os.SEEK_END), expected_size=about.size)
+    if (digest := sha256(part)) != about.lfs.sha256:
+        part.unlink()
+        sums = f"came with SHA-256 {digest[:12]}..., expected the hub's {about.lfs.sha256[:12]}..."
+        raise PrismError(f"{target.name} {sums}; run the same command again")
+    part.replace(target)
+    for other in target.parent.glob(f".{target.name}.*.part"):  # of versions that the hub no longer has
+        other.unlink(missing_ok=True)
 
 
 def _unchecked(target: Path, why: str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from prism_policy.config.presets import task_config
@@ -21,6 +19,7 @@ from prism_policy.data.facts import DatasetFacts, read_facts
 from prism_policy.demos.replay import Replay, recorded_frames, replay_demos, write_contact_sheet
 from prism_policy.errors import PrismError
 from prism_policy.utils.progress import Bar, console
+from prism_policy.utils.terminal import shell
 
 REPLAYS = 3  # demonstrations that are replayed by default
 MOST_BAD = 10  # bad demonstrations that are printed
@@ -60,20 +59,20 @@ def print_demos(path: Path, replay: int | None = None, out: Path | None = None, 
             if out:
                 raise
             if not as_json:
-                console.print(f"No contact sheet: {error}; --out chooses another place", markup=False)
+                console.print(f"No contact sheet: {error}; --out chooses another place")
             sheet = None
     results = [{k: v for k, v in vars(one).items() if k != "frames"} for one in replays]
     if as_json:
         report = {"file": str(path), **asdict(facts), "replays": results, "replay_trouble": trouble}
-        console.out(json.dumps({**report, "contact_sheet": sheet and str(sheet)}, indent=2), highlight=False)
+        console.data(json.dumps({**report, "contact_sheet": sheet and str(sheet)}, indent=2))
         return
     if replays:
         console.print(_replay_table(replays))
     elif trouble:
-        console.print(f"No replay: {trouble}.", markup=False)
+        console.print(f"No replay: {trouble}.")
     if sheet:
-        console.print(f"Frames: {sheet} (a demonstration a row, time to the right)", markup=False)
-    console.print(f"Next:   {_next_step(path, facts)}", markup=False)
+        console.print(f"Frames: {sheet} (a demonstration a row, time to the right)")
+    console.print(f"Next:   {_next_step(path, facts)}")
 
 
 def _rows(
@@ -108,8 +107,9 @@ def _print_facts(path: Path, facts: DatasetFacts) -> None:
     env = facts.env
     spread = f"median {facts.steps_median:g}, {facts.steps_min} to {facts.steps_max}"
     console.print(
-        f"[bold]{escape(path.name)}[/]: {facts.demos} demonstrations of {escape(env.env_name) or 'an unnamed task'}, "
-        f"{facts.steps} steps ({spread})\n"
+        f"{path.name}: {facts.demos} demonstrations of {env.env_name or 'an unnamed task'}, "
+        f"{facts.steps} steps ({spread})",
+        "",
     )
     layout = f", layout of robomimic {env.layout}" if env.layout else ""
     frame = "the robot's base" if env.reference_frame == "base" else "the world"
@@ -133,13 +133,13 @@ def _print_facts(path: Path, facts: DatasetFacts) -> None:
     table.add_column()
     for title, text in rows.items():
         if text:
-            table.add_row(title, escape(text))
+            table.add_row(title, text)
     console.print(table)
     for finding in facts.findings:
-        console.print(f"note: {finding}", style="yellow", markup=False)
+        console.print(f"note: {finding}", style="yellow")
     shown = list(facts.bad.items())[:MOST_BAD]
     for name, reason in shown:
-        console.print(f"bad {name}: {reason}", style="red", markup=False)
+        console.print(f"bad {name}: {reason}", style="red")
     if len(facts.bad) > len(shown):
         console.print(f"and {len(facts.bad) - len(shown)} more bad demonstrations (--json names all)", style="red")
     table = Table(box=box.SIMPLE, padding=0, pad_edge=False)
@@ -163,13 +163,13 @@ def _replay_table(replays: Sequence[Replay]) -> Table:
 
 
 def _next_step(path: Path, facts: DatasetFacts) -> str:
-    quoted = shlex.quote(str(path))
     if facts.images and facts.env.task:
-        return f"prism train --task {facts.env.task} --dataset {quoted}{_flags(facts)}"
+        words = ("prism", "train", "--task", facts.env.task, "--dataset", path)
+        return shell(*words, *_flags(facts).split())
     if facts.images:
-        return f'prism_policy.data.robomimic.read_demos(Path("{path}")) reads it (docs/data.md)'
+        return f"prism_policy.data.robomimic.read_demos(Path({str(path)!r})) reads it (docs/data.md)"
     if facts.states and not facts.env.scene_trouble:
-        return f"prism render {quoted}"
+        return shell("prism", "render", path)
     return "take a file with images or with simulator states of one of this library's tasks (docs/data.md)"
 
 

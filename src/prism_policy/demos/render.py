@@ -93,7 +93,7 @@ def render_demos(
     source = check_source(states, task)
     task, names, settings = source.task, source.names, source.settings
     for sentence in source.told:
-        console.print(f"{states.name}: {sentence}", markup=False)
+        console.print(f"{states.name}: {sentence}")
     size = {f"camera_{side}": task.render.resolution for side in ("heights", "widths")}
     # robomimic makes its environment for rollouts from these.
     kwargs = settings.get("env_kwargs")

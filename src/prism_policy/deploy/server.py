@@ -220,7 +220,7 @@ class Server:
                 except ConnectionClosed:
                     return
                 except Exception:
-                    console.print(traceback.format_exc(), markup=False)
+                    console.print(*traceback.format_exc().splitlines())
                     await self._refuse(connection, "the server failed; its log says where")
                     return
         except ConnectionClosed:  # by the robot, or a network that broke
@@ -296,10 +296,9 @@ def serve(
         rate = "a rate that its demonstrations do not record" if about["control_hz"] is None else "{:g} Hz"
         rate = rate.format(about["control_hz"])
         console.print(
-            f"Serving {folder} ({about['policy']}, {about['encoder']}, checkpoint {checkpoint}) at {url}\n"
-            f"It expects {frames} and proprio ({about['proprio_dim']},): {about['proprio']}\n"
+            f"Serving {folder} ({about['policy']}, {about['encoder']}, checkpoint {checkpoint}) at {url}",
+            f"It expects {frames} and proprio ({about['proprio_dim']},): {about['proprio']}",
             f"It answers with {about['n_action_steps']} actions at {rate}: {about['actions']}",
-            markup=False,  # units stand in brackets
         )
         if not _is_local(host) and not api_key:
             console.print("Anyone who reaches this machine can send requests; set PRISM_API_KEY to require a key")

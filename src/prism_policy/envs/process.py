@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,15 @@ class WorkerLostError(Exception):
     def __init__(self, reason: str, exit_code: int | None) -> None:
         super().__init__(reason)
         self.exit_code = exit_code
+
+    @property
+    def how(self) -> str:
+        """How it ended, and what that suggests."""
+        if str(self) != "died":  # but was ended from here
+            return str(self)
+        crash = self.exit_code in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE)
+        advice = "; a crash there is mostly OpenGL's: try MUJOCO_GL=osmesa" if crash else ""
+        return how_it_ended(self.exit_code) + advice
 
 
 class Worker:
@@ -110,8 +120,9 @@ def _work(connection: Connection, parent: int) -> None:
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone or done
         while True:
-            function, arguments = connection.recv()
+            job = connection.recv_bytes()
             try:
+                function, arguments = ForkingPickler.loads(job)  # which imports the function's module
                 result = function(*arguments)
                 if inspect.isgenerator(result):
                     result = _converse(result, connection)
@@ -119,8 +130,19 @@ def _work(connection: Connection, parent: int) -> None:
             except Exception as error:
                 if not isinstance(error, PrismError):  # whose sentence says it all
                     error.add_note(f"In a worker process:\n{traceback.format_exc()}")
-                reply = ("error", error)
+                reply = ("error", _portable(error))
             connection.send(reply)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or, where it cannot be sent to another process, one that says the same."""
+    try:
+        ForkingPickler.loads(ForkingPickler.dumps(error))
+    except Exception:
+        told = RuntimeError(f"{type(error).__name__}: {error}")
+        told.__notes__ = getattr(error, "__notes__", [])
+        return told
+    return error
 
 
 def _converse(questions: Generator[Any, Any, Any], connection: Connection) -> Any:
@@ -146,3 +168,12 @@ def peak_rss_mib() -> float:
     status = Path("/proc/self/status")  # getrusage would count what the parent had when it forked
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)
+
+
+def how_it_ended(exit_code: int | None) -> str:
+    """The end of a process in words."""
+    if exit_code is None or exit_code >= 0:
+        return f"ended with exit code {exit_code}"
+    name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else f"signal {-exit_code}"
+    short = " (as the kernel does where memory runs short)" if -exit_code == signal.SIGKILL else ""
+    return f"killed by {name}{short}"

@@ -43,8 +43,7 @@ class Renderer:
         visual.quality.offsamples = settings.msaa
         visual.quality.shadowsize = 4096 if settings.shadows else 0
         visual.global_.offwidth = visual.global_.offheight = settings.resolution
-        self._gl = opengl_context(settings.resolution)
-        self._context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        self._gl, self._context = opengl_context(self.model, settings.resolution)
         atexit.register(self.close)  # left to __del__, it would come after OpenGL's own end, with a traceback
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(self.model, maxgeom=self.model.ngeom + self.model.nsite + 100)

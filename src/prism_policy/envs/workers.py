@@ -117,8 +117,8 @@ class WorkerPool:
                 return self._run(function, arguments)
             except WorkerLostError as lost:
                 self._idle.put(None)  # no other job shall wait for the lost worker
-                hint = "finished episodes are kept: run again to go on, with fewer workers if memory is short"
-                raise PrismError(f"a simulator process died (killed, or out of memory); {hint}") from lost
+                hint = "what is finished is kept: run again to go on, with fewer workers if memory is short"
+                raise PrismError(f"a simulator process died ({lost.how}); {hint}") from lost
 
         return self._in_thread(job)
 
@@ -163,7 +163,7 @@ class WorkerPool:
                         outcome = future.result()
                     except WorkerLostError as lost:
                         if tries[episode] == TRIES:
-                            died = f"{lost} {TRIES} times (exit code {lost.exit_code}); is the machine out of memory?"
+                            died = f"{lost} {TRIES} times (the last one {lost.how}); fewer --workers need less memory"
                             raise PrismError(f"the simulator worker of episode {episode} {died}") from None
                         self._start(len(pending) + 1)
                         begin(episode)

@@ -15,6 +15,7 @@ from prism_policy.evaluation.statistics import Paired, pair, wilson_interval
 from prism_policy.run_folder import read_run
 from prism_policy.utils.files import write_text
 from prism_policy.utils.progress import console
+from prism_policy.utils.terminal import shell
 
 
 def compare(run_a: Path, run_b: Path, checkpoints: tuple[str, str], split: str, out: Path | None = None) -> Path:
@@ -52,7 +53,7 @@ def _episode_sets(run: Path, checkpoint: str, split: str) -> list[EpisodeSet]:
         there = ", ".join(s.name for s in episode_sets(run)) or "none"
         raise PrismError(
             f"{run} has no episodes of checkpoint '{checkpoint}' on split '{split}'; it has {there}: "
-            f"run `prism evaluate {run} --checkpoints {checkpoint} --split {split}`"
+            f"run `{shell('prism', 'evaluate', run)} --checkpoints {checkpoint} --split {split}`"
         )
     return sets
 

@@ -23,6 +23,7 @@ from prism_policy.errors import PrismError
 from prism_policy.evaluation.statistics import mean_and_std, wilson_interval
 from prism_policy.tasks import task_spec
 from prism_policy.tasks.spec import CONTROL_HZ
+from prism_policy.utils.terminal import shell
 
 Records = Sequence[Mapping[str, Any]]
 """One record an episode: its number, success, steps and the furthest stage reached."""
@@ -243,7 +244,7 @@ def summarise_run(run: Path, split: str, checkpoint: str, kept: Sequence[str]) -
     if checkpoint not in records:
         there = ", ".join(records) or "none"
         missing = f"{run} has no episodes of checkpoint '{checkpoint}' on split '{split}'"
-        raise PrismError(f"{missing}; it has {there}: run `prism evaluate {run}`")
+        raise PrismError(f"{missing}; it has {there}: run `{shell('prism', 'evaluate', run)}`")
     checkpoints = {name: summarise_seeds(by_seed) for name, by_seed in records.items()}
     summary = checkpoints[checkpoint] | {"checkpoint": checkpoint, "split": split, "checkpoints": checkpoints}
     if by_task:

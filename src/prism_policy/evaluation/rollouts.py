@@ -202,7 +202,7 @@ def _settings_there(path: Path, drop: bool) -> dict[str, Any] | None:
     except PrismError as error:
         if not drop:
             raise
-        console.print(f"{str(error).partition('; ')[0]}: its episodes are played again", markup=False)
+        console.print(f"{str(error).partition('; ')[0]}: its episodes are played again")
         return {}
 
 
@@ -214,7 +214,7 @@ def _has_states(folder: Path, episode: int) -> bool:
     try:
         read_states(path)
     except PrismError as error:
-        console.print(f"{str(error).partition('; ')[0]}: the episode is played again", markup=False)
+        console.print(f"{str(error).partition('; ')[0]}: the episode is played again")
         return False
     return True
 

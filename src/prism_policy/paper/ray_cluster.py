@@ -6,13 +6,13 @@ import io
 import logging
 import os
 import tarfile
-import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from prism_policy.errors import PrismError
+from prism_policy.utils.files import scratch
 
 RETRIES = 3
 """How often a piece of work is begun again after its process or machine died."""
@@ -101,10 +101,10 @@ def _unpack(archive: bytes, folder: Path) -> None:
     """Put the files in their places, the weights last: they say that the training is over."""
     if not archive:
         return
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+    with scratch(folder.parent) as temporary:
         with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
             packed.extractall(temporary, filter="data")
-        there = [path for path in Path(temporary).rglob("*") if path.is_file()]
+        there = [path for path in temporary.rglob("*") if path.is_file() and path.name != ".lock"]
         for path in sorted(there, key=lambda p: p.name == "weights.safetensors"):
             target = folder / path.relative_to(temporary)
             target.parent.mkdir(parents=True, exist_ok=True)

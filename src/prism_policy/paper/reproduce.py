@@ -108,7 +108,7 @@ def make_plan(
 
 def print_plan(plan: Plan) -> None:
     """Print the cells and their state, what the rest costs, and what the scale can show."""
-    console.print(f"{plan.experiment.title}\nScale {plan.scale}: {SCALES[plan.scale]}\n")
+    console.print(plan.experiment.title, f"Scale {plan.scale}: {SCALES[plan.scale]}", "")
     table = Table("cell", *(f"seed {seed}" for seed in plan.seeds))
     by_variant: dict[Variant, list[str]] = {}
     for cell in plan.cells:
@@ -200,7 +200,7 @@ def reproduce(plan: Plan, out: Path, options: ClusterOptions) -> Path:
             run_on_ray(options.ray, folders, absolute, on_done, options.gpus_per_cell, options.cpus_per_cell)
         else:
             for number, (cell, do) in enumerate(zip(missing, work, strict=True)):
-                console.print(f"[bold]{cell.folder.name}[/bold] ({number + 1} of {len(missing)})")
+                console.print(f"{cell.folder.name} ({number + 1} of {len(missing)})", style="bold")
                 try:
                     outcome: bool | PrismError = do(options.workers)
                 except PrismError as error:

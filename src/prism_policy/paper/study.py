@@ -193,7 +193,7 @@ def estimate(missing: Sequence[Cell], lines: Sequence[Line]) -> float | None:
 def print_cells(cells: Sequence[Cell], missing: Sequence[Cell], lines: Sequence[Line]) -> None:
     """Print what there is to do and what it costs, before it begins."""
     for regime in dict.fromkeys(cell.regime for cell in cells):
-        console.print(f"{regime.name}: {settings(regime)}", markup=False)
+        console.print(f"{regime.name}: {settings(regime)}")
     seconds = estimate(missing, lines) if missing else 0.0
     cost = "unknown until the first cell is done" if seconds is None else f"about {seconds / 3600:.1f} h of one core"
     done = len(cells) - len(missing)

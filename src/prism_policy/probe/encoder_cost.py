@@ -178,7 +178,7 @@ def print_encoders(
     if as_json:
         rows = encoder_costs(presets.ENCODERS, resolutions, width, batch_size, device=device)
         facts = {"device": name, "width": width, "batch_size": batch_size, "encoders": [asdict(r) for r in rows]}
-        console.out(json.dumps(facts, indent=2), highlight=False)
+        console.data(json.dumps(facts, indent=2))
         return
     ready: list[EncoderCost] = []
     with Bar("Encoders", len(presets.ENCODERS) * len(resolutions)) as bar:
@@ -192,8 +192,8 @@ def print_encoders(
     console.print(encoder_table(rows))
     console.print(
         f"Numbers a camera. Policy: one camera, 2 frames, proprioception of {PROPRIO_DIM}, actions of {ACTION_DIM}, "
-        f"U-Net 256/512/1024.\n"
-        f"GFLOPs: one image's forward, convolutions and matrix products; a multiply-add counts as 2.\n"
-        f"Forward: a batch of {batch_size} in evaluation mode, float32, on {name}; median of {ROUNDS}.\n"
-        f"Next: prism quickstart --encoder {BASELINE}"
+        f"U-Net 256/512/1024.",
+        "GFLOPs: one image's forward, convolutions and matrix products; a multiply-add counts as 2.",
+        f"Forward: a batch of {batch_size} in evaluation mode, float32, on {name}; median of {ROUNDS}.",
+        f"Next: prism quickstart --encoder {BASELINE}",
     )

@@ -21,7 +21,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -123,7 +122,7 @@ def _known_lines(path: Path) -> list[Line]:
     lines = read_journal(path, ProbeLine, key=_job).repaired("those trainings are made again")
     whole = [x for x in lines if x["errors"].keys() == x["constant"].keys() == lines[0]["errors"].keys()]
     if len(whole) < len(lines):
-        console.print(f"{path} has lines that measured other things: those trainings are made again", markup=False)
+        console.print(f"{path} has lines that measured other things: those trainings are made again")
     return whole
 
 
@@ -162,7 +161,7 @@ def print_probe(
         lines = probe(folder, config, chosen, resolutions, seeds, workers=workers, progress=progress, device=device)
     header, cells = table(lines)
     title = f"Held-out error, task {config.task}, camera {config.camera} (± 95% over seeds)"
-    shown = Table(*map(escape, header), title=title)
+    shown = Table(*header, title=title)
     for row in cells:
         shown.add_row(*row)
     console.print(shown)

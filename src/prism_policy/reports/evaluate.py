@@ -36,9 +36,10 @@ from prism_policy.saliency.run import draw_moments, film_failure
 from prism_policy.tasks import task_spec
 from prism_policy.utils.cores import available_cores
 from prism_policy.utils.device import pick_device
-from prism_policy.utils.files import folder_lock, write_text
+from prism_policy.utils.files import folder_lock, sweep, write_text
 from prism_policy.utils.memory import PeakMemory
 from prism_policy.utils.progress import Bar, console
+from prism_policy.utils.terminal import shell
 
 MOST_VIDEOS, MOST_RECORDINGS = 20, 5
 """Of the headline's episodes, by default: every k-th, whatever its outcome."""
@@ -73,7 +74,7 @@ class Timings:
         try:
             vars(self).update(known_timings(self.path))
         except PrismError as error:
-            console.print(f"{str(error).rpartition('; ')[0]}: times are counted anew", markup=False)
+            console.print(f"{str(error).rpartition('; ')[0]}: times are counted anew")
 
     @contextmanager
     def stage(self, name: str, memory: PeakMemory) -> Iterator[None]:
@@ -146,6 +147,7 @@ def evaluate_runs(
     with PeakMemory() as memory, ExitStack() as locks:
         for plan in plans:
             locks.enter_context(folder_lock(plan.folder / "results", "writing"))
+            sweep(plan.folder)
         with simulators:
             for plan in plans:
                 timings = Timings(plan.folder / "results" / "timings.json")
@@ -219,7 +221,7 @@ def _preset_before(summary: Path) -> str:
     try:
         return str(read_json(summary, dict[str, Any], "").get("preset", ""))
     except PrismError as error:
-        console.print(f"{str(error).rpartition('; ')[0]}: it is written anew", markup=False)
+        console.print(f"{str(error).rpartition('; ')[0]}: it is written anew")
         return ""
 
 
@@ -263,9 +265,10 @@ def print_summary(folder: Path, summary: dict[str, Any]) -> None:
     _print_table(summary)
     low, high = summary["wilson_95"]
     console.print(
-        f"\nSuccess: {summary['n_success']} of {summary['n_episodes']} unseen episodes ({summary['success_rate']:.0%}, "
+        "",
+        f"Success: {summary['n_success']} of {summary['n_episodes']} unseen episodes ({summary['success_rate']:.0%}, "
         f"95% interval {low:.0%} to {high:.0%}), seed {', '.join(summary['seeds'])}; "
-        f"{sum(summary['wall_s'].values()):.0f} s, peak memory {summary['peak_rss_mib'] / 1024:.1f} GiB"
+        f"{sum(summary['wall_s'].values()):.0f} s, peak memory {summary['peak_rss_mib'] / 1024:.1f} GiB",
     )
     console.print(f"Report:  {folder / 'report.html'} (open it in a browser)")
     # `make demo` calls .venv/bin/prism: show the command as it can be typed here.
@@ -273,7 +276,7 @@ def print_summary(folder: Path, summary: dict[str, Any]) -> None:
     other = "sspool" if summary["encoder"] == "prism" else "prism"
     task = "" if summary["task"] == "lift" else f" --task {summary['task']}"
     command = "train" if "tasks" in summary else "quickstart"
-    console.print(f"Next:    {program} {command}{task} --encoder {other}   (another encoder; --help for more)")
+    console.print(f"Next:    {shell(program)} {command}{task} --encoder {other}   (another encoder; --help for more)")
 
 
 def _print_table(summary: dict[str, Any]) -> None:
@@ -318,4 +321,4 @@ def print_runs(folders: Sequence[Path], summaries: Sequence[dict[str, Any]]) -> 
         f"Over {len(summaries)} runs: mean {mean:.1%}, standard deviation {deviation or 0:.1%}; all {n} episodes "
         f"together {successes / n:.1%}, 95% interval {low:.1%} to {high:.1%}"
     )
-    console.print(f"Next:    prism compare {folders[0]} {folders[1]}   (episode by episode)")
+    console.print(f"Next:    {shell('prism', 'compare', *folders[:2])}   (episode by episode)")

@@ -5,7 +5,6 @@ They are made from the states after the rollout: what the policy saw is drawn ag
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from prism_policy.evaluation.videos import observe_all
 from prism_policy.policies import Policy
 from prism_policy.saliency.heatmaps import keypoint_pixels
 from prism_policy.tasks.spec import CONTROL_HZ
-from prism_policy.utils.files import disk_errors
+from prism_policy.utils.files import atomic
 from prism_policy.utils.observations import Observation, stack_history
 
 ACTION_NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper")
@@ -41,17 +40,11 @@ def record(path: Path, task: TaskConfig, policy: Policy, states: Path, split: st
 
     observations = observe_all(task, states)
     recording = rr.RecordingStream(f"prism {task.name}", recording_id=f"{split}-s{seed}-episode-{episode}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            recording.save(temporary)
-            _log(rr, recording, task, policy, observations, episode_noise(split, seed, episode), episode)
-            recording.flush()
-            recording.disconnect()
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with atomic(path) as temporary:
+        recording.save(temporary)
+        _log(rr, recording, task, policy, observations, episode_noise(split, seed, episode), episode)
+        recording.flush()
+        recording.disconnect()
 
 
 def _log(

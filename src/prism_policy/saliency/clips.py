@@ -22,6 +22,7 @@ from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import EpisodeSet, episode_sets, read_states
 from prism_policy.utils.observations import Observation, stack_history
+from prism_policy.utils.terminal import shell
 
 Pick = Literal["even", "pairs", "phases"]
 """Which frames of an episode: spread evenly; half as many, each with its successor, for consistency over time; or the
@@ -84,7 +85,7 @@ def sources(folder: Path, config: RunConfig, episodes: Sequence[int], n_obs_step
         if not path.is_file():
             raise PrismError(
                 f"{folder} has no evaluated episode and its demonstrations {path} are not there: no frames to look at; "
-                f"run `prism evaluate {folder}`"
+                f"run `{shell('prism', 'evaluate', folder)}`"
             )
         return [source(e, f"demonstration {e} of {path.name}", dataset=path) for e in episodes]
     if bad := [e for e in episodes if e < 0]:

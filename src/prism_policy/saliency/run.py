@@ -56,10 +56,11 @@ def run_saliency(
     write_tables(study, how, out)
     if several:
         draw_metrics(study, out / f"numbers.{options.format}")
-    console.print(markdown(study, how).partition("\n- ")[0], markup=False)
+    table = markdown(study, how).partition("\n- ")[0]
+    console.print(*table.splitlines())
     tested = [in_words(one, study) for one in contrasts(study)] if options.compare else []
     for sentence in (*tested, *randomised_in_words(study)):
-        console.print(sentence, markup=False)
+        console.print(sentence)
     return study
 
 

@@ -152,7 +152,7 @@ class Checkpoints:
                 if not (done := metadata.get("updates", "")).isdecimal() or int(done[:20]) > state.most:
                     raise PrismError(f"{path} is damaged (it does not say after how many updates it was written)")
             except PrismError as error:
-                console.print(f"{str(error).partition('; ')[0]}; {then}", markup=False)
+                console.print(f"{str(error).partition('; ')[0]}; {then}")
                 continue
             state.load(tensors, int(done))
             return

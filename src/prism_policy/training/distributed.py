@@ -21,6 +21,7 @@ from prism_policy.errors import PrismError
 from prism_policy.utils.cores import available_cores
 from prism_policy.utils.device import pick_device
 from prism_policy.utils.progress import console
+from prism_policy.utils.terminal import errors
 
 TIMEOUT = timedelta(hours=6)  # how long a process waits for the others: the main process measures rollouts meanwhile
 
@@ -162,7 +163,7 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
             raise PrismError(message.removeprefix(_SENTENCE)) from error
         if message.startswith(_STOPPED):
             raise KeyboardInterrupt from error
-        sys.stderr.write(trace)
+        errors.print(*trace.splitlines())
         how = f"was killed by signal {-failure.exitcode}" if failure.exitcode < 0 else f"failed ({message})"
         raise PrismError(
             f"process {rank} of {processes} {how} and the others were stopped; the last checkpoint is kept: the same "

@@ -23,8 +23,9 @@ from prism_policy.training.runtime import warn_of_slow_bfloat16
 from prism_policy.training.trainer import Rollout, Trainer
 from prism_policy.utils.cores import available_cores
 from prism_policy.utils.device import pick_device
-from prism_policy.utils.files import folder_lock
+from prism_policy.utils.files import folder_lock, sweep
 from prism_policy.utils.progress import Bar, Stage, console, untimed
+from prism_policy.utils.terminal import shell
 
 
 def train_run(
@@ -53,7 +54,8 @@ def train_run(
             check_memory(config, torch_device, group.world_size)
             open_run(folder, config)
             if is_trained(folder):  # weights are the last thing that a training writes
-                console.print(f"{folder} is trained already: nothing is written", markup=False)
+                sweep(folder)
+                console.print(f"{folder} is trained already: nothing is written")
                 _tell_other_data(folder, config)
                 _summary(folder, config)
                 return
@@ -69,7 +71,7 @@ def train_run(
             missing = f"{simulator.name} is not installed (pip install prism-policy[{simulator.extra}])"
         rollout = None if missing else _rollout(folder, config)
         if missing and 0 < config.train.rollout_every <= config.train.steps:
-            console.print(f"No rollouts while training: {missing}", markup=False)
+            console.print(f"No rollouts while training: {missing}")
         loggers = trackers(track if group.is_main_process else (), folder, config)
         with stage("train"), loggers as others, Bar("Training", config.train.steps) as bar:
 
@@ -94,7 +96,7 @@ def _tell_other_data(folder: Path, config: RunConfig) -> None:
     given, learned = file_prints(config), read_data(folder)
     if given is not None and learned is not None and given != learned.files:
         other = f"{config.dataset} is another file than the one it learned from; to learn from this one"
-        console.print(f"{other}, choose another --out", markup=False)
+        console.print(f"{other}, choose another --out")
 
 
 def _rollout(folder: Path, config: RunConfig) -> Rollout:
@@ -145,5 +147,6 @@ def _summary(folder: Path, config: RunConfig) -> None:
         best = max(rolled, key=lambda line: (line["success_rate"], line["step"]))
         console.print(
             f"Best by rollouts: {best['success_rate']:.0%} of {best['rollout_episodes']} validation episodes at update "
-            f"{best['step']}; chosen on them, so measure it on others: prism evaluate {folder} --checkpoints best"
+            f"{best['step']}; chosen on them, so measure it on others: {shell('prism', 'evaluate', folder)} "
+            "--checkpoints best"
         )

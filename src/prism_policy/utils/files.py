@@ -6,52 +6,117 @@ import errno
 import fcntl
 import json
 import os
+import re
+import secrets
+import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from prism_policy.errors import PrismError
-from prism_policy.utils.progress import console
+from prism_policy.utils.terminal import console
+
+ABANDONED_S = 24 * 3600.0
+"""Age from which a temporary folder counts as left behind where the file system has no locks to ask [s]."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_UNWRITABLE = (
+    errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EIO, errno.ESTALE, errno.EFBIG, errno.ENOLCK, errno.EOPNOTSUPP,
+)  # fmt: skip
+_swept: set[Path] = set()
 
 
 def default_cache_dir() -> Path:
     """`$PRISM_CACHE`, or `~/.cache/prism-policy`."""
-    return Path(os.environ.get("PRISM_CACHE") or "~/.cache/prism-policy").expanduser()
+    try:
+        return Path(os.environ.get("PRISM_CACHE") or "~/.cache/prism-policy").expanduser()
+    except RuntimeError as error:
+        raise PrismError(
+            "there is no home folder for the cache; set PRISM_CACHE to a folder you may write to"
+        ) from error
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the errors of a full or read-only disk into one sentence that names the path."""
+    """Turn the errors of a full, broken or read-only disk into one sentence that names the path."""
     try:
         yield
     except Exception as error:
-        # HDF5 and safetensors wrap the system's error in their own and keep only its text.
-        number = error.errno if isinstance(error, OSError) else None
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        number = _error_number(error)
+        cache = path.absolute().is_relative_to(default_cache_dir().absolute())
+        if number in _FULL:
+            elsewhere = "free some, or set PRISM_CACHE to a folder on another disk," if cache else "free some"
             full = f"no space left on the disk of {path}"
-            raise PrismError(f"{full}; free some and run the same command again, it goes on from there") from error
-        if number in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise PrismError(f"cannot write {path} ({error}); choose a folder you may write to") from error
+            raise PrismError(f"{full}; {elsewhere} and run the same command again, it goes on from there") from error
+        # Some file systems, such as /proc, answer that a folder is not there which they do not let be made.
+        about = getattr(error, "filename", None)
+        absent = (
+            number == errno.ENOENT and about and path.absolute().is_relative_to(Path(os.fsdecode(about)).absolute())
+        )
+        if number in _UNWRITABLE or absent:
+            elsewhere = "set PRISM_CACHE to" if cache else "choose"
+            raise PrismError(f"cannot write {path} ({error}); {elsewhere} a folder you may write to") from error
         raise
+
+
+def _error_number(error: Exception) -> int | None:
+    """The system's number of an error; HDF5 and safetensors wrap it in their own and keep only text."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    found = re.search(r"(?:os error|errno =) (\d+)", str(error))
+    return int(found[1]) if found else errno.ENOSPC if "No space left" in str(error) else None
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is flushed to the disk and takes `path`'s place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.touch()
-            mode = temporary.stat().st_mode  # as the umask has it; safetensors' files are readable by their owner alone
-            yield temporary
-            with open(temporary, "rb+") as file:
-                os.fchmod(file.fileno(), mode & 0o777)
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    """Yield a temporary path of the same name; on success it is flushed to the disk and takes `path`'s place."""
+    with disk_errors(path), scratch(path.parent) as folder:
+        temporary = folder / path.name
+        yield temporary
+        with open(temporary, "rb+") as file:
+            # As the umask has it, which the folder shows: safetensors' files are readable by their owner alone.
+            os.fchmod(file.fileno(), folder.stat().st_mode & 0o666)
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+@contextmanager
+def scratch(parent: Path) -> Iterator[Path]:
+    """A folder in `parent`, on the same disk, for what is not whole yet. What is left in it at the end is removed.
+
+    A process that is killed leaves its folder behind, but not the lock on it: the next one to write here removes it
+    (`sweep`), in whatever container or on whichever machine either of them runs.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    if parent.absolute() not in _swept:
+        _swept.add(parent.absolute())
+        sweep(parent, below=False)
+    lock = None
+    while lock is None:
+        folder = parent / f".prism-{secrets.token_hex(4)}.tmp"
+        folder.mkdir()
+        with suppress(FileNotFoundError):  # it was swept before it was locked
+            lock = _acquire(folder / ".lock", or_go_on=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def sweep(folder: Path, below: bool = True) -> None:
+    """Remove the temporary folders in `folder`, and below it, of processes that were killed."""
+    for root, folders, _ in os.walk(folder):
+        left = [name for name in folders if re.fullmatch(r"\.prism-[0-9a-f]{8}\.tmp", name)]
+        for temporary in (Path(root) / name for name in left):
+            with suppress(OSError, PrismError):  # another user's, or gone meanwhile, or there is no lock to ask
+                old = time.time() - temporary.stat().st_mtime > ABANDONED_S
+                if (lock := _acquire(temporary / ".lock", or_go_on=old)) is not None:
+                    shutil.rmtree(temporary, ignore_errors=True)
+                    os.close(lock)
+        folders[:] = [name for name in folders if below and name not in left]
 
 
 @contextmanager
@@ -62,25 +127,39 @@ def file_lock(path: Path, waiting: str = "") -> Iterator[bool]:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    with file:
-        if not (locked := _locked(file, fcntl.LOCK_NB)) and waiting:
+        lock = _acquire(path)
+        if lock is None and waiting:
             console.print(waiting)
-            locked = _locked(file)
-        yield locked
-
-
-def _locked(file: TextIO, options: int = 0) -> bool:
+            lock = _acquire(path, wait=True)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | options)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        yield lock is not None
+    finally:
+        if lock is not None:
+            path.unlink(missing_ok=True)
+            os.close(lock)
+
+
+def _acquire(path: Path, wait: bool = False, or_go_on: bool = False) -> int | None:
+    """Descriptor of a file that this process now holds the lock of; None where another one does.
+
+    `or_go_on`: where the file system has no locks, a descriptor without one instead of the error.
+    """
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if path.exists() and path.stat().st_ino == os.fstat(lock).st_ino:
+                return lock  # else whoever held it has removed the file
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        except OSError as error:
+            if or_go_on:
+                return lock
+            os.close(lock)
             reason = f"its file system has no locks ({error.strerror}), and two processes could write the same files"
-            raise PrismError(f"{file.name}: {reason}; choose a folder on another disk") from error
-        raise
-    return True
+            raise PrismError(f"{path}: {reason}; choose a folder on another disk") from error
+        os.close(lock)
 
 
 @contextmanager
@@ -89,6 +168,7 @@ def folder_lock(folder: Path, doing: str) -> Iterator[None]:
     with file_lock(folder / ".lock") as locked:
         if not locked:
             raise PrismError(f"another process is {doing} {folder}; wait for it, or stop it and run this again")
+        sweep(folder)
         yield
 
 

@@ -7,17 +7,15 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from threading import Event, Thread
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-LINE_EVERY_S = 30
-"""Time between two lines where the output is no terminal [s]."""
+from prism_policy.utils.terminal import console as console
+from prism_policy.utils.terminal import errors, plain
 
-console = Console(highlight=False, soft_wrap=True)
-if not console.is_terminal:
-    console.width = 140  # a file or a pipe has no width of its own; 80 would break tables
+LINE_EVERY_S = 30.0
+"""Longest time without a line where the output is no terminal [s]."""
 
 Stage = Callable[[str], AbstractContextManager[None]]
 """Makes a context around a stage of the work, by its name."""
@@ -28,39 +26,69 @@ def untimed(stage: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-class Bar:
+class Heartbeat:
+    """Work that takes long: where the output is no terminal and nothing else speaks, a line every half minute."""
+
+    _open: ClassVar[list[Heartbeat]] = []  # where one stage runs inside another, the inner one speaks for both
+    terminal = errors  # that it is alive is no result: what a program reads from standard output stays whole
+
+    def __init__(self, title: str) -> None:
+        self.title, self.started = title, time.perf_counter()
+        self._end = Event()
+        self._lines = Thread(target=self._print_lines, daemon=True)
+
+    def line(self) -> str:
+        """What to say after half a minute of silence."""
+        return f"{self.title:<15} still at it, {timedelta(seconds=round(time.perf_counter() - self.started))}"
+
+    def _print_lines(self) -> None:
+        while not self._end.wait(min(1.0, LINE_EVERY_S)):
+            silent_s = time.monotonic() - max(console.last_line, errors.last_line)
+            if Heartbeat._open[-1:] == [self] and silent_s >= LINE_EVERY_S:
+                self.terminal.print(self.line())
+
+    def __enter__(self) -> Self:
+        Heartbeat._open.append(self)
+        if not console.is_terminal:
+            self._lines.start()
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        Heartbeat._open.remove(self)
+        self._end.set()
+
+
+class Bar(Heartbeat):
     """Progress of one stage, with a closing line that says how long it took.
 
     `with Bar("Training", total=1000) as bar: bar.update(10, "loss 0.31")`: done so far, latest metrics.
     """
 
-    _open: ClassVar[list[Bar]] = []  # where one stage runs inside another, the inner one speaks for both
+    terminal = console
 
     def __init__(self, title: str, total: int) -> None:
-        self.title, self.total, self.done, self.text, self._valid = title, total, 0, "", ""
-        self.started = time.perf_counter()
+        super().__init__(title)
+        self.total, self.done, self.text, self._valid = total, 0, "", ""
         self.progress = Progress(
-            TextColumn("{task.description:<15}"),
+            TextColumn("{task.description:<15}", markup=False),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,
             get_time=time.perf_counter,
             speed_estimate_period=600,
         )
-        self.task = self.progress.add_task(title, total=total, text="")
-        self._end = Event()
-        self._lines = Thread(target=self._print_lines, daemon=True)
+        self.task = self.progress.add_task(plain(title), total=total, text="")
 
     def update(self, done: int, text: str = "") -> None:
         """Show `done` units as finished, and `text` beside them; an empty text leaves the last one."""
         self.done, self.text = done, text or self.text
-        self.progress.update(self.task, completed=done, text=self.text)
+        self.progress.update(self.task, completed=done, text=plain(self.text))
 
     def count(self, done: int, total: int) -> None:
         """Show `done` units as finished, with "3 of 10" beside them."""
@@ -75,24 +103,18 @@ class Bar:
             self._valid = f", held out {line['valid_loss']:.4f}"
         self.update(done, text + self._valid)
 
-    def _print_lines(self) -> None:
-        """Where there is no bar: a line every half minute, also while a single unit takes longer."""
-        while not self._end.wait(LINE_EVERY_S):
-            if Bar._open[-1:] == [self]:
-                left = self.progress.tasks[0].time_remaining
-                eta = "-:--:--" if left is None else timedelta(seconds=round(left))
-                console.print(f"{self.title:<15} {self.done}/{self.total}  ETA {eta}  {self.text}")
+    def line(self) -> str:
+        """How far it is."""
+        left = self.progress.tasks[0].time_remaining
+        eta = "-:--:--" if left is None else timedelta(seconds=round(left))
+        return f"{self.title:<15} {self.done}/{self.total}  ETA {eta}  {self.text}"
 
-    def __enter__(self) -> Bar:
-        Bar._open.append(self)
+    def __enter__(self) -> Self:
         self.progress.start()
-        if not console.is_terminal:
-            self._lines.start()
-        return self
+        return super().__enter__()
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        Bar._open.remove(self)
-        self._end.set()
+        super().__exit__(kind, error, trace)
         self.progress.stop()
         if error is None:
             seconds = time.perf_counter() - self.started
