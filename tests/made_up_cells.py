@@ -33,6 +33,7 @@ def measure(cell: Cell, rate: float, checkpoint: str = "last", n: int = N) -> No
     (episodes.folder / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for i in range(n):
         np.save(episodes.folder / "states" / f"episode_{i:03d}.npy", np.array([[cell.seed, i], [0.0, 0.0]]))
+    (cell.folder / "report.html").write_text("")
 
 
 def outcomes(cell: Cell, checkpoint: str = "last") -> list[bool]:

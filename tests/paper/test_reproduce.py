@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -137,6 +138,16 @@ def test_a_stopped_plan_goes_on_and_its_tables_show_what_is_there(
     monkeypatch.setattr(module, "run_cell", run)
     reproduce(plan_in(tmp_path, "table3", seeds=[0]), tmp_path / "out", ClusterOptions())
     assert len(runner) == 6
+
+
+def test_a_cell_that_was_killed_before_its_report_is_left_to_do(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path, tasks=["lift"], policies=["ddpm"], seeds=[0])
+    for cell in plan.cells:
+        measure(cell, 0.7)
+    assert not plan.missing
+    (plan.cells[1].folder / "report.html").unlink()
+    os.utime(plan.cells[3].folder / "report.html", (1e9, 1e9))  # of the episodes before
+    assert plan.missing == [plan.cells[1], plan.cells[3]]
 
 
 def test_one_cell_that_fails_stops_no_other(tmp_path: Path, runner: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

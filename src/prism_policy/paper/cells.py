@@ -54,6 +54,12 @@ class Cell:
         records = [r for episodes in sets for r in episodes.records() if r["episode"] < n_episodes]
         return records if len(records) == n_episodes * len(sets) else []
 
+    def reported(self, checkpoint: str) -> bool:
+        """Whether its report is of these episodes: one that was killed on the way to it has them, but no report."""
+        report = self.folder / "report.html"
+        journals = [episodes.folder / "episodes.jsonl" for episodes in self.episode_sets(checkpoint)]
+        return report.exists() and all(j.exists() and j.stat().st_mtime <= report.stat().st_mtime for j in journals)
+
     def episode_sets(self, checkpoint: str) -> list[EpisodeSet]:
         """Its episodes: one set, or one for each task of a suite."""
         tasks = single_tasks(self.config.task)

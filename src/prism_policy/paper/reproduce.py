@@ -49,7 +49,8 @@ class Plan:
 
     def measured(self, cell: Cell) -> bool:
         """Whether nothing is left to do."""
-        return all(cell.records(name, self.n_episodes) for name in self.experiment.checkpoints(cell.variant))
+        names = self.experiment.checkpoints(cell.variant)
+        return all(cell.records(name, self.n_episodes) and cell.reported(name) for name in names)
 
     @property
     def missing(self) -> list[Cell]:
