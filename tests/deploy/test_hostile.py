@@ -33,7 +33,7 @@ from prism_policy.deploy.session import Session
 from prism_policy.deploy.turns import Turn, Turns
 from prism_policy.errors import PrismError
 from prism_policy.run_folder import load_policy
-from serving import frame, served, stacked, write_run
+from served_run import frame, served, stacked, write_run
 from small_run import small_config
 
 MIB = 2**20

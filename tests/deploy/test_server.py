@@ -34,7 +34,7 @@ from prism_policy.errors import PrismError
 from prism_policy.evaluation.rollouts import NOISE_STREAM, evaluate, states_path
 from prism_policy.policies import Policy
 from prism_policy.run_folder import load_policy
-from serving import frame, served, stacked, write_run
+from served_run import frame, served, stacked, write_run
 from small_run import small_config
 
 

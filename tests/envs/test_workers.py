@@ -11,6 +11,8 @@ import pytest
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 
+pytestmark = pytest.mark.usefixtures("own_simulators")
+
 
 def test_jobs_run_in_workers_that_start_when_first_needed_and_are_kept() -> None:
     before = set(multiprocessing.active_children())

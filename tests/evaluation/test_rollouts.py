@@ -66,7 +66,11 @@ def test_any_number_of_workers_gives_the_same_trajectories(
 
 
 def simulator_processes() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+    return [
+        p
+        for p in psutil.Process().children()
+        if p.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(p.cmdline())
+    ]
 
 
 @pytest.mark.usefixtures("own_simulators")

@@ -22,7 +22,7 @@ from prism_policy.deploy.schema import Schema
 from prism_policy.deploy.session import Session
 from prism_policy.policies import Policy
 from prism_policy.run_folder import load_policy
-from serving import frame, served, stacked, write_run
+from served_run import frame, served, stacked, write_run
 from small_run import small_config
 
 METADATA: dict[str, Any] = {

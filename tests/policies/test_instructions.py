@@ -267,7 +267,10 @@ def write_episodes(run: Path, task: TaskConfig, outcomes: str, seed: int = 0) ->
     lines = []
     for episode, outcome in enumerate(outcomes):
         lines.append({"episode": episode, "success": outcome == "1", "steps": 100, "stage": "lifted"})
-        np.save(stream.folder / "states" / f"episode_{episode:03d}.npy", np.array([[task.spec.number, episode, seed]]))
+        np.save(
+            stream.folder / "states" / f"episode_{episode:03d}.npy",
+            np.array([[task.spec.number, episode, seed]], float),
+        )
     (stream.folder / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

@@ -165,11 +165,11 @@ def test_two_evaluations_do_not_write_into_one_run(run: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--n-episodes", "0"], "evaluate.n_episodes: expected at least 1, got 0"),
+        (["--n-episodes", "0"], "n_episodes: expected at least 1, got 0"),
         (["--checkpoints", "bset"], "has no checkpoint 'bset'; it has last, best, 100, 200"),
         (["--checkpoints", "last", "150"], "has no checkpoint '150'"),
-        (["--seeds", "-1"], "evaluate.seed: expected 0 or more, got -1"),
-        (["--workers", "0"], "expected at least one worker, got 0"),
+        (["--seeds", "-1"], "seeds: expected 0 or more, got -1"),
+        (["--workers", "0"], "workers: expected at least 1, got 0"),
         (["--video-every", "-1"], "video_every: expected 0 or more, got -1"),
     ],
 )

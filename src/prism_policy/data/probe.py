@@ -100,8 +100,7 @@ def main() -> None:
         with suppress(Exception):
             walk(os.fsdecode(bytes.fromhex(line)))
         signal.alarm(IDLE_S)
-        sys.stdout.write("sound\n")
-        sys.stdout.flush()
+        os.write(1, b"sound\n")
 
 
 if __name__ == "__main__":

@@ -148,8 +148,9 @@ class EpisodeSet:
 
     def records(self) -> list[dict[str, Any]]:
         """The finished episodes by number; refused where some of the lines are damaged."""
-        again = f"`prism evaluate {self.run} --checkpoints {self.checkpoint} --split {self.split} --seeds {self.seed}`"
-        sound = self.journal().sound(f"{again} plays the episodes that are missing again")
+        options = ("--checkpoints", self.checkpoint, "--split", self.split, "--seeds", self.seed)
+        again = shell("prism", "evaluate", self.run, *options)
+        sound = self.journal().sound(f"`{again}` plays the episodes that are missing again")
         return sorted(sound, key=lambda r: int(r["episode"]))
 
     def states(self, episode: int) -> Path:

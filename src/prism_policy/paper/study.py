@@ -213,7 +213,7 @@ def run_cells(missing: Sequence[Cell], journal: Path, folder: Path) -> None:
         with file_lock(folder / f".{name}.lock") as free:
             if not free or cell.key in {(x["regime"], x["encoder"], x["seed"]) for x in read_cells(journal)}:
                 continue
-            console.print(f"[bold]{name}[/bold] ({number} of {len(missing)})")
+            console.print(f"{name} ({number} of {len(missing)})", style="bold")
             line = measure(cell, folder / name)
             with file_lock(folder / ".journal.lock", "another process is writing a cell: waiting for it"):
                 write_lines(journal, [*read_cells(journal), line])  # without a line that a kill or a full disk cut off
