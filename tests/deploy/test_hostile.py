@@ -203,7 +203,7 @@ def test_weights_that_are_no_numbers_are_not_served(tmp_path: Path) -> None:
     name = sorted(weights)[3]
     weights[name].view(-1)[0] = float("nan")
     save_file(weights, folder / "weights.safetensors")
-    with pytest.raises(PrismError, match=rf"weight '{name}' holds NaN or infinity; serve another checkpoint"):
+    with pytest.raises(PrismError, match=rf"'{name}' holds NaN or infinity; take another checkpoint"):
         serve(folder)
 
 

@@ -274,9 +274,9 @@ def test_bad_input_to_the_command_is_one_sentence(run: Path, tmp_path: Path, url
     assert "has no checkpoint 'best'; it has last" in complaint(str(run), "--checkpoint", "best")
     port = url.rpartition(":")[2]
     assert f"cannot listen at 127.0.0.1:{port}" in complaint(str(run), "--port", port)
-    assert "cannot listen at 127.0.0.1:99999" in complaint(str(run), "--port", "99999")
+    assert "port: expected 0 to 65535, got 99999" in complaint(str(run), "--port", "99999")
     for seed in ("-1", str(2**70)):
-        assert "seed: expected 0 to" in complaint(str(run), "--seed", seed)
+        assert "seed: expected" in complaint(str(run), "--seed", seed)
 
 
 @pytest.mark.parametrize("package", ["msgpack", "websockets"])
