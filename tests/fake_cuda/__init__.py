@@ -1,0 +1,1 @@
+"""A device "cuda" of tensors without data, for machines without a GPU."""
