@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prism_policy.config import config_json
-from prism_policy.config.ranges import LARGEST, Fraction, Natural, shown
+from prism_policy.config.ranges import Fraction, Natural
 from prism_policy.config.settings import ProbeConfig, RunConfig, TaskConfig, check
 from prism_policy.config.typed_json import Journal, open_file, read_journal, read_json
 from prism_policy.errors import PrismError
@@ -27,6 +27,7 @@ from prism_policy.policies import Policy, build_policy
 from prism_policy.policies.instructions import instructions_of
 from prism_policy.utils.files import atomic, disk_errors, write_text
 from prism_policy.utils.progress import console
+from prism_policy.utils.text import shown
 
 
 class TimedLine(TypedDict):
@@ -100,7 +101,7 @@ def keep_data(folder: Path, data: RunData) -> None:
     for field, what in (("content", "other demonstrations"), ("train", "another mask"), ("valid", "another mask")):
         if getattr(before, field) != getattr(data, field):
             raise PrismError(
-                f"{folder} began with {what} than are given now; give those back (the same content at any place will "
+                f"{folder} began with {what}; give those back (the same content at any place will "
                 "do), or choose another --out"
             )
 
@@ -212,11 +213,11 @@ def is_trained(folder: Path) -> bool:
     path = folder / "weights.safetensors"
     if not path.exists():
         return False
-    open_file(path, LARGEST).close()  # a folder, or a file that cannot be read, is not made again
+    open_file(path).close()  # a folder, or a file that cannot be read, is not made again
     try:
         read_tensors(path)
     except PrismError as error:
-        console.print(f"{str(error).partition('; ')[0]}: making it again from the last checkpoint")
+        console.print(f"{error.problem}: making it again from the last checkpoint")
         return False
     return True
 
@@ -326,7 +327,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         PrismError: it is missing, cannot be read, or is damaged: its form, or its content by the checksum.
     """
     try:
-        open_file(path, LARGEST).close()
+        open_file(path).close()
         with safetensors.safe_open(path, "pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
             metadata |= {name: str(value) for name, value in dict(json.loads(metadata.get("prism", "{}"))).items()}
@@ -341,7 +342,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Of names, types, shapes and bytes; a hundredth of a second for 30 MB."""
+    """Of names, types, shapes and bytes."""
     crc = 0
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from prism_policy.data import hdf5, probe
-from prism_policy.data.hdf5 import array, brief, open_hdf5
+from prism_policy.data.hdf5 import array, open_hdf5
 from prism_policy.errors import PrismError
+from prism_policy.utils.text import one_line
 
 
 def test_a_small_file_that_claims_much_is_refused_before_memory_is_asked_for(tmp_path: Path) -> None:
@@ -91,4 +92,4 @@ def test_the_probe_ends_when_nobody_asks_any_more() -> None:
 
 
 def test_a_value_is_shown_on_one_short_line() -> None:
-    assert brief("a\nb\x1b[31m" + "x" * 500) == "a b?[31m" + "x" * 69 + "..."
+    assert one_line("a\nb\x1b[31m" + "x" * 500) == "a b?[31m" + "x" * 69 + "..."

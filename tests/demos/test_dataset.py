@@ -48,7 +48,7 @@ def test_the_same_content_at_another_place_is_the_same_data_and_another_is_refus
     train_run(run, config_of(moved), device="cpu")
     assert "another file than the one it learned from" in capsys.readouterr().out
     weights.unlink()
-    with pytest.raises(PrismError, match="began with other demonstrations than are given now"):
+    with pytest.raises(PrismError, match="began with other demonstrations; give those back"):
         train_run(run, config_of(moved), device="cpu")
     for path, content in before.items():
         if path.suffix == ".safetensors" and path != weights:

@@ -199,7 +199,7 @@ def test_without_opengl_the_message_says_what_to_do() -> None:
     environment = {**os.environ, "MUJOCO_GL": "disable"}
     result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert "no working OpenGL with MUJOCO_GL=disable" in result.stdout, result.stderr
-    assert "unset it and run again" in result.stdout or "libosmesa6" in result.stdout
+    assert "unset it and run again" in result.stdout
 
 
 def test_simulator_workers_import_no_torch() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
 from prism_policy.errors import PrismError
+from prism_policy.utils.text import shown
 
 LARGEST = 2**63 - 1
 """What a seed or a counter can be in torch and numpy."""
@@ -89,11 +90,3 @@ def range_of(hint: Any) -> Range | None:
     if isinstance(hint, Range):
         return hint
     return next((found for part in get_args(hint) if (found := range_of(part)) is not None), None)
-
-
-def shown(value: Any, most: int = 80) -> str:
-    """A value for a sentence, on one line and not at any length."""
-    if isinstance(value, int) and abs(value) > 10**most:
-        return f"a number of more than {most} digits"
-    text = repr(value) if not isinstance(value, list | dict) or len(value) < most else f"{len(value)} values"
-    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Callable
@@ -15,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from prism_policy.config.ranges import range_of, shown
+from prism_policy.config.ranges import range_of
 from prism_policy.errors import PrismError
 from prism_policy.utils.progress import console
+from prism_policy.utils.text import shown
 
 MOST_BYTES = 2**26
 """Of a JSON file. Of journals too, for each line."""
@@ -111,7 +113,7 @@ def read_json(path: Path, hint: Any, remedy: str, missing: str = "") -> Any:
         raise PrismError(f"{path}: {error}; {remedy}") from error
 
 
-def open_file(path: Path, most_bytes: int) -> typing.BinaryIO:
+def open_file(path: Path, most_bytes: float = math.inf) -> typing.BinaryIO:
     """Open a file to read.
 
     Raises:
@@ -122,7 +124,7 @@ def open_file(path: Path, most_bytes: int) -> typing.BinaryIO:
         if path.exists() and not path.is_file():
             raise PrismError(f"{path} is {'a folder' if path.is_dir() else 'no file'}, expected a file; move it away")
         if path.stat().st_size > most_bytes:
-            size, limit = path.stat().st_size, f"at most {most_bytes // 2**20} MiB"
+            size, limit = path.stat().st_size, f"at most {most_bytes / 2**20:.0f} MiB"
             raise PrismError(f"{path}: expected {limit}, found {size / 2**20:.0f} MiB; restore it or move it away")
         return open(path, "rb")
     except FileNotFoundError:

@@ -11,7 +11,7 @@ import numpy as np
 
 from prism_policy.config.settings import ActionMode
 from prism_policy.data.actions import encode_absolute
-from prism_policy.data.hdf5 import array, child, dataset, finite, subgroup, told
+from prism_policy.data.hdf5 import array, child, dataset, finite, read_errors, subgroup
 from prism_policy.data.recorded_env import looks_absolute
 from prism_policy.errors import PrismError
 from prism_policy.utils.observations import PROPRIO
@@ -51,7 +51,7 @@ class Episode:
 def cameras_of(demo: h5py.Group) -> list[str]:
     """Cameras whose images a demo holds."""
     observations = subgroup(demo, "obs")
-    with told("obs"):
+    with read_errors("obs"):
         return [key.removesuffix("_image") for key in observations or () if key.endswith("_image")]
 
 
@@ -90,7 +90,7 @@ def read_demo(
     for camera in cameras:
         frames = _images(demo, camera, steps)
         if with_images:
-            with told(f"obs/{camera}_image"):
+            with read_errors(f"obs/{camera}_image"):
                 images[camera] = frames[()]
     disturbed = _of_steps(demo, "disturbed", steps)
     states = _of_steps(demo, "states", steps)
@@ -113,7 +113,8 @@ def _actions(
     """Actions as they are asked for, and how many steps were clipped. Absolute ones are beside or instead of deltas."""
     if action_mode == "absolute":
         if child(demo, "actions_abs") is not None:
-            recorded = _check_steps("actions_abs", finite(demo, "actions_abs", (None, 7)), len(recorded))
+            steps, recorded = len(recorded), finite(demo, "actions_abs", (None, 7))
+            check_length("actions_abs", recorded.shape, steps)
         elif kind == "delta":
             raise PrismError("no absolute actions (`actions_abs`); run `prism render` on the file of its states")
         return encode_absolute(np.asarray(recorded, np.float64)), 0
@@ -129,7 +130,7 @@ def _images(demo: h5py.Group, camera: str, steps: int) -> h5py.Dataset:
     frames = dataset(demo, f"obs/{camera}_image", "uint8", (None, None, None, 3), f"images of {camera!r}")
     if 0 in frames.shape[1:]:
         raise PrismError(f"expected images of {camera!r} with pixels, got {frames.shape}")
-    _check_length(f"obs/{camera}_image", frames.shape, steps)
+    check_length(f"obs/{camera}_image", frames.shape, steps)
     return frames
 
 
@@ -141,7 +142,7 @@ def _proprio(demo: h5py.Group, steps: int) -> np.ndarray:
         raise PrismError(f"expected obs/{missing[0]} beside obs/{held[0]}, got nothing; add it or remove this demo")
     parts = []
     for key, width in PROPRIO.items():
-        _check_length(f"obs/{key}", dataset(demo, f"obs/{key}").shape, steps)
+        check_length(f"obs/{key}", dataset(demo, f"obs/{key}").shape, steps)
         parts.append(finite(demo, f"obs/{key}", (None, width)))
     return np.concatenate(parts, axis=1).astype(np.float32)
 
@@ -150,18 +151,14 @@ def _of_steps(demo: h5py.Group, key: str, steps: int) -> np.ndarray | None:
     """Optional numbers (T, ...) of a demo."""
     if child(demo, key) is None:
         return None
-    _check_length(key, dataset(demo, key).shape, steps)
+    check_length(key, dataset(demo, key).shape, steps)
     return array(demo, key)
 
 
-def _check_length(key: str, shape: tuple[int, ...], steps: int) -> None:
+def check_length(key: str, shape: tuple[int, ...], steps: int) -> None:
+    """Refuse an array that has not one entry for each step."""
     if not shape or shape[0] != steps:
         raise PrismError(f"expected {steps} steps everywhere, got {key} of shape {shape}")
-
-
-def _check_steps(key: str, values: np.ndarray, steps: int) -> np.ndarray:
-    _check_length(key, values.shape, steps)
-    return values
 
 
 def states_of(demo: h5py.Group) -> np.ndarray:

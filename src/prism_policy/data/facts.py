@@ -1,4 +1,4 @@
-"""One reading of a file of demonstrations into checked facts, which every command heeds.
+"""One reading of a file of demonstrations into checked facts, which every command uses.
 
 `info` prints them, `train` refuses or keeps what they say in the run folder, and `evaluate` and `serve` read it there.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from prism_policy.config.settings import ActionMode
 from prism_policy.data.episode import ActionKind, read_actions
-from prism_policy.data.hdf5 import array, child, described, listed, subgroup, told
+from prism_policy.data.hdf5 import array, child, described, file_version, read_errors, subgroup
 from prism_policy.data.recorded_env import RecordedEnv, recorded_env
 from prism_policy.data.robomimic import (
     GUESSED,
@@ -32,6 +33,7 @@ from prism_policy.data.robomimic import (
 )
 from prism_policy.errors import PrismError
 from prism_policy.utils.observations import PROPRIO
+from prism_policy.utils.text import listed
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,16 @@ class DatasetFacts:
 
 
 def read_facts(path: Path, action_mode: ActionMode = "delta") -> DatasetFacts:
-    """Read and check all of a file but its images' content.
+    """Read and check all of a file but its images' content; once a process, while the file stays as it is.
 
     Raises:
         PrismError: it cannot be read, or has no usable demonstration.
     """
+    return _read_facts(path, action_mode, file_version(path) if path.is_file() else "")
+
+
+@lru_cache(maxsize=16)
+def _read_facts(path: Path, action_mode: ActionMode, version: str) -> DatasetFacts:
     with open_demos(path) as file:
         attributes, names = attributes_of(file), demo_names(file)
         kind = action_kind(file, names)
@@ -131,7 +138,7 @@ def _low_dim(demo: h5py.Group) -> dict[str, int]:
     """Numbers a step of each observation that is no image."""
     observations = subgroup(demo, "obs")
     widths: dict[str, int] = {}
-    with told("obs"):
+    with read_errors("obs"):
         for key in observations if observations is not None else ():
             item = child(observations, key)
             if isinstance(item, h5py.Dataset) and item.shape and item.ndim <= 2:

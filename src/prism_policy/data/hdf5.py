@@ -27,6 +27,7 @@ import psutil
 from prism_policy.data import probe
 from prism_policy.errors import PrismError
 from prism_policy.utils.files import default_cache_dir
+from prism_policy.utils.text import one_line
 
 Item = Any
 """An `h5py.Group` or `h5py.Dataset`; h5py has no types."""
@@ -38,24 +39,8 @@ MARGIN = 0.9
 """Share of the free memory that one array may take."""
 
 
-def brief(value: object, most: int = 80) -> str:
-    """Show a value of a file's in a sentence: one line, not longer than `most`."""
-    try:
-        text = value if isinstance(value, str) else repr(value)
-    except Exception:  # of a type that numpy cannot print
-        text = type(value).__name__
-    text = "".join(c if c.isprintable() else "?" for c in " ".join(text[: 4 * most].split()))
-    return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def listed(names: Sequence[str], most: int = 4) -> str:
-    """Names in a sentence, the first few of them."""
-    shown = ", ".join(brief(name, 30) for name in names[:most]) or "nothing"
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
-
-
 @contextmanager
-def told(where: str) -> Iterator[None]:
+def read_errors(where: str) -> Iterator[None]:
     """Turn whatever h5py raises into a sentence that begins with `where`."""
     try:
         yield
@@ -64,7 +49,7 @@ def told(where: str) -> Iterator[None]:
     except MemoryError as error:
         raise PrismError(f"{where}: not enough memory to read it") from error
     except Exception as error:  # h5py lets through what its types, text decoding and C calls raise, of any class
-        why = brief(f"{where}: {error}", 160)
+        why = one_line(f"{where}: {error}", 160)
         raise PrismError(f"damaged, cannot be read ({why}); get the file again") from error
 
 
@@ -88,7 +73,7 @@ def open_hdf5(path: Path) -> h5py.File:
     except PermissionError as error:
         raise PrismError(f"{path}: may not be read by this user; change its permissions (chmod +r)") from error
     except Exception as error:
-        reason = brief(str(error), 160)
+        reason = one_line(str(error), 160)
         if "lock" in reason and ("errno = 11" in reason or "errno = 35" in reason):
             locked = "another process has it open for writing; wait until that ends, or stop it"
             raise PrismError(f"{path}: {locked}") from error
@@ -152,14 +137,18 @@ class _Probe:
 _probe, _sound = _Probe(), set[str]()
 
 
+def file_version(path: Path) -> str:
+    """What tells a file, as it is now, from other files and from what it was before."""
+    about = path.stat()
+    return f"{path.absolute()} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns} {about.st_ino}"
+
+
 def check_structure(path: Path) -> None:
     """Have a file's structure walked in another process, once for each version of the file.
 
     What was found sound is remembered in the cache folder, where that can be written.
     """
-    about = path.stat()
-    version = f"{path.absolute()} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns} {about.st_ino}"
-    digest = hashlib.sha256(version.encode(errors="surrogateescape")).hexdigest()[:24]
+    digest = hashlib.sha256(file_version(path).encode(errors="surrogateescape")).hexdigest()[:24]
     mark = default_cache_dir() / "sound" / digest
     if digest in _sound or mark.exists():
         _sound.add(digest)
@@ -174,7 +163,7 @@ def check_structure(path: Path) -> None:
 
 def child(group: h5py.Group, key: str) -> Item | None:
     """What stands in a group under a path; none where nothing does."""
-    with told(key):
+    with read_errors(key):
         item = group
         for part in key.split("/"):
             if not isinstance(item, h5py.Group):
@@ -195,7 +184,8 @@ def described(item: object) -> str:
         return "a group"
     if isinstance(item, h5py.Dataset):
         with suppress(Exception):
-            return "an empty dataset" if item.shape is None else f"{brief(str(item.dtype), 60)} {brief(item.shape)}"
+            form = f"{one_line(item.dtype, 60)} {one_line(item.shape)}"
+            return "an empty dataset" if item.shape is None else form
     return "something unreadable"
 
 
@@ -222,7 +212,7 @@ def dataset(
     item = child(group, key)
     if item is None:
         raise PrismError(f"expected {name} as {type_name}{form}, got nothing")
-    with told(key):
+    with read_errors(key):
         if not isinstance(item, h5py.Dataset) or item.shape is None or item.dtype.kind not in _KINDS[kind]:
             raise PrismError(f"expected {name} as {type_name}{form}, got {described(item)}")
         fits = shape is None or (
@@ -231,7 +221,7 @@ def dataset(
         if kind == "uint8" and not (fits and item.dtype == np.uint8):
             raise PrismError(f"expected {name} as uint8{form}, got {described(item)}")
         if not fits:
-            raise PrismError(f"expected {name} of shape{form}, got {brief(item.shape)}")
+            raise PrismError(f"expected {name} of shape{form}, got {one_line(item.shape)}")
         _check_readable(item, key)
     return item
 
@@ -241,7 +231,7 @@ def _check_readable(item: h5py.Dataset, key: str) -> None:
     for i in range(filters.get_nfilters()):
         number, _, _, name = filters.get_filter(i)
         if not h5py.h5z.filter_avail(number):
-            known = brief(name.decode(errors="replace"), 30) or "unnamed"
+            known = one_line(name.decode(errors="replace"), 30) or "unnamed"
             how = "repack it with gzip where that filter is installed: `h5repack -f GZIP=1 OLD NEW`"
             raise PrismError(f"{key}: compressed with filter {number} ({known}), which is not installed here; {how}")
     if item.is_virtual or item.external:
@@ -258,7 +248,7 @@ def _check_readable(item: h5py.Dataset, key: str) -> None:
 def array(group: h5py.Group, key: str, kind: Kind = "number", shape: Sequence[int | None] | None = None) -> np.ndarray:
     """The array under a path; see `dataset`."""
     item = dataset(group, key, kind, shape)
-    with told(key):
+    with read_errors(key):
         return np.asarray(item[()])
 
 
@@ -278,7 +268,7 @@ def texts(group: h5py.Group, key: str) -> list[str]:
     item = child(group, key)
     if not isinstance(item, h5py.Dataset) or item.shape is None or item.ndim != 1:
         raise PrismError(f"{key}: expected a list of names, got {described(item)}")
-    with told(key):
+    with read_errors(key):
         if item.size and item.dtype.kind not in "SO":
             raise PrismError(f"{key}: expected a list of names, got {described(item)}")
         _check_readable(item, key)
@@ -290,7 +280,7 @@ def attribute(item: Item, name: str) -> Any:
 
     Text comes as str, everything else as h5py gives it.
     """
-    with told(f"attribute {name!r}"):
+    with read_errors(f"attribute {name!r}"):
         if name not in item.attrs:
             return None
         if probe.attribute_size(item, name) > Path(item.file.filename).stat().st_size:
@@ -303,7 +293,7 @@ def text(item: Item, name: str) -> str:
     """The text of an attribute; "" where there is none."""
     value = attribute(item, name)
     if value is not None and not isinstance(value, str):
-        raise PrismError(f"attribute {name!r}: expected text, got {brief(value)}")
+        raise PrismError(f"attribute {name!r}: expected text, got {one_line(value)}")
     return value or ""
 
 
@@ -317,5 +307,5 @@ def json_object(item: Item, name: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         made = None
     if not isinstance(made, dict):
-        raise PrismError(f"expected `{name}` to be a JSON object, it is none ({brief(value)})")
+        raise PrismError(f"expected `{name}` to be a JSON object, it is none ({one_line(value)})")
     return made

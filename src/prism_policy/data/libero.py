@@ -17,14 +17,15 @@ from typing import Any
 import h5py
 import numpy as np
 
-from prism_policy.data.episode import Episode
-from prism_policy.data.hdf5 import array, brief, child, dataset, finite, json_object, listed, subgroup, text, told
+from prism_policy.data.episode import Episode, check_length
+from prism_policy.data.hdf5 import array, child, dataset, finite, json_object, read_errors, subgroup, text
 from prism_policy.data.recorded_env import read_env_args
 from prism_policy.data.robomimic import demo_names, open_demos, split_masks, write_demo
 from prism_policy.errors import PrismError
 from prism_policy.tasks.libero import find_task
 from prism_policy.tasks.spec import TaskSpec
 from prism_policy.utils.files import atomic
+from prism_policy.utils.text import listed, one_line
 
 IMAGE_KEYS = {"agentview": "agentview_rgb", "robot0_eye_in_hand": "eye_in_hand_rgb"}
 """The simulator's name of a camera -> LIBERO's name of its images."""
@@ -48,19 +49,19 @@ def describe_libero(path: Path, suite: str | None = None) -> LiberoFile:
         try:
             data, names = file["data"], demo_names(file)
             observations = None if (first := subgroup(data, names[0])) is None else subgroup(first, "obs")
-            with told("obs"):
+            with read_errors("obs"):
                 held = [*observations] if observations is not None else []
             cameras = tuple(camera for camera, key in IMAGE_KEYS.items() if key in held)
             problem = json_object(data, "problem_info")
             if problem is None or not cameras:
-                with told("attributes of data"):
+                with read_errors("attributes of data"):
                     found = listed([*data.attrs, *held], 8)
                 raise PrismError(
                     "expected LIBERO's layout (`problem_info`, `obs/agentview_rgb`), found "
                     f"{found}; robomimic's needs no import"
                 )
             if not isinstance(problem.get("language_instruction"), str):
-                got = brief(problem.get("language_instruction"))
+                got = one_line(problem.get("language_instruction"))
                 raise PrismError(f"expected `problem_info` to be JSON with an instruction, got {got}")
             spoken = problem["language_instruction"].strip('"')
             title = Path(text(data, "bddl_file_name")).stem or path.stem.removesuffix("_demo")
@@ -73,7 +74,7 @@ def describe_libero(path: Path, suite: str | None = None) -> LiberoFile:
         raise PrismError(f"{path}: {error}") from error
     if spoken not in task.wordings:
         expected = f"the instruction {task.wordings[-1]!r} of the task it names"
-        raise PrismError(f"{path}: expected {expected}, got {brief(spoken)!r}; one of the two is wrong")
+        raise PrismError(f"{path}: expected {expected}, got {one_line(spoken)!r}; one of the two is wrong")
     return LiberoFile(task, spoken, tuple(names), cameras, env_args)
 
 
@@ -152,27 +153,22 @@ def _read(demo: h5py.Group, name: str, cameras: Sequence[str]) -> Episode:
     for camera in cameras:
         key, called = IMAGE_KEYS[camera], f"images of {camera!r}"
         frames = dataset(demo, f"obs/{key}", "uint8", (None, None, None, 3), called)
-        _check_length(f"obs/{key}", frames.shape, steps)
-        with told(f"obs/{key}"):
+        check_length(f"obs/{key}", frames.shape, steps)
+        with read_errors(f"obs/{key}"):
             images[camera] = np.ascontiguousarray(before(frames[()], key)[:, ::-1])
     robot = finite(demo, "robot_states", (None, 9))  # fingers, position, quaternion
-    _check_length("robot_states", robot.shape, steps)
+    check_length("robot_states", robot.shape, steps)
     robot = before(robot, "robot_states")
     proprio = np.hstack([robot[:, 2:], robot[:, :2]]).astype(np.float32)
     states = np.asarray(finite(demo, "states", (None, None)), np.float64)
-    _check_length("states", states.shape, steps)
+    check_length("states", states.shape, steps)
     extras = {}
     for key, kind in _EXTRAS.items():
         if child(demo, key) is not None:
             values = array(demo, key, "number", (None,))
-            _check_length(key, values.shape, steps)
+            check_length(key, values.shape, steps)
             extras[key] = np.asarray(values[kept], kind)
     return Episode(name, images, proprio, actions[kept], np.zeros(len(actions[kept]), bool), states[kept], extras)
-
-
-def _check_length(key: str, shape: tuple[int, ...], steps: int) -> None:
-    if not shape or shape[0] != steps:
-        raise PrismError(f"expected {steps} steps everywhere, got {key} of shape {shape}")
 
 
 _EXTRAS: dict[str, Any] = {"rewards": np.float64, "dones": np.int64}

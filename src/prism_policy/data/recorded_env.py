@@ -17,11 +17,12 @@ import numpy as np
 
 from prism_policy.config.presets import task_config
 from prism_policy.config.settings import ActionMode, ReferenceFrame, TaskConfig
-from prism_policy.data.hdf5 import brief, json_object, listed, subgroup, text
+from prism_policy.data.hdf5 import json_object, subgroup, text
 from prism_policy.errors import PrismError
 from prism_policy.tasks import SPECS
 from prism_policy.tasks.libero import find_task
 from prism_policy.tasks.spec import CONTROL_HZ, ROBOSUITE
+from prism_policy.utils.text import listed, one_line
 
 NEWEST_ROBOSUITE = (1, 5)
 _ROBOSUITE_TYPE = 1  # in robomimic's numbering of simulators
@@ -120,12 +121,12 @@ def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEn
     rate = kwargs.get("control_freq", CONTROL_HZ) if env_args else None
     known = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < 1e4
     return RecordedEnv(
-        env_name=brief(env_name),
+        env_name=one_line(env_name),
         task=task,
         robots=robots,
-        robosuite=brief(version, 20),
+        robosuite=one_line(version, 20),
         layout=layout,
-        controller=brief(str(arm.get("type") or "")),
+        controller=one_line(str(arm.get("type") or "")),
         action_mode="absolute" if absolute or mode == "absolute" else "delta",
         reference_frame=frame,
         control_hz=float(rate) if known and rate else None,
@@ -147,15 +148,15 @@ def _controller(value: Any) -> tuple[dict[str, Any], str]:
     if isinstance(value, list):
         return {}, f"expected the controller of one arm, got a list of {len(value)}"
     if isinstance(value, str):
-        return {}, f"expected the controller's settings, got the name {brief(value)!r}, whose file is not here"
+        return {}, f"expected the controller's settings, got the name {one_line(value)!r}, whose file is not here"
     if value is not None and not isinstance(value, dict):
-        return {}, f"expected the controller's settings, got {brief(value)}"
+        return {}, f"expected the controller's settings, got {one_line(value)}"
     return value or {}, ""
 
 
 def _names(value: Any) -> tuple[str, ...]:
     names = value if isinstance(value, list | tuple) else () if value is None else (value,)
-    return tuple(brief(str(name), 30) for name in names)
+    return tuple(one_line(str(name), 30) for name in names)
 
 
 def _libero_task(env_args: dict[str, Any]) -> str | None:
@@ -183,20 +184,20 @@ def _scene_trouble(env_args: dict[str, Any], task: str | None, robots: tuple[str
         return "the file does not say which environment recorded it (no `env_args`), so its states cannot be replayed"
     env_name = str(env_args.get("env_name") or "")
     if env_args.get("type", _ROBOSUITE_TYPE) != _ROBOSUITE_TYPE:
-        kind = brief(env_args["type"], 30)
-        return f"expected a robosuite environment (type {_ROBOSUITE_TYPE}), got {brief(env_name)!r} of type {kind}"
+        kind = one_line(env_args["type"], 30)
+        return f"expected a robosuite environment (type {_ROBOSUITE_TYPE}), got {one_line(env_name)!r} of type {kind}"
     if _numbers(version) > NEWEST_ROBOSUITE:
         most = ".".join(map(str, NEWEST_ROBOSUITE))
-        newer = f"written by robosuite {brief(version, 20)}; this library runs up to {most}"
+        newer = f"written by robosuite {one_line(version, 20)}; this library runs up to {most}"
         return f"{newer}: record again, or update the library"
     if task is None:
         names = ", ".join(spec.env_name for spec in SPECS.values() if spec.simulator == ROBOSUITE)
-        return f"expected one of robosuite's {names}, got {brief(env_name)!r}, which this library lacks"
+        return f"expected one of robosuite's {names}, got {one_line(env_name)!r}, which this library lacks"
     if robots and robots != ("Panda",):
         return f"expected one robot, Panda, got {listed(robots)}"
     gripper = _object(env_args.get("env_kwargs")).get("gripper_types", "default")
     if gripper not in ("default", "PandaGripper", ["default"], ["PandaGripper"]):
-        return f"expected the Panda's own gripper, got {brief(gripper)}"
+        return f"expected the Panda's own gripper, got {one_line(gripper)}"
     return ""
 
 
@@ -206,16 +207,16 @@ def _control_trouble(
     if not arm:
         return "the file does not say which controller its actions are for"
     if "body_parts" in config and config.get("type", "BASIC") != "BASIC":
-        return f"expected the composite controller BASIC, got {brief(config['type'])}"
+        return f"expected the composite controller BASIC, got {one_line(config['type'])}"
     if arm.get("type") != "OSC_POSE":
-        return f"expected actions for the controller OSC_POSE, got {brief(arm.get('type'))}"
+        return f"expected actions for the controller OSC_POSE, got {one_line(arm.get('type'))}"
     for key, expected in _CONTROLLER.items():
         if arm.get(key, expected) not in (expected, [expected] * 6):
-            return f"expected OSC_POSE with {key} {expected}, got {brief(arm[key])}"
+            return f"expected OSC_POSE with {key} {expected}, got {one_line(arm[key])}"
     if kwargs.get("control_freq", CONTROL_HZ) != CONTROL_HZ:
-        return f"expected actions at {CONTROL_HZ} Hz, got {brief(kwargs['control_freq'])}"
+        return f"expected actions at {CONTROL_HZ} Hz, got {one_line(kwargs['control_freq'])}"
     if arm.get("input_ref_frame", "base") not in ("base", "world"):
-        return f"expected actions in the frame of the base or the world, got {brief(arm['input_ref_frame'])}"
+        return f"expected actions in the frame of the base or the world, got {one_line(arm['input_ref_frame'])}"
     if absolute_from_base:
         return "expected absolute poses in the world's frame, got them in the base's"
     return ""

@@ -20,11 +20,12 @@ import numpy as np
 from prism_policy.config.settings import ActionMode
 from prism_policy.data.episode import ActionKind, cameras_of, read_actions, read_demo, states_of
 from prism_policy.data.episode import Episode as Episode  # what the readers here give
-from prism_policy.data.hdf5 import attribute, child, json_object, listed, open_hdf5, subgroup, texts, told
+from prism_policy.data.hdf5 import attribute, child, json_object, open_hdf5, read_errors, subgroup, texts
 from prism_policy.data.recorded_env import read_env_args, recorded_env, turned_far
 from prism_policy.errors import PrismError
 from prism_policy.utils.files import atomic, disk_errors
 from prism_policy.utils.progress import console
+from prism_policy.utils.text import listed
 
 
 def write_demo(
@@ -90,7 +91,7 @@ def write_masks(path: Path, valid_share: float = 0.1, seed: int = 0) -> None:
         pass
     with atomic(path) as temporary:
         shutil.copyfile(path, temporary)
-        with told(f"{path}: writing masks"), h5py.File(temporary, "r+") as file:
+        with read_errors(f"{path}: writing masks"), h5py.File(temporary, "r+") as file:
             _write_masks(file, masks)
 
 
@@ -122,7 +123,7 @@ def open_demos(path: Path) -> h5py.File:
         data = child(file, "data")
         if isinstance(data, h5py.Group) and demo_names(file):
             return file
-        with told("its groups"):
+        with read_errors("its groups"):
             found = listed([f"data/{name}" for name in data] if isinstance(data, h5py.Group) and len(data) else [*file])
         raise PrismError(f"expected robomimic's layout with groups data/demo_0, ...; found {found}")
     except PrismError as error:
@@ -132,7 +133,7 @@ def open_demos(path: Path) -> h5py.File:
 
 def demo_names(file: h5py.File, mask: str | None = None) -> list[str]:
     """Names of the demos in numeric order, all or those of a `mask` (such as "train")."""
-    with told("data"):
+    with read_errors("data"):
         names = {name for name in file["data"] if _is_demo(name)}
     if mask is not None:
         masks, flaws = masks_of(file)
@@ -153,7 +154,7 @@ def _is_demo(name: str) -> bool:
 
 def odd_names(file: h5py.File) -> list[str]:
     """What stands in `data` under another name than demo_0, demo_1, ..., and is not read."""
-    with told("data"):
+    with read_errors("data"):
         return [name for name in file["data"] if not _is_demo(name)]
 
 
@@ -168,7 +169,7 @@ def masks_of(file: h5py.File) -> tuple[dict[str, list[str]], dict[str, str]]:
     flaws: dict[str, str] = {}
     try:
         group = subgroup(file, "mask")
-        with told("mask"):
+        with read_errors("mask"):
             names = [*group] if group is not None else []
     except PrismError as error:
         return {}, {"train": str(error)}  # none can be read, so it is not known what is to be learned
@@ -189,7 +190,7 @@ def usual_cameras(file: h5py.File, names: Sequence[str]) -> list[str]:
             held.update(cameras_of(_demo(file, name)))
             readable += 1
         except PrismError:
-            continue  # told where the demo is read
+            continue  # the demo's own reading says why
     return [camera for camera, count in held.items() if 2 * count >= readable]
 
 
@@ -232,7 +233,7 @@ def bad_demos(
             read_demo(demo, name, cameras, action_mode, kind, with_images=False)
             if states:
                 states_of(demo)
-            with told("images"):
+            with read_errors("images"):
                 shapes[name] = [demo[f"obs/{camera}_image"].shape[1:] for camera in cameras]
         except PrismError as error:
             bad[name] = str(error)
@@ -255,7 +256,17 @@ def read_demos(
         mask: only the demos of this list.
         skip_bad: leave out demos that cannot be used and say which and why, instead of raising.
     """
-    return list(iter_demos(path, cameras, mask, skip_bad))
+    episodes = list(iter_demos(path, cameras, mask, skip_bad))
+    with open_demos(path) as file:
+        odd, kind = odd_names(file), action_kind(file, demo_names(file))
+    notes = [f"left out {listed(odd)}: expected names demo_0, demo_1, ..."] * bool(odd) + [GUESSED] * (
+        kind == "guessed"
+    )
+    if clipped := sum(episode.clipped for episode in episodes):
+        notes.append(clip_text(clipped, sum(map(len, episodes))))
+    for note in notes:
+        console.print(f"{path.name}: {note}")
+    return episodes
 
 
 def iter_demos(
@@ -270,12 +281,9 @@ def iter_demos(
         names = demo_names(file, mask)
         if not names:
             raise PrismError(f"{path}: expected at least one demo in mask {mask!r}, got none")
-        if odd := odd_names(file):
-            console.print(f"{path.name}: left out {listed(odd)}: expected names demo_0, demo_1, ...")
         kind = action_kind(file, demo_names(file))
         wanted = list(cameras) if cameras is not None else usual_cameras(file, names)
         bad = bad_demos(file, names, wanted, action_mode=action_mode, kind=kind)
-        clipped = steps = 0
         for name in names:
             if name not in bad:
                 try:
@@ -283,7 +291,6 @@ def iter_demos(
                 except PrismError as error:
                     bad[name] = str(error)
                 else:
-                    clipped, steps = clipped + episode.clipped, steps + len(episode)
                     yield episode
                     continue
             if not skip_bad:
@@ -291,10 +298,6 @@ def iter_demos(
             console.print(f"{path.name}: left out {name}: {bad[name]}")
     if len(bad) == len(names):
         raise PrismError(f"{path}: no usable demo among {len(names)}; {names[0]}: {bad[names[0]]}")
-    if clipped:
-        console.print(f"{path.name}: {clip_text(clipped, steps)}")
-    if kind == "guessed":
-        console.print(f"{path.name}: {GUESSED}")
 
 
 GUESSED = "`actions` are taken for absolute poses, as most of them turn further than a delta can; nothing else says so"
@@ -315,7 +318,7 @@ def attributes_of(file: h5py.File) -> dict[str, Any]:
     """Attributes of the file's `data` group, those in JSON decoded: `env_args`, `total`, `render`, ..."""
     data = file["data"]
     try:
-        with told("attributes of data"):
+        with read_errors("attributes of data"):
             attributes = {name: attribute(data, name) for name in data.attrs}
         if (env_args := read_env_args(file)) or "env_args" in attributes:
             attributes["env_args"] = env_args

@@ -10,7 +10,6 @@ from typing import Any
 from prism_policy.config.settings import DemoConfig, RunConfig, TaskConfig, single_tasks
 from prism_policy.data.facts import DatasetFacts, read_facts, split_demos
 from prism_policy.data.frames import fingerprint, open_frames
-from prism_policy.data.hdf5 import brief, listed
 from prism_policy.data.recorded_env import read_env_args, recorded_env
 from prism_policy.data.robomimic import open_demos
 from prism_policy.data.windows import Windows
@@ -23,6 +22,7 @@ from prism_policy.tasks import SPECS
 from prism_policy.tasks.spec import CONTROL_HZ
 from prism_policy.utils.files import default_cache_dir
 from prism_policy.utils.progress import Bar, Stage, console, untimed
+from prism_policy.utils.text import listed, one_line
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,9 @@ def _check_file(config: RunConfig, path: Path, task: str) -> DatasetFacts:
     for setting, value in (facts.render or {}).items():
         ours = getattr(config.task.render, setting, value)
         if setting != "resolution" and ours != value:
-            flag = f"--task.render.{setting.replace('_', '-')} {brief(value, 20)}"
-            drawn = f"its images are drawn with {brief(setting, 20)} {brief(value, 20)}, the run's would be with {ours}"
+            name, drawn_with = one_line(setting, 20), one_line(value, 20)
+            flag = f"--task.render.{name.replace('_', '-')} {drawn_with}"
+            drawn = f"its images are drawn with {name} {drawn_with}, the run's would be with {ours}"
             raise PrismError(f"{path}: {drawn}; draw others with `prism render`, or choose {flag}")
     split_demos(facts, str(path), config.train_mask)
     return facts
@@ -160,13 +161,12 @@ def open_dataset(config: RunConfig, stage: Stage = untimed) -> Dataset:
     )
     assert learned is not None  # `split_demos` sees to it
     rates = {one.env.control_hz for one in facts.values()} if config.dataset else {float(CONTROL_HZ)}
-    prints = {name: fingerprint(path) for name, path in files.items()}
     return Dataset(
         train=learned,
         valid=held_out,
         names=parts,
         content=frames.content,
-        files={name: {key: one[key] for key in ("bytes", "sample")} for name, one in prints.items()},
+        files=_prints(files),
         train_only=next((one.train_only for one in facts.values() if one.train_only), "") if config.dataset else "",
         control_hz=rates.pop() if len(rates) == 1 else None,
     )
@@ -178,7 +178,12 @@ def file_prints(config: RunConfig) -> dict[str, dict[str, Any]] | None:
         return None
     tasks, path = single_tasks(config.task), Path(config.dataset)
     files = libero_files(path, tasks) if tasks[0].spec.suite else {tasks[0].name: path}
-    prints = {name: fingerprint(file) for name, file in files.items()}
+    return _prints(files)
+
+
+def _prints(files: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """Size and sample of each file: when it was written says nothing of what is in it."""
+    prints = {name: fingerprint(path) for name, path in files.items()}
     return {name: {key: one[key] for key in ("bytes", "sample")} for name, one in prints.items()}
 
 

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from prism_policy.config.settings import TaskConfig
-from prism_policy.data.hdf5 import array, attribute, listed, told
+from prism_policy.data.hdf5 import array, attribute, read_errors
 from prism_policy.data.recorded_env import read_env_args, recorded_env
 from prism_policy.data.robomimic import (
     GUESSED,
@@ -28,6 +28,7 @@ from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.utils.observations import PROPRIO
 from prism_policy.utils.progress import console
+from prism_policy.utils.text import listed
 
 IMAGES_VERSION = 1
 """Of what `render_demos` draws and computes from states, as `TaskSpec.expert_version` of what `collect` makes."""
@@ -43,7 +44,7 @@ class Source:
     settings: dict[str, Any]  # `env_args`
     absolute: bool  # whether `actions` are poses
     executable: bool  # whether the controller that they are for is known here
-    told: list[str]  # what is not copied, and what was guessed
+    notes: list[str]  # what is not copied, and what was guessed
 
 
 def check_source(states: Path, task: TaskConfig) -> Source:
@@ -59,11 +60,11 @@ def check_source(states: Path, task: TaskConfig) -> Source:
             raise PrismError(f"{states}: expected demonstrations of task {task.name!r}, got {recorded.name!r}")
         for name, reason in bad_demos(file, names, states=True, kind=kind).items():
             raise PrismError(f"{states}, {name}: {reason}")
-        said = [f"left out {listed(odd)}: expected names demo_0, demo_1, ..."] if (odd := odd_names(file)) else []
+        notes = [f"left out {listed(odd)}: expected names demo_0, demo_1, ..."] if (odd := odd_names(file)) else []
         if others := _datasets(file["data"][names[0]])[1]:
-            said.append(f"left out {listed(others)}, which hold no numbers for each step")
-    said += [*flaws.values(), *[GUESSED] * (kind == "guessed")]
-    return Source(task, names, masks, settings, kind != "delta", not translated.control_trouble, said)
+            notes.append(f"left out {listed(others)}, which hold no numbers for each step")
+    notes += [*flaws.values(), *[GUESSED] * (kind == "guessed")]
+    return Source(task, names, masks, settings, kind != "delta", not translated.control_trouble, notes)
 
 
 def render_demos(
@@ -92,7 +93,7 @@ def render_demos(
     """
     source = check_source(states, task)
     task, names, settings = source.task, source.names, source.settings
-    for sentence in source.told:
+    for sentence in source.notes:
         console.print(f"{states.name}: {sentence}")
     size = {f"camera_{side}": task.render.resolution for side in ("heights", "widths")}
     # robomimic makes its environment for rollouts from these.
@@ -126,7 +127,7 @@ def _render_part(
     with open_demos(states) as file:
         demo = file["data"][name]
         arrays = {path: array(demo, path) for path in _datasets(demo)[0]}
-        with told(f"{states}, {name}"):
+        with read_errors(f"{states}, {name}"):
             attributes = {key: value for key in demo.attrs if (value := attribute(demo, key)) is not None}
     arrays["states"] = env.whole_states(arrays["states"], str(attributes.get("model_file", "")), f"{states}, {name}")
     attributes |= {"fixtures": list(env.fixtures)} if env.fixtures else {}
@@ -156,7 +157,7 @@ def _render_part(
 def _datasets(demo: h5py.Group) -> tuple[list[str], list[str]]:
     """Paths of the arrays of numbers (T, ...) in a demo, and of what else is there."""
     arrays, others = list[str](), list[str]()
-    with told("its arrays"):
+    with read_errors("its arrays"):
         steps = len(demo["actions"])
 
         def sort(path: str, item: Any) -> None:

@@ -88,7 +88,7 @@ def recorded_frames(path: Path, name: str) -> np.ndarray:
     """Frames of a demonstration as the file holds them: uint8 (C, K, H, W, 3), its cameras in the file's order."""
     with open_demos(path) as file:
         demo = file["data"][name]
-        with hdf5.told(f"{path}, {name}: images"):
+        with hdf5.read_errors(f"{path}, {name}: images"):
             images = [demo[f"obs/{camera}_image"] for camera in cameras_of(demo)]
             moments = _moments(len(demo["actions"]))
             frames = [[Image.fromarray(image[i]).resize((CELL, CELL)) for i in moments] for image in images]

@@ -16,10 +16,10 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, W
 from websockets.sync.client import ClientConnection, connect
 
 from prism_policy.deploy.msgpack_numpy import pack, unpack
-from prism_policy.deploy.quoting import quoted, sentence
 from prism_policy.deploy.schema import Schema
 from prism_policy.errors import PrismError
 from prism_policy.utils.observations import Observation, stack_history
+from prism_policy.utils.text import one_line, quoted
 
 LARGEST_ANSWER = 2**20
 """Bytes; the metadata of a policy of a hundred tasks have 10 kB."""
@@ -107,7 +107,7 @@ class PolicyClient:
             try:
                 message = pack(dict(request), self.schema.largest_question)
             except (TypeError, ValueError, OverflowError) as error:
-                raise PrismError(f"cannot send this request: {sentence(error, 200)}") from error
+                raise PrismError(f"cannot send this request: {one_line(error, 200)}") from error
             with self._exchange(self.answer_s, started + self.answer_s):
                 with suppress(TimeoutError):
                     self._received(timeout=0)
@@ -143,7 +143,7 @@ class PolicyClient:
         except (WebSocketException, OSError) as error:
             if not late.is_set():
                 hint = "make a new PolicyClient when it is back"
-                raise PrismError(f"the server {self.url} is gone ({sentence(error, 200)}); {hint}") from error
+                raise PrismError(f"the server {self.url} is gone ({one_line(error, 200)}); {hint}") from error
         finally:
             timer.cancel()
             if not done:
@@ -159,7 +159,7 @@ class PolicyClient:
     def _received(self, timeout: float | None = None) -> bytes:
         answer = self._connection.recv(timeout)
         if isinstance(answer, str):
-            raise PrismError(f"{self.url}: {sentence(answer, 400)}")
+            raise PrismError(f"{self.url}: {one_line(answer, 400)}")
         return answer
 
     def close(self) -> None:
@@ -230,15 +230,15 @@ def _open(url: str, api_key: str | None, end: float) -> tuple[ExitStack, ClientC
             return stack, stack.enter_context(connect(url, open_timeout=max(left, 0.01), **options))
         except InvalidStatus as error:
             status = error.response.status_code
-            said = sentence(f"HTTP {status} {(error.response.body or b'').decode(errors='replace')}", 200)
+            said = one_line(f"HTTP {status} {(error.response.body or b'').decode(errors='replace')}", 200)
             hint = "is PRISM_API_KEY the server's?" if status == 401 else "is this the address of `prism serve`?"
             raise PrismError(f"{url} refuses the connection ({said}); {hint}") from error
         except InvalidHandshake as error:
             hint = "is this the address of `prism serve`?"
-            raise PrismError(f"{url} refuses the connection ({sentence(error, 200)}); {hint}") from error
+            raise PrismError(f"{url} refuses the connection ({one_line(error, 200)}); {hint}") from error
         except (OSError, EOFError) as error:
             if time.monotonic() + 0.1 > end:
-                missing = f"no policy server at {url} ({sentence(error, 200)})"
+                missing = f"no policy server at {url} ({one_line(error, 200)})"
                 raise PrismError(f"{missing}; start one with `prism serve RUN`") from error
             time.sleep(0.1)
         except (InvalidURI, ValueError, OverflowError) as error:

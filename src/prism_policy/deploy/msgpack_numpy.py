@@ -12,8 +12,8 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from prism_policy.deploy.quoting import quoted, sentence
 from prism_policy.errors import PrismError
+from prism_policy.utils.text import one_line, quoted
 
 NUMBERS = "biuf"
 """Kinds of arrays that are sent and taken: booleans, integers, floats of up to eight bytes."""
@@ -66,7 +66,7 @@ def unpack(data: bytes) -> dict[str, Any]:
         message = msgpack.unpackb(data, object_hook=counted, list_hook=counted, ext_hook=_refuse, **limits)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         expected = "expected a msgpack message with arrays as openpi has them"
-        raise PrismError(f"{expected}, got {sentence(error, 200) or 'others'}") from error
+        raise PrismError(f"{expected}, got {one_line(error, 200) or 'others'}") from error
     if not isinstance(message, dict):
         raise PrismError(f"expected a map, got {type(message).__name__}")
     return message
@@ -84,7 +84,7 @@ def _unpacked(value: dict[Any, Any]) -> Any:
         if not all(type(n) is int and 0 <= n < 2**31 for n in shape):
             raise ValueError("an array whose shape has other than numbers of entries")
         if math.prod(shape) * dtype.itemsize != len(data):
-            raise ValueError(f"an array of shape {sentence(shape, 60)} and {dtype} in {len(data)} bytes")
+            raise ValueError(f"an array of shape {one_line(shape, 60)} and {dtype} in {len(data)} bytes")
         return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="))
     if b"__npgeneric__" in value:
         dtype, number = _dtype(value), value.get(b"data")

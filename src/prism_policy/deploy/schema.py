@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from prism_policy.deploy.msgpack_numpy import NUMBERS
-from prism_policy.deploy.quoting import quoted, sentence
 from prism_policy.errors import PrismError
 from prism_policy.utils.observations import Observation
+from prism_policy.utils.text import one_line, quoted
 
 OVERHEAD = 128 * 2**10
 """Bytes of a question beside its frames: names, an instruction, a number as text."""
@@ -42,16 +42,16 @@ class Schema:
             numbers = isinstance(size, (list, tuple)) and all(type(n) is int and 0 < n <= MOST_PIXELS for n in size)
             if not isinstance(camera, str) or not numbers or len(size) != 3 or size[2] != 3:
                 expected = f"expected [height, width, 3] of at most {MOST_PIXELS} pixels"
-                raise PrismError(f"metadata: camera {quoted(camera)}: {expected}, got {sentence(size, 60)}")
-        told = {"action_dim": 7, **metadata}  # openpi's servers do not say it
+                raise PrismError(f"metadata: camera {quoted(camera)}: {expected}, got {one_line(size, 60)}")
+        stated = {"action_dim": 7, **metadata}  # openpi's servers do not say it
         for name, most in MOST.items():
-            if type(told.get(name)) is not int or not 0 < told[name] <= most:
-                got = quoted(told.get(name))
+            if type(stated.get(name)) is not int or not 0 < stated[name] <= most:
+                got = quoted(stated.get(name))
                 raise PrismError(f"metadata: expected '{name}', a whole number from 1 to {most}, got {got}")
         if not isinstance(mode, str):
             raise PrismError(f"metadata: expected 'action_mode' as text, got {quoted(mode)}")
         sizes = {camera: tuple(size) for camera, size in cameras.items()}
-        return cls(sizes, action_mode=mode, **{name: told[name] for name in MOST})
+        return cls(sizes, action_mode=mode, **{name: stated[name] for name in MOST})
 
     def metadata(self) -> dict[str, Any]:
         """What `of` reads."""
@@ -75,15 +75,15 @@ class Schema:
             with np.errstate(over="ignore"):
                 state = np.array(proprio, np.float32)
         except Exception as error:  # whatever a caller's own types raise
-            raise PrismError(f"images and proprio: expected arrays of numbers ({sentence(error, 200)})") from error
+            raise PrismError(f"images and proprio: expected arrays of numbers ({one_line(error, 200)})") from error
         for camera, size in self.cameras.items():
             image = copies[camera]
             if image.shape != size or image.dtype != np.uint8:
                 got = f"{image.dtype} {image.shape}"
-                raise PrismError(f"camera '{camera}': expected uint8 {size}, got {sentence(got, 100)}")
+                raise PrismError(f"camera '{camera}': expected uint8 {size}, got {one_line(got, 100)}")
         if state.shape != (self.proprio_dim,) or not np.isfinite(state).all():
             expected = f"expected ({self.proprio_dim},) finite numbers"
-            raise PrismError(f"proprio: {expected}, got {sentence(state.shape, 100)}: {sentence(state, 200)}")
+            raise PrismError(f"proprio: {expected}, got {one_line(state.shape, 100)}: {one_line(state, 200)}")
         return {"images": copies, "proprio": state}
 
     @property
@@ -108,7 +108,7 @@ class Schema:
         if not isinstance(actions, np.ndarray) or actions.dtype.kind not in NUMBERS or actions.shape != shape:
             array = isinstance(actions, np.ndarray)
             got = f"{actions.dtype} {actions.shape}" if array else type(actions).__name__
-            raise PrismError(f"actions: expected numbers {shape}, got {sentence(got, 100)}; nothing may be executed")
+            raise PrismError(f"actions: expected numbers {shape}, got {one_line(got, 100)}; nothing may be executed")
         with np.errstate(over="ignore"):
             checked = actions.astype(np.float32)
         if not np.isfinite(checked).all():

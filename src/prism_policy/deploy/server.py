@@ -37,7 +37,6 @@ from prism_policy.config.presets import encoder_name
 from prism_policy.config.settings import Device, RunConfig
 from prism_policy.deploy.connection import FairConnection
 from prism_policy.deploy.msgpack_numpy import pack, unpack
-from prism_policy.deploy.quoting import sentence
 from prism_policy.deploy.schema import Schema
 from prism_policy.deploy.session import Session, schema_of
 from prism_policy.deploy.turns import Turn, Turns
@@ -47,6 +46,7 @@ from prism_policy.run_folder import load_policy, read_data, read_run
 from prism_policy.tasks.spec import CONTROL_HZ
 from prism_policy.utils.device import pick_device
 from prism_policy.utils.progress import console
+from prism_policy.utils.text import LONGEST_SENTENCE, one_line
 
 ABOUT_PROPRIO = "position x y z [m], quaternion x y z w, two fingers [m]"
 ABOUT_ACTIONS = {
@@ -172,7 +172,7 @@ class Server:
                 logger=logger,
             )
         except (OSError, OverflowError, ValueError) as error:
-            failed = f"cannot listen at {host}:{port} ({sentence(error, 200)})"
+            failed = f"cannot listen at {host}:{port} ({one_line(error, 200)})"
             raise PrismError(f"{failed}; choose another --host or --port") from error
         async with listening as server:
             number = next(iter(server.sockets)).getsockname()[1]
@@ -212,7 +212,7 @@ class Server:
                         return
                     await connection.send(waiting.result())
                 except PrismError as error:
-                    await self._refuse(connection, sentence(error))
+                    await self._refuse(connection, one_line(error, LONGEST_SENTENCE))
                     return
                 except ConnectionClosed:
                     return
@@ -249,7 +249,7 @@ class Server:
 def _shortened(connection: ServerConnection, request: Request, response: Response) -> Response | None:
     """Refusals of websockets quote what was sent at any length."""
     if response.status_code >= 400 and response.body and len(response.body) > 300:
-        return connection.respond(http.HTTPStatus(response.status_code), sentence(bytes(response.body).decode(), 300))
+        return connection.respond(http.HTTPStatus(response.status_code), one_line(bytes(response.body).decode(), 300))
     return None
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from prism_policy.data.actions import decode_absolute
-from prism_policy.deploy.quoting import quoted, sentence
 from prism_policy.deploy.schema import Schema
 from prism_policy.errors import PrismError
 from prism_policy.policies import Policy
 from prism_policy.utils.observations import Observation, stack_history
+from prism_policy.utils.text import one_line, quoted
 
 KEYS = ("images", "prompt", "proprio", "reset", "seed", "task")
 """Of a request."""
@@ -97,7 +97,7 @@ class Session:
             return {}
         learned = self.policy.instructions
         if learned and learned.kind == "learned" and instruction not in learned.known:
-            some = sentence("; ".join(learned.known), 200)
+            some = one_line("; ".join(learned.known), 200)
             raise PrismError(f"unknown instruction {quoted(instruction)}; this policy learned {some}")
         return {"task": instruction}
 

@@ -139,9 +139,9 @@ def _portable(error: Exception) -> Exception:
     try:
         ForkingPickler.loads(ForkingPickler.dumps(error))
     except Exception:
-        told = RuntimeError(f"{type(error).__name__}: {error}")
-        told.__notes__ = getattr(error, "__notes__", [])
-        return told
+        portable = RuntimeError(f"{type(error).__name__}: {error}")
+        portable.__notes__ = getattr(error, "__notes__", [])
+        return portable
     return error
 
 

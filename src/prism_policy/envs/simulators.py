@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from prism_policy.envs.process import how_it_ended
 from prism_policy.errors import PrismError
+from prism_policy.utils.text import one_line
 
 if TYPE_CHECKING:
     import mujoco as mujoco
@@ -120,15 +121,15 @@ def _opengl_trouble() -> str:
     environment = dict(os.environ, MUJOCO_GL=_backend)
     if why := _why_no_drawing(environment):
         if name := _to_blame(environment, _why_no_drawing):
-            return f"no working OpenGL ({why}); without {name}={os.environ[name]} there is: unset it and run again"
+            return f"no working OpenGL with {name}={os.environ[name]} ({why}); unset it and run again"
         packages = "`make system` or `apt-get install libegl1 libgl1-mesa-dri libosmesa6`"
         return f"no working OpenGL ({why}); install software OpenGL with {packages}, then run again"
-    return f"no working OpenGL with MUJOCO_GL={_backend}; without it there is: unset it and run again"
+    return f"no working OpenGL with MUJOCO_GL={_backend}; unset it and run again"
 
 
 def _import_trouble(error: Exception) -> str:
     """Why the simulator cannot be imported, and what to do."""
-    why = _short(f"{type(error).__name__}: {error}")
+    why = one_line(f"{type(error).__name__}: {error}", 130)
     if name := _to_blame(dict(os.environ, MUJOCO_GL=_backend), lambda environment: _trial(_IMPORT, environment)):
         return f"the simulator cannot be imported ({why}); {name}={os.environ[name]} is to blame: unset it, run again"
     if "cannot cache function" in why:
@@ -173,10 +174,4 @@ def _trial(code: str, environment: Mapping[str, str]) -> str:
     if trial.returncode == 0:
         return ""
     said = trial.stderr.strip() if trial.returncode > 0 else ""
-    return _short(said) or how_it_ended(trial.returncode)
-
-
-def _short(text: str) -> str:
-    """The beginning of the first line."""
-    line = text.strip().partition("\n")[0]
-    return line if len(line) <= 130 else line[:127] + "..."
+    return one_line(said.partition("\n")[0], 130) or how_it_ended(trial.returncode)

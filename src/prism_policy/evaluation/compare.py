@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from prism_policy.config.ranges import shown
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import EpisodeSet, episode_sets, read_states
 from prism_policy.evaluation.statistics import Paired, pair, wilson_interval
@@ -16,6 +15,7 @@ from prism_policy.run_folder import read_run
 from prism_policy.utils.files import write_text
 from prism_policy.utils.progress import console
 from prism_policy.utils.terminal import shell
+from prism_policy.utils.text import shown
 
 
 def compare(run_a: Path, run_b: Path, checkpoints: tuple[str, str], split: str, out: Path | None = None) -> Path:

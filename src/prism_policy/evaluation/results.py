@@ -16,7 +16,7 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from prism_policy.config.ranges import Count, Fraction, Natural, NonNegative, Number, shown
+from prism_policy.config.ranges import Count, Fraction, Natural, NonNegative, Number
 from prism_policy.config.settings import TaskConfig
 from prism_policy.config.typed_json import Journal, open_file, read_journal, read_json
 from prism_policy.errors import PrismError
@@ -24,6 +24,7 @@ from prism_policy.evaluation.statistics import mean_and_std, wilson_interval
 from prism_policy.tasks import task_spec
 from prism_policy.tasks.spec import CONTROL_HZ
 from prism_policy.utils.terminal import shell
+from prism_policy.utils.text import shown
 
 Records = Sequence[Mapping[str, Any]]
 """One record an episode: its number, success, steps and the furthest stage reached."""

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from prism_policy.config.ranges import shown
 from prism_policy.config.settings import EvalConfig, RunConfig, TaskConfig, single_tasks
 from prism_policy.config.typed_json import read_json
 from prism_policy.data.actions import decode_absolute
@@ -27,6 +26,7 @@ from prism_policy.utils.cores import available_cores
 from prism_policy.utils.files import atomic, disk_errors, write_lines, write_text
 from prism_policy.utils.observations import Observation, stack_history
 from prism_policy.utils.progress import console
+from prism_policy.utils.text import shown
 
 NOISE_STREAM = 1  # stream 0 of an episode's random generators places the objects
 GPU_ROWS = 16
@@ -202,7 +202,7 @@ def _settings_there(path: Path, drop: bool) -> dict[str, Any] | None:
     except PrismError as error:
         if not drop:
             raise
-        console.print(f"{str(error).partition('; ')[0]}: its episodes are played again")
+        console.print(f"{error.problem}: its episodes are played again")
         return {}
 
 
@@ -214,7 +214,7 @@ def _has_states(folder: Path, episode: int) -> bool:
     try:
         read_states(path)
     except PrismError as error:
-        console.print(f"{str(error).partition('; ')[0]}: the episode is played again")
+        console.print(f"{error.problem}: the episode is played again")
         return False
     return True
 

@@ -15,7 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from prism_policy.config.options import ClusterOptions
-from prism_policy.config.ranges import check_ranges, shown
+from prism_policy.config.ranges import check_ranges
 from prism_policy.config.settings import EvalConfig, PolicyKind, single_tasks
 from prism_policy.config.typed_json import read_json
 from prism_policy.errors import PrismError
@@ -30,6 +30,7 @@ from prism_policy.run_folder import differences
 from prism_policy.tasks import task_spec
 from prism_policy.utils.files import write_text
 from prism_policy.utils.progress import Bar, console
+from prism_policy.utils.text import shown
 
 
 @dataclass(frozen=True)

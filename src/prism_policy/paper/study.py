@@ -28,7 +28,7 @@ from prism_policy.demos.collect import collect_scenes
 from prism_policy.demos.dataset import scripted_demos
 from prism_policy.demos.render import render_demos
 from prism_policy.envs.episode import Split
-from prism_policy.envs.workers import WorkerPool
+from prism_policy.envs.workers import WorkerPool, kept_workers
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import EpisodeSet
 from prism_policy.evaluation.rollouts import evaluate
@@ -214,7 +214,8 @@ def run_cells(missing: Sequence[Cell], journal: Path, folder: Path) -> None:
             if not free or cell.key in {(x["regime"], x["encoder"], x["seed"]) for x in read_cells(journal)}:
                 continue
             console.print(f"{name} ({number} of {len(missing)})", style="bold")
-            line = measure(cell, folder / name)
+            with kept_workers():
+                line = measure(cell, folder / name)
             with file_lock(folder / ".journal.lock", "another process is writing a cell: waiting for it"):
                 write_lines(journal, [*read_cells(journal), line])  # without a line that a kill or a full disk cut off
             shutil.rmtree(folder / name / "checkpoints", ignore_errors=True)  # to go on with: most of the disk space

@@ -74,7 +74,7 @@ class Timings:
         try:
             vars(self).update(known_timings(self.path))
         except PrismError as error:
-            console.print(f"{str(error).rpartition('; ')[0]}: times are counted anew")
+            console.print(f"{error.problem}: times are counted anew")
 
     @contextmanager
     def stage(self, name: str, memory: PeakMemory) -> Iterator[None]:
@@ -221,7 +221,7 @@ def _preset_before(summary: Path) -> str:
     try:
         return str(read_json(summary, dict[str, Any], "").get("preset", ""))
     except PrismError as error:
-        console.print(f"{str(error).rpartition('; ')[0]}: it is written anew")
+        console.print(f"{error.problem}: it is written anew")
         return ""
 
 

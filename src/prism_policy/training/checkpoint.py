@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prism_policy.config.ranges import LARGEST
 from prism_policy.config.settings import TrainConfig
 from prism_policy.config.typed_json import open_file
 from prism_policy.errors import PrismError
@@ -145,14 +144,14 @@ class Checkpoints:
             path = self.folder / f"{name}.safetensors"
             if not path.exists():
                 continue
-            open_file(path, LARGEST).close()  # a folder, or a file that cannot be read, is not passed over
+            open_file(path).close()  # a folder, or a file that cannot be read, is not passed over
             try:
                 tensors, metadata = read_tensors(path)
                 state.check(tensors, path)
                 if not (done := metadata.get("updates", "")).isdecimal() or int(done[:20]) > state.most:
                     raise PrismError(f"{path} is damaged (it does not say after how many updates it was written)")
             except PrismError as error:
-                console.print(f"{str(error).partition('; ')[0]}; {then}")
+                console.print(f"{error.problem}; {then}")
                 continue
             state.load(tensors, int(done))
             return

@@ -56,7 +56,7 @@ def train_run(
             if is_trained(folder):  # weights are the last thing that a training writes
                 sweep(folder)
                 console.print(f"{folder} is trained already: nothing is written")
-                _tell_other_data(folder, config)
+                _note_other_data(folder, config)
                 _summary(folder, config)
                 return
             if group.is_main_process:
@@ -91,7 +91,7 @@ def _run_data(dataset: Dataset) -> RunData:
     return RunData(dataset.content, dataset.files, train, valid, dataset.train_only, dataset.control_hz)
 
 
-def _tell_other_data(folder: Path, config: RunConfig) -> None:
+def _note_other_data(folder: Path, config: RunConfig) -> None:
     """Say so where a finished run's demonstrations are not those that are given now."""
     given, learned = file_prints(config), read_data(folder)
     if given is not None and learned is not None and given != learned.files:

@@ -39,7 +39,7 @@ class Heartbeat:
 
     def line(self) -> str:
         """What to say after half a minute of silence."""
-        return f"{self.title:<15} still at it, {timedelta(seconds=round(time.perf_counter() - self.started))}"
+        return f"{self.title:<15} still running, {timedelta(seconds=round(time.perf_counter() - self.started))}"
 
     def _print_lines(self) -> None:
         while not self._end.wait(min(1.0, LINE_EVERY_S)):
