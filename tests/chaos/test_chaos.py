@@ -28,8 +28,8 @@ import numpy as np
 import psutil
 import pytest
 
+from journals import read_lines
 from prism_policy.deploy.client import PolicyClient
-from prism_policy.utils.files import read_lines
 from small_run import SETTINGS, split, write_demos
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="needs prism-policy[sim]")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import commandline
+from journals import read_lines
 from prism_policy.config.settings import TaskConfig
-from prism_policy.utils.files import read_lines
 
 PRISM = [sys.executable, "-m", "prism_policy"]
 

@@ -11,13 +11,13 @@ import psutil
 import pytest
 import torch
 
+from journals import read_lines
 from prism_policy.config.settings import RunConfig
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.rollouts import episode_noise, evaluate, sample_chunks, states_path
 from prism_policy.policies import Policy
 from prism_policy.run_folder import make_policy
-from prism_policy.utils.files import read_lines
 
 
 def test_episode_noise_depends_on_split_seed_and_episode_alone() -> None:

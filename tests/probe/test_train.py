@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from commandline import prism
+from journals import read_lines
 from prism_policy.config import presets
 from prism_policy.config.settings import ProbeConfig
 from prism_policy.errors import PrismError
 from prism_policy.probe.results import mean_interval, rows, table
 from prism_policy.probe.train import Scenes, Targets, fit, predict, probe
-from prism_policy.utils.files import read_lines
 
 TINY = ProbeConfig(width=8, steps=3, batch_size=4, train_frames=60, test_frames=10)
 

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 import commandline
+from journals import read_lines
 from prism_policy.config.options import EvalOptions
 from prism_policy.config.settings import RunConfig
 from prism_policy.errors import PrismError
@@ -24,7 +25,6 @@ from prism_policy.evaluation.results import episode_sets
 from prism_policy.policies import Policy
 from prism_policy.reports.evaluate import evaluate_runs
 from prism_policy.run_folder import load_policy, make_policy, open_run, save_normalizer, save_weights
-from prism_policy.utils.files import read_lines
 from prism_policy.utils.video import read_video
 
 KEPT = range(100, 1200, 100)

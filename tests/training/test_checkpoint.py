@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import prism_policy as pp
+from journals import read_lines
 from prism_policy.data.windows import Windows
 from prism_policy.errors import PrismError
 from prism_policy.policies import Policy
@@ -19,7 +20,6 @@ from prism_policy.run_folder import make_policy, open_run
 from prism_policy.training import checkpoint as module
 from prism_policy.training.checkpoint import Checkpoints, TrainState
 from prism_policy.training.trainer import Trainer
-from prism_policy.utils.files import read_lines
 from small_run import small_config, small_windows
 
 

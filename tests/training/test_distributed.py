@@ -19,11 +19,11 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+from journals import read_lines
 from prism_policy.config.settings import PolicyKind, RunConfig
 from prism_policy.errors import PrismError
 from prism_policy.training.distributed import ProcessGroup, failure_priority
 from prism_policy.training.trainer import Trainer
-from prism_policy.utils.files import read_lines
 from small_run import command, environment, prism_train, small_config, small_windows, write_demos
 
 KINDS: tuple[PolicyKind, ...] = get_args(PolicyKind)

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from journals import read_lines
 from prism_policy.data.windows import Windows, batch_indices
 from prism_policy.errors import PrismError
 from prism_policy.policies.base import LossInputs
 from prism_policy.policies.flow_matching import FlowMatchingPolicy
 from prism_policy.training import health
 from prism_policy.training.trainer import Trainer
-from prism_policy.utils.files import read_lines
 from small_run import SETTINGS, environment, prism_train, small_config, small_windows, split, write_demos
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from journals import read_lines
 from prism_policy.errors import PrismError
 from prism_policy.training.loggers import check_trackers, trackers
 from prism_policy.training.run import train_run
 from prism_policy.training.trainer import Trainer
-from prism_policy.utils.files import read_lines
 from small_run import small_config, small_windows
 
 

@@ -15,7 +15,7 @@ import h5py
 import pytest
 
 import prism_policy as pp
-from prism_policy.utils.files import read_lines
+from journals import read_lines
 from small_run import command, environment, prism_train, write_demos
 
 UPDATES = ("--train.steps 60", "--train.checkpoint-minutes 0.001", "--train.keep-every 20", "--train.valid-every 15")

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import prism_policy as pp
+from journals import read_lines
 from prism_policy.config.settings import PolicyKind, Precision, RunConfig, TrainConfig
 from prism_policy.data.frames import Frames
 from prism_policy.data.robomimic import Episode
@@ -29,7 +30,6 @@ from prism_policy.run_folder import make_policy, open_run
 from prism_policy.training.prefetch import mapped
 from prism_policy.training.runtime import arithmetic
 from prism_policy.training.trainer import Rollout, Trainer, ema_decay, learning_rate, update_seed, validate
-from prism_policy.utils.files import read_lines
 from small_run import small_config, small_windows
 
 

@@ -259,9 +259,8 @@ def read_demos(
     episodes = list(iter_demos(path, cameras, mask, skip_bad))
     with open_demos(path) as file:
         odd, kind = odd_names(file), action_kind(file, demo_names(file))
-    notes = [f"left out {listed(odd)}: expected names demo_0, demo_1, ..."] * bool(odd) + [GUESSED] * (
-        kind == "guessed"
-    )
+    notes = [f"left out {listed(odd)}: expected names demo_0, demo_1, ..."] if odd else []
+    notes += [GUESSED] if kind == "guessed" else []
     if clipped := sum(episode.clipped for episode in episodes):
         notes.append(clip_text(clipped, sum(map(len, episodes))))
     for note in notes:

@@ -16,13 +16,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
 
 from prism_policy.config.options import Attribution
+from prism_policy.config.ranges import NonNegative, Seed
 from prism_policy.config.settings import EvalConfig, RenderConfig, RunConfig, TaskConfig, single_tasks
+from prism_policy.config.typed_json import read_journal
 from prism_policy.data.robomimic import demo_names, open_demos, read_masks
 from prism_policy.demos.collect import collect_scenes
 from prism_policy.demos.dataset import scripted_demos
@@ -37,15 +39,38 @@ from prism_policy.paper.experiments import Variant
 from prism_policy.policies import Policy
 from prism_policy.probe.encoder_cost import device_name
 from prism_policy.probe.train import Scenes, read_scenes
-from prism_policy.run_folder import load_policy
+from prism_policy.run_folder import load_policy, read_metrics
 from prism_policy.saliency.clips import Source, draw_clips
 from prism_policy.saliency.study import load_subjects, run_study
 from prism_policy.training.run import train_run
-from prism_policy.utils.files import file_lock, read_lines, write_lines
+from prism_policy.utils.files import file_lock, write_lines
 from prism_policy.utils.progress import console
+from prism_policy.utils.text import shown
 
 Line = dict[str, Any]
 """One measured cell."""
+
+
+class CellLine(TypedDict):
+    """A line of cells.jsonl, as far as the report needs it."""
+
+    regime: str
+    encoder: str
+    seed: Seed
+    settings: str
+    successes: str
+    train_s: NonNegative
+    evaluate_s: NonNegative
+    probe_s: NonNegative
+    commit: str
+    processor: str
+    valid_loss: NotRequired[float]
+    valid_action_error: NotRequired[float]
+    probe_cm: NotRequired[float]
+    saliency_lift: NotRequired[float]
+    saliency_entropy: NotRequired[float]
+
+
 N_EPISODES = 50
 SEEDS = tuple(range(6))
 
@@ -138,16 +163,10 @@ def plan_cells(
 def read_cells(path: Path) -> list[Line]:
     """The measured cells of a file; of a cell that was measured twice the first."""
     lines: dict[tuple[str, str, int], Line] = {}
-    for line in read_lines(path):
-        try:
-            key = str(line["regime"]), str(line["encoder"]), int(line["seed"])
-            if set(line["successes"]) - {"0", "1"} or not line["successes"]:
-                raise ValueError("successes")
-        except (KeyError, TypeError, ValueError) as error:
-            raise PrismError(
-                f"{path}: expected cells of `prism reproduce study`, got a line without {error}"
-            ) from error
-        lines.setdefault(key, line)
+    for line in read_journal(path, CellLine).sound("expected cells of `prism reproduce study`: restore the file"):
+        if set(line["successes"]) - {"0", "1"} or not line["successes"]:
+            raise PrismError(f"{path}: expected successes as 0 and 1, got {shown(line['successes'])}; restore the file")
+        lines.setdefault((line["regime"], line["encoder"], line["seed"]), line)
     return list(lines.values())
 
 
@@ -226,7 +245,7 @@ def measure(cell: Cell, folder: Path) -> Line:
     config = cell.config
     started = time.perf_counter()
     train_run(folder, config, device="cpu")
-    metrics = read_lines(folder / "metrics.jsonl")
+    metrics = read_metrics(folder).lines
     policy = load_policy(folder)
     trained = time.perf_counter()
     (task,) = single_tasks(config.task)

@@ -178,19 +178,6 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the whole lines of a JSON-lines file, without one cut off by a kill; none where there is no file."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
-
-
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     """Write a JSON-lines file atomically."""
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
