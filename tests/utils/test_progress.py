@@ -107,7 +107,7 @@ def test_work_without_a_bar_says_that_it_goes_on_and_where_programs_do_not_read(
         while output.complained.count("\n") < 2:
             assert not output.getvalue()
             time.sleep(0.01)
-    assert output.complained.splitlines()[0].split() == ["prism", "info", "still", "at", "it,", "0:00:00"]
+    assert output.complained.splitlines()[0].split() == ["prism", "info", "still", "running,", "0:00:00"]
 
 
 def test_where_something_was_just_said_nothing_is_added(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
