@@ -67,8 +67,8 @@ def test_a_folder_and_a_missing_file_are_told_apart(tmp_path: Path) -> None:
 def test_a_file_that_kills_the_library_kills_another_process(
     how: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    body = f"import os, signal, sys, time\nsys.stdin.readline()\nsignal.alarm(1)\n{how}\n"
-    (tmp_path / "probe.py").write_text(body)
+    body = f"import os, runpy, time\nprobe = runpy.run_path({probe.__file__!r})\nrun = probe['main'].__globals__\n"
+    (tmp_path / "probe.py").write_text(f"{body}run.update(STUCK_S=1, walk=lambda path: {how})\nprobe['main']()\n")
     path = tmp_path / "a.hdf5"
     with h5py.File(path, "w") as file:
         file["x"] = [1]

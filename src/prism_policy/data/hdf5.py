@@ -94,23 +94,23 @@ class _Probe:
         self.owner = 0
 
     def dies_of(self, path: Path) -> str:
-        """How the process died of a file; "" where it did not."""
+        """How a walk through a file ends early; "" where it does not."""
         with self.lock:
-            for _ in range(2):  # an idle one may have ended just now
+            for _ in range(2):  # an idle process may have ended just now
                 process = self._running()
+                assert process.stdin is not None
+                assert process.stdout is not None
                 try:
-                    assert process.stdin is not None
-                    assert process.stdout is not None
                     process.stdin.write(os.fsencode(path.absolute()).hex() + "\n")
                     process.stdin.flush()
-                except OSError:
+                    code = int(process.stdout.readline())
+                except (OSError, ValueError):
                     self._end()
                     continue
-                if process.stdout.readline() == "sound\n":
+                if code == 0:
                     return ""
-                code = self._end()
                 return "does not come to an end" if code == -signal.SIGALRM else "crashes"
-            return ""
+            return "crashes"
 
     def _running(self) -> subprocess.Popen[str]:
         if self.process and (self.owner != os.getpid() or self.process.poll() is not None):
@@ -125,13 +125,13 @@ class _Probe:
             self.owner = os.getpid()
         return self.process
 
-    def _end(self) -> int:
+    def _end(self) -> None:
         process, self.process = self.process, None
         assert process
         with suppress(OSError):
             process.stdin and process.stdin.close()
         process.stdout and process.stdout.close()
-        return process.wait()
+        process.wait()
 
 
 _probe, _sound = _Probe(), set[str]()
