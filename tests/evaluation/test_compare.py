@@ -47,6 +47,9 @@ def test_the_difference_is_of_the_episodes_that_both_have(tmp_path: Path) -> Non
     assert counts == {"n_episodes": 14, "both": 7, "only_a": 4, "only_b": 1, "neither": 2}
     assert result["difference"] == pytest.approx(3 / 14)
     assert result["mcnemar_p"] == pytest.approx(Paired(14, 7, 4, 1).p_value)
+    # In the order of seeds and episodes: A, A, B, A, A alone: 2^5 B(4.5, 1.5) / B(0.5, 0.5).
+    assert result["sequential"]["evidence"] == pytest.approx(0.875)
+    assert result["sequential"]["p_value"] == pytest.approx(1 / 1.5)  # that of the first two, the highest
     assert result["seeds"]["0"]["only_a"] == 2
     assert result["seeds"]["0"]["only_b"] == 1
     assert set(result["seeds"]) == {"0", "1"}

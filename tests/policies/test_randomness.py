@@ -1,5 +1,7 @@
 """All randomness is of the generator that was given: the same seed gives the same bits, whatever runs beside it."""
 
+import itertools
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -33,13 +35,14 @@ def config_of(encoder: str, kind: PolicyKind, shuffle: bool) -> RunConfig:
 
 
 def trained(folder: Path, config: RunConfig, windows: Windows, monkeypatch: pytest.MonkeyPatch, noisy: bool) -> str:
-    """The weights after 12 updates; where `noisy`, others use torch's global generator meanwhile."""
+    """The weights after 12 updates; where `noisy`, batches come late and others use torch's global generator."""
     open_run(folder, config)
-    prepare = Trainer.prepare
+    prepare, late = Trainer.prepare, np.random.default_rng()
 
     def disturbed(self: Trainer, step: int) -> dict[str, object]:
         torch.rand(1 + step)
         torch.manual_seed(step)
+        time.sleep(late.exponential(0.01))  # before a validation is over, or after it has begun
         return prepare(self, step)
 
     with monkeypatch.context() as patch:
@@ -81,10 +84,18 @@ def test_acting_and_validating_follow_from_the_generator(
     assert np.array_equal(together, chunks([1, 0])[::-1])
 
 
-@pytest.mark.parametrize(("encoder", "shuffle"), [("sspool", True), ("prism", True), ("ms_maxpool", False)])
-def test_training_follows_from_the_seed_whatever_uses_torchs_generator(
-    tmp_path: Path, windows: Windows, monkeypatch: pytest.MonkeyPatch, encoder: str, shuffle: bool
+ALL = [*itertools.product(presets.ENCODERS, get_args(PolicyKind), (False,)),
+       *itertools.product(SHUFFLED, get_args(PolicyKind), (True,))]  # fmt: skip
+QUICK = [("sspool", "ddpm", True), ("prism", "flow_matching", True), ("ms_maxpool", "meanflow", False)]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "kind", "shuffle"),
+    [*QUICK, *(pytest.param(*some, marks=pytest.mark.slow) for some in ALL if some not in QUICK)],
+)
+def test_training_follows_from_the_seed_however_late_its_batches_are(
+    tmp_path: Path, windows: Windows, monkeypatch: pytest.MonkeyPatch, encoder: str, kind: PolicyKind, shuffle: bool
 ) -> None:
-    config = config_of(encoder, "flow_matching", shuffle)
+    config = config_of(encoder, kind, shuffle)
     quiet, noisy = (trained(tmp_path / str(noisy), config, windows, monkeypatch, noisy) for noisy in (False, True))
     assert quiet == noisy

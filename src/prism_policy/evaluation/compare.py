@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import EpisodeSet, episode_sets, read_states
+from prism_policy.evaluation.sequential import MOST_MORE, sequential
 from prism_policy.evaluation.statistics import Paired, pair, wilson_interval
 from prism_policy.run_folder import read_run
 from prism_policy.utils.files import write_text
@@ -38,6 +40,7 @@ def compare(run_a: Path, run_b: Path, checkpoints: tuple[str, str], split: str, 
         "b": {"run": str(run_b), "checkpoint": checkpoints[1]},
         "split": split,
         **_metrics(pair(a, b)),
+        "sequential": asdict(sequential(a, b)),
         "seeds": {str(seed): _metrics(pair(*outcomes)) for seed, outcomes in pairs.items()},
     }
     target = out or run_a / "results" / f"{checkpoints[0]}-against-{run_b.resolve().name}-{checkpoints[1]}.json"
@@ -113,4 +116,12 @@ def _print(result: dict[str, Any]) -> None:
     console.print(
         f"A less B: {100 * result['difference']:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}; "
         f"exact McNemar test p = {result['mcnemar_p']:.3g}"
+    )
+    anytime = result["sequential"]
+    low, high = anytime["interval"]
+    more = f"over {MOST_MORE}" if anytime["more"] is None else f"about {anytime['more']}"
+    state = f"decided at episode {anytime['decided_at']}" if anytime["decided_at"] else f"{more} more would decide"
+    console.print(
+        f"However often you look and add episodes: {100 * low:+.1f} to {100 * high:+.1f} points, "
+        f"p = {anytime['p_value']:.3g}; {state}"
     )
