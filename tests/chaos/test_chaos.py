@@ -1,6 +1,7 @@
 """Kills at random moments: what goes on ends as what was never killed, and nothing is left behind.
 
-`make test` kills once, `make chaos` a hundred times (CHAOS_KILLS), at other moments with another CHAOS_SEED.
+`make test-all` kills each command once, `make chaos` a hundred times in all (CHAOS_KILLS), at other moments with
+another CHAOS_SEED.
 """
 
 from __future__ import annotations
@@ -32,9 +33,12 @@ from journals import read_lines
 from prism_policy.deploy.client import PolicyClient
 from small_run import SETTINGS, split, write_demos
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="needs prism-policy[sim]")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="needs prism-policy[sim]"),
+]
 
-KILLS = int(os.environ.get("CHAOS_KILLS", "1"))
+KILLS = int(os.environ.get("CHAOS_KILLS", "7"))
 SEED = int(os.environ.get("CHAOS_SEED", "0"))
 MOST_A_RUN = 5
 """A run is killed up to so many times before it may end."""
@@ -307,9 +311,9 @@ SCENARIOS = {
 
 
 def kills_of(name: str) -> int:
-    """How many of all kills a command gets: whole numbers that add up; in `make test` there is one, of `train`."""
+    """How many of all kills a command gets: whole numbers that add up; by default one each."""
     if "CHAOS_KILLS" not in os.environ:
-        return int(name == "train")
+        return 1
     names = list(SCENARIOS)
     ends = [round(KILLS * sum(SCENARIOS[n].share for n in names[: i + 1])) for i in range(len(names))]
     place = names.index(name)

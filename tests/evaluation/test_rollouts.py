@@ -56,7 +56,7 @@ def alone(short: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> list[np
     return run(tmp_path_factory.mktemp("alone"), short)
 
 
-@pytest.mark.parametrize("workers", [2, 8])
+@pytest.mark.parametrize("workers", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_any_number_of_workers_gives_the_same_trajectories(
     tmp_path: Path, short: RunConfig, alone: list[np.ndarray], workers: int
 ) -> None:
@@ -74,7 +74,7 @@ def simulator_processes() -> list[psutil.Process]:
 
 
 @pytest.mark.usefixtures("own_simulators")
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("blow", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGSTOP])
 def test_a_worker_that_dies_or_hangs_is_replaced_and_its_episode_run_again(
     tmp_path: Path, short: RunConfig, alone: list[np.ndarray], blow: signal.Signals
 ) -> None:

@@ -107,6 +107,7 @@ def test_compiled_the_gradients_are_eagers(kind: PolicyKind) -> None:
     assert_same(gradients(torch.compile(policy)), expected)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_distributed, (str(tmp_path),), nprocs=PROCESSES)  # type: ignore[attr-defined, no-untyped-call]
     for kind in KINDS:

@@ -19,7 +19,10 @@ from prism_policy.run_folder import make_policy, open_run
 from prism_policy.training.trainer import Trainer, validate
 from small_run import small_config, small_windows
 
-SHUFFLED = ("sspool", "prism")
+ALL = [*itertools.product(presets.ENCODERS, get_args(PolicyKind), (False,)),
+       *itertools.product(("sspool", "prism"), get_args(PolicyKind), (True,))]  # fmt: skip
+QUICK = [("sspool", "ddpm", True), ("prism", "flow_matching", True), ("ms_maxpool", "meanflow", False)]
+GRID = [*QUICK, *(pytest.param(*some, marks=pytest.mark.slow) for some in ALL if some not in QUICK)]
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +55,7 @@ def trained(folder: Path, config: RunConfig, windows: Windows, monkeypatch: pyte
         return Trainer(folder, config, windows, valid=windows).train().fingerprint()
 
 
-@pytest.mark.parametrize(("encoder", "shuffle"), [(n, False) for n in presets.ENCODERS] + [(n, True) for n in SHUFFLED])
-@pytest.mark.parametrize("kind", get_args(PolicyKind))
+@pytest.mark.parametrize(("encoder", "kind", "shuffle"), GRID)
 def test_acting_and_validating_follow_from_the_generator(
     windows: Windows, encoder: str, kind: PolicyKind, shuffle: bool
 ) -> None:
@@ -84,15 +86,7 @@ def test_acting_and_validating_follow_from_the_generator(
     assert np.array_equal(together, chunks([1, 0])[::-1])
 
 
-ALL = [*itertools.product(presets.ENCODERS, get_args(PolicyKind), (False,)),
-       *itertools.product(SHUFFLED, get_args(PolicyKind), (True,))]  # fmt: skip
-QUICK = [("sspool", "ddpm", True), ("prism", "flow_matching", True), ("ms_maxpool", "meanflow", False)]
-
-
-@pytest.mark.parametrize(
-    ("encoder", "kind", "shuffle"),
-    [*QUICK, *(pytest.param(*some, marks=pytest.mark.slow) for some in ALL if some not in QUICK)],
-)
+@pytest.mark.parametrize(("encoder", "kind", "shuffle"), GRID)
 def test_training_follows_from_the_seed_however_late_its_batches_are(
     tmp_path: Path, windows: Windows, monkeypatch: pytest.MonkeyPatch, encoder: str, kind: PolicyKind, shuffle: bool
 ) -> None:

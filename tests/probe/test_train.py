@@ -100,6 +100,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.mark.slow
 def test_a_folder_grows_by_encoders_and_seeds_without_repeating_any(tmp_path: Path, cache: Path) -> None:
     small = {"sspool": presets.encoder("sspool")}
     first = probe(tmp_path / "p", TINY, small, (84,), (0,), cache, workers=1)
