@@ -112,7 +112,7 @@ def deform_once(file: h5py.File, rng: np.random.Generator) -> None:
                 parent = item if isinstance(item, h5py.Group) else item.parent
                 if name not in parent:
                     parent[name] = any_value(rng)
-            case 7 if isinstance(item, h5py.Dataset) and item.dtype.kind == "f" and item.size:
+            case 7 if isinstance(item, h5py.Dataset) and item.dtype.kind == "f" and 0 < item.size < 10**6:
                 values = item[()]
                 values.flat[rng.integers(values.size)] = [np.nan, np.inf, 1e30, -40.0, 1.5][rng.integers(5)]
                 item[()] = values

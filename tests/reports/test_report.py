@@ -13,6 +13,7 @@ from browser import CHROMIUM, Page
 from prism_policy.config import presets
 from prism_policy.config.config_json import to_json
 from prism_policy.errors import PrismError
+from prism_policy.reports.charts import loss_curve
 from prism_policy.reports.report import choose_episodes, write_report
 from prism_policy.utils.video import mark_outcome, write_video
 
@@ -179,3 +180,10 @@ def test_a_failed_episode_is_shown_with_its_saliency(tmp_path: Path) -> None:
     page = write_report(folder).read_text()
     assert "File: figures/last/evaluate-s0/episode_007_saliency.mp4." in page
     assert page.count('src="data:video/mp4') == 8  # six by number, the first failure, and its saliency
+
+
+@pytest.mark.parametrize("losses", [[1.7e308, 1e-300], [5e-324, 1e-323], [2.0, 2.0], [0.5, 0.4]])
+def test_a_loss_curve_has_a_few_ticks_near_it_whatever_the_losses(losses: list[float]) -> None:
+    ticks = [float(label) for _, label in loss_curve(list(enumerate(losses)))["rows"]]
+    assert 1 <= len(ticks) <= 24
+    assert all(min(losses) / 2 <= tick <= max(2 * max(losses), 1e-307) for tick in ticks)

@@ -40,13 +40,13 @@ from prism_policy.deploy.msgpack_numpy import pack, unpack
 from prism_policy.deploy.schema import Schema
 from prism_policy.deploy.session import Session, schema_of
 from prism_policy.deploy.turns import Turn, Turns
-from prism_policy.errors import PrismError
+from prism_policy.errors import LONGEST_SENTENCE, PrismError
 from prism_policy.policies import Policy
 from prism_policy.run_folder import load_policy, read_data, read_run
 from prism_policy.tasks.spec import CONTROL_HZ
 from prism_policy.utils.device import pick_device
 from prism_policy.utils.progress import console
-from prism_policy.utils.text import LONGEST_SENTENCE, one_line
+from prism_policy.utils.text import one_line
 
 ABOUT_PROPRIO = "position x y z [m], quaternion x y z w, two fingers [m]"
 ABOUT_ACTIONS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,15 +17,15 @@ def loss_curve(points: Sequence[tuple[float, float]]) -> dict[str, Any]:
     # One outlier must not flatten the curve: the axis spans the smoothed curve and the middle of the raw one.
     ordered = sorted(losses)
     margin = len(ordered) // 100
-    low = min(*smooth, ordered[margin]) / 1.1
-    high = max(*smooth, ordered[-1 - margin]) * 1.1
+    low = max(min(*smooth, ordered[margin]) / 1.1, sys.float_info.min)
+    high = max(min(max(*smooth, ordered[-1 - margin]), sys.float_info.max / 1.1) * 1.1, 2 * sys.float_info.min)
     last = max(*steps, 1)
 
     def x(step: float) -> float:
         return round(LEFT + (RIGHT - LEFT) * step / last, 1)
 
     def y(loss: float) -> float:
-        share = math.log(min(max(loss, low), high) / low) / math.log(high / low)
+        share = (math.log(min(max(loss, low), high)) - math.log(low)) / (math.log(high) - math.log(low))
         return round(TOP + (BOTTOM - TOP) * (1 - share), 1)
 
     def polyline(values: Sequence[float]) -> str:
@@ -52,7 +53,9 @@ def _smoothed(values: Sequence[float]) -> Iterator[float]:
 
 def _log_ticks(low: float, high: float) -> list[float]:
     """Round numbers within [low, high]: powers of ten, with 2 and 5 between where there are few."""
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    decades = math.log10(high / low)
+    first, last = math.log10(low), math.log10(high)
+    decades = last - first
+    every = max(1, int(decades / 10))
+    exponents = range(math.floor(first), min(math.ceil(last), sys.float_info.max_10_exp) + 1, every)
     digits = [1] if decades > 3 else [1, 2, 5] if decades > 0.5 else [1, 1.5, 2, 3, 4, 5, 6, 8]
     return [d * 10.0**e for e in exponents for d in digits if low <= d * 10.0**e <= high]

@@ -7,6 +7,7 @@ from prism_policy.tasks.lift import LIFT, LIFT_LADDER
 from prism_policy.tasks.spec import TaskSpec
 from prism_policy.tasks.square import SQUARE
 from prism_policy.tasks.tool_hang import TOOL_HANG
+from prism_policy.utils.text import quoted
 
 SPECS: dict[str, TaskSpec] = {spec.name: spec for spec in (LIFT, CAN, SQUARE, TOOL_HANG, *LIFT_LADDER, *LIBERO_SPECS)}
 """Every task and suite by its name."""
@@ -16,7 +17,7 @@ def task_spec(name: str) -> TaskSpec:
     """What is known of a task or suite."""
     if name not in SPECS:
         single = "single tasks of a suite such as libero_spatial_3"
-        raise PrismError(f"unknown task {name!r}; there are {', '.join(task_names())}, and {single}")
+        raise PrismError(f"unknown task {quoted(name)}; there are {', '.join(task_names())}, and {single}")
     return SPECS[name]
 
 

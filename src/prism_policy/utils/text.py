@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-LONGEST_SENTENCE = 480
-"""Characters."""
-
 
 def one_line(value: object, most: int = 80) -> str:
     """`value` as text, on one line of at most `most` characters."""
