@@ -34,7 +34,7 @@ from prism_policy.training.checkpoint import TrainState
 from prism_policy.training.prefetch import moved
 from prism_policy.utils.memory import keep_freed_memory
 
-PROPRIO, ACTION, EPISODE = 9, 7, 50
+STATE, ACTION, EPISODE = 9, 7, 50
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ def frames_of(point: Point, folder: Path | None) -> Frames:
                     file.write(block.data)
             frames = np.memmap(path, np.uint8, "c", shape=shape)
         images[f"camera{i}"] = torch.from_numpy(frames)
-    proprio = torch.from_numpy(rng.normal(size=(count, PROPRIO)).astype(np.float32))
+    state = torch.from_numpy(rng.normal(size=(count, STATE)).astype(np.float32))
     actions = torch.from_numpy(rng.uniform(-1, 1, (count, ACTION)).astype(np.float32))
     ends = tuple(range(EPISODE, count + 1, EPISODE))
-    return Frames(images, proprio, actions, torch.zeros(count, dtype=torch.bool), ends, ("",) * len(ends), bool(folder))
+    return Frames(images, state, actions, torch.zeros(count, dtype=torch.bool), ends, ("",) * len(ends), bool(folder))
 
 
 def measure(point: Point, arguments: argparse.Namespace, mapped: bool) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def measure(point: Point, arguments: argparse.Namespace, mapped: bool) -> dict[s
         preset = presets.paper() if point.sizes == "paper" else presets.nano()
         shape = replace(preset.policy, encoder=replace(preset.policy.encoder, width=point.width))
         cameras = dict.fromkeys(windows.frames.images, (point.resolution, point.resolution))
-        policy = build_policy(shape, cameras, PROPRIO, ACTION)
+        policy = build_policy(shape, cameras, STATE, ACTION)
         policy = policy.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         state = TrainState(policy, preset.train)
         if device.type == "cuda":

@@ -57,11 +57,11 @@ def open_windows(folder: Path, count: int, mapped: bool = True) -> Windows:
     maps = {c: np.memmap(folder / f"{c}.raw", np.uint8, "c", shape=shape) for c in CAMERAS}
     images = {c: torch.from_numpy(x if mapped else np.array(x)) for c, x in maps.items()}
     rng = np.random.default_rng(1)
-    proprio = torch.from_numpy(rng.normal(size=(count, 9)).astype(np.float32))
+    state = torch.from_numpy(rng.normal(size=(count, 9)).astype(np.float32))
     actions = torch.from_numpy(rng.uniform(-1, 1, (count, 7)).astype(np.float32))
     ends = tuple(range(EPISODE, count + 1, EPISODE))
     names = tuple(f"demo_{i}" for i in range(len(ends)))
-    frames = Frames(images, proprio, actions, torch.zeros(count, dtype=torch.bool), ends, names, mapped)
+    frames = Frames(images, state, actions, torch.zeros(count, dtype=torch.bool), ends, names, mapped)
     return Windows(frames, 16, 2, 8)
 
 

@@ -46,9 +46,9 @@ def row(name: str, config: RunConfig, folder: Path, rounds: int) -> None:
     policy = load_policy(folder)
     rng = np.random.default_rng(0)
     frames = {c: rng.integers(0, 256, (2, *size, 3), np.uint8) for c, size in policy.encoder.cameras.items()}
-    proprio = np.zeros((2, 9), np.float32)
+    state = np.zeros((2, 9), np.float32)
     observation = {
-        "images": {c: torch.from_numpy(x)[None] for c, x in frames.items()}, "proprio": torch.from_numpy(proprio)[None]
+        "images": {c: torch.from_numpy(x)[None] for c, x in frames.items()}, "state": torch.from_numpy(state)[None]
     }  # fmt: skip
     command = [sys.executable, "-m", "prism_policy", "serve", str(folder), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -62,7 +62,7 @@ def row(name: str, config: RunConfig, folder: Path, rounds: int) -> None:
                 direct, served = [], []
                 for i in range(rounds + 1):  # the first one makes kernels and buffers
                     here = timed(lambda: policy.act(observation))
-                    there = timed(lambda: client.infer({"images": frames, "proprio": proprio}))
+                    there = timed(lambda: client.infer({"images": frames, "state": state}))
                     if i:
                         direct += here
                         served += there

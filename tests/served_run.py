@@ -43,7 +43,7 @@ def served(folder: Path, *arguments: str, key: str | None = None) -> Iterator[tu
                 said += line
             actual = re.search(r"at (ws://\S+)", said)
             assert actual, process.stderr and process.stderr.read()
-            assert "and proprio (9,): position x y z [m], quaternion x y z w" in said
+            assert "and state (9,): position x y z [m], quaternion x y z w" in said
             yield actual[1], process
         finally:
             process.kill()
@@ -53,7 +53,7 @@ def frame(number: int) -> dict[str, Any]:
     rng = np.random.default_rng(number)
     return {
         "images": {"agentview": rng.integers(0, 256, (32, 32, 3), np.uint8)},
-        "proprio": rng.uniform(-1, 1, 9).astype(np.float32),
+        "state": rng.uniform(-1, 1, 9).astype(np.float32),
     }
 
 
@@ -62,5 +62,5 @@ def stacked(*numbers: int) -> dict[str, Any]:
     frames = [frame(number) for number in numbers]
     return {
         "images": {"agentview": np.stack([f["images"]["agentview"] for f in frames])},
-        "proprio": np.stack([f["proprio"] for f in frames]),
+        "state": np.stack([f["state"] for f in frames]),
     }

@@ -179,18 +179,18 @@ def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> Ite
             yield f"{path}{key}", before, after
 
 
-def make_policy(config: RunConfig, proprio_dim: int, action_dim: int) -> Policy:
+def make_policy(config: RunConfig, state_dim: int, action_dim: int) -> Policy:
     """A fresh policy for the run's task or tasks."""
     size = config.task.render.resolution
     cameras = dict.fromkeys(config.task.cameras, (size, size))
-    return build_policy(config.policy, cameras, proprio_dim, action_dim, instructions=instructions_of(config))
+    return build_policy(config.policy, cameras, state_dim, action_dim, instructions=instructions_of(config))
 
 
-def weightless_policy(config: RunConfig, proprio_dim: int = 9, action_dim: int = 10) -> Policy:
+def weightless_policy(config: RunConfig, state_dim: int = 9, action_dim: int = 10) -> Policy:
     """The run's policy without memory for its weights: it refuses what cannot be built, and knows every shape."""
     try:
         with torch.device("meta"):
-            return make_policy(config, proprio_dim, action_dim)
+            return make_policy(config, state_dim, action_dim)
     except (RuntimeError, OverflowError) as error:  # of sizes whose product is beyond any number of bytes
         raise PrismError("policy: the sizes of this network are beyond any memory; choose smaller ones") from error
 
@@ -250,7 +250,7 @@ def load_policy(run_dir: Path | str, checkpoint: str = "last") -> Policy:
     path = weights_path(folder, checkpoint)
     statistics = _read_statistics(folder, config.task)
     weights, _ = read_tensors(path)
-    sizes = len(statistics["proprio.scale"]), len(statistics["action.scale"])
+    sizes = len(statistics["state.scale"]), len(statistics["action.scale"])
     check_weights(weightless_policy(config, *sizes), weights, path, folder / "config.json")
     with torch.random.fork_rng(devices=[]):  # the weights that are replaced cost the caller no random numbers
         policy = make_policy(config, *sizes)
@@ -266,7 +266,7 @@ def _read_statistics(folder: Path, task: TaskConfig) -> dict[str, Tensor]:
     """Read the normalisers' statistics, and refuse a task that is not the one they belong to."""
     path = folder / "normalizer.safetensors"
     statistics, metadata = read_tensors(path)
-    expected = [f"{name}.{kind}" for name in ("proprio", "action") for kind in ("scale", "offset")]
+    expected = [f"{name}.{kind}" for name in ("state", "action") for kind in ("scale", "offset")]
     if missing := [name for name in expected if name not in statistics]:
         held = ", ".join(statistics) or "nothing"
         raise PrismError(f"{path} lacks '{missing[0]}'; it has {held}; restore the file of this run")

@@ -24,9 +24,9 @@ def write_file(path: Path, episodes: list[Episode]) -> Path:
     for i, e in enumerate(episodes):
         parts.append(path.with_name(f"part_{i}.hdf5"))
         with h5py.File(parts[-1], "w", libver="latest") as file:
-            arrays = {"actions": e.actions, "disturbed": e.disturbed, "states": e.states}
+            arrays = {"actions": e.actions, "disturbed": e.disturbed, "states": e.sim_states}
             arrays |= {f"obs/{camera}_image": images for camera, images in e.images.items()}
-            low_dim = np.split(e.proprio, [3, 7], axis=1)
+            low_dim = np.split(e.state, [3, 7], axis=1)
             names = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
             arrays |= {f"obs/{name}": values for name, values in zip(names, low_dim, strict=True)}
             write_demo(file.create_group("demo"), arrays, {})
@@ -44,7 +44,7 @@ def assert_equal(actual: Frames, episodes: list[Episode]) -> None:
     assert actual.images.keys() == expected.images.keys()
     for camera, images in expected.images.items():
         assert torch.equal(actual.images[camera], images)
-    for name in ("proprio", "actions", "disturbed"):
+    for name in ("state", "actions", "disturbed"):
         assert torch.equal(getattr(actual, name), getattr(expected, name))
     assert (actual.ends, actual.names) == (expected.ends, expected.names) == ((30, 55), ("demo_0", "demo_1"))
 
@@ -121,18 +121,18 @@ def test_writing_into_mapped_frames_does_not_reach_the_disk(
     assert_equal(open_frames(file, CAMERAS, tmp_path), episodes)
 
 
-def test_demos_without_proprio_are_held(tmp_path: Path, episodes: list[Episode]) -> None:
+def test_demos_without_state_are_held(tmp_path: Path, episodes: list[Episode]) -> None:
     path = tmp_path / "states.hdf5"
     with h5py.File(path, "w", libver="latest") as file:
         write_demo(file.create_group("data/demo_0"), {"actions": episodes[0].actions}, {})
     actual = open_frames(path, (), tmp_path)
-    assert (actual.proprio.shape, len(actual)) == ((30, 0), 30)
+    assert (actual.state.shape, len(actual)) == ((30, 0), 30)
 
 
 def test_rows_are_what_indexing_gives(episodes: list[Episode]) -> None:
     frames = Frames.of(episodes)
     indices = torch.randint(0, 55, (8, 2))
-    for values in (*frames.images.values(), frames.proprio, frames.disturbed[:, None]):
+    for values in (*frames.images.values(), frames.state, frames.disturbed[:, None]):
         assert torch.equal(rows(values, indices), values[indices])
 
 

@@ -35,7 +35,7 @@ def cut(episode: Episode, steps: int, pushed: list[int] | None = None) -> Episod
     disturbed = np.zeros(steps, bool)
     disturbed[pushed or []] = True
     images = {c: x[:steps] for c, x in episode.images.items()}
-    return Episode("cut", images, episode.proprio[:steps], episode.actions[:steps], disturbed, np.zeros((steps, 0)))
+    return Episode("cut", images, episode.state[:steps], episode.actions[:steps], disturbed, np.zeros((steps, 0)))
 
 
 def test_an_episode_shorter_than_the_horizon_still_gives_windows(episodes: list[Episode]) -> None:

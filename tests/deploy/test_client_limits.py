@@ -23,7 +23,7 @@ from prism_policy.errors import PrismError
 
 LATE_S = 0.1
 METADATA: dict[str, Any] = {
-    "cameras": {"front": [32, 32, 3]}, "proprio_dim": 9, "n_obs_steps": 2, "n_action_steps": 8, "action_dim": 7,
+    "cameras": {"front": [32, 32, 3]}, "state_dim": 9, "n_obs_steps": 2, "n_action_steps": 8, "action_dim": 7,
     "action_mode": "delta",
 }  # fmt: skip
 FRAME = {"front": np.zeros((32, 32, 3), np.uint8)}, np.zeros(9)
@@ -248,7 +248,7 @@ def test_two_threads_do_not_take_each_others_answers() -> None:
 
 
 BAD_METADATA: dict[str, dict[str, Any]] = {
-    "cameras": {"cameras": [1]}, "camera 'front'": {"cameras": {"front": [32, 32]}}, "proprio_dim": {"proprio_dim": -1},
+    "cameras": {"cameras": [1]}, "camera 'front'": {"cameras": {"front": [32, 32]}}, "state_dim": {"state_dim": -1},
     "n_obs_steps": {"n_obs_steps": 10**9}, "n_action_steps": {"n_action_steps": "8"}, "action_dim": {"action_dim": 7.0},
     "action_mode": {"action_mode": 3},
 }  # fmt: skip

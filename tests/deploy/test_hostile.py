@@ -163,9 +163,9 @@ ODD_REQUESTS: list[dict[Any, Any]] = [
     {"reset": np.zeros(3)}, {"reset": "yes"}, {"task": np.zeros(3)}, {"task": [1]}, {"prompt": 1.5},
     {"images": {}}, {"images": {"y" * 50_000: np.zeros(3)}}, {"images": {"agentview": np.uint8(3)}},
     {"images": {"agentview": np.zeros((), np.uint8)}}, {"images": {"agentview": np.zeros((1, 2, 3, 4, 5), np.uint8)}},
-    {"images": {"agentview": np.zeros((0, 32, 3), np.uint8)}}, {"proprio": np.zeros((), np.float32)},
-    {"proprio": np.zeros((2, 2, 9))}, {"proprio": np.full(9, 1e300)}, {"proprio": np.zeros(9, bool)[:0]},
-    {"proprio": 1.5}, {"proprio": "z" * 9},
+    {"images": {"agentview": np.zeros((0, 32, 3), np.uint8)}}, {"state": np.zeros((), np.float32)},
+    {"state": np.zeros((2, 2, 9))}, {"state": np.full(9, 1e300)}, {"state": np.zeros(9, bool)[:0]},
+    {"state": 1.5}, {"state": "z" * 9},
 ]  # fmt: skip
 
 

@@ -166,7 +166,7 @@ def test_rows_beside_an_episode_do_not_change_its_actions(short: RunConfig) -> N
     seen = [
         {
             "images": {c: rng.integers(0, 256, (2, 84, 84, 3), np.uint8) for c in short.task.cameras},
-            "proprio": rng.normal(size=(2, 9)).astype(np.float32),
+            "state": rng.normal(size=(2, 9)).astype(np.float32),
         }
         for _ in range(5)
     ]
@@ -186,7 +186,7 @@ def test_rows_beside_an_episode_do_not_change_its_actions(short: RunConfig) -> N
     np.testing.assert_allclose(single, alone, atol=1e-5)
     batch = {
         "images": {c: torch.from_numpy(x)[None] for c, x in seen[0]["images"].items()},
-        "proprio": torch.from_numpy(seen[0]["proprio"])[None],
+        "state": torch.from_numpy(seen[0]["state"])[None],
     }
     acted = policy.act(batch, episode_noise("evaluate", 0, 0)).numpy()
     np.testing.assert_array_equal(single[:, 1:9], acted)

@@ -26,7 +26,7 @@ from served_run import frame, served, stacked, write_run
 from small_run import small_config
 
 METADATA: dict[str, Any] = {
-    "cameras": {"agentview": [32, 32, 3]}, "proprio_dim": 9, "n_obs_steps": 2, "n_action_steps": 8, "action_dim": 7,
+    "cameras": {"agentview": [32, 32, 3]}, "state_dim": 9, "n_obs_steps": 2, "n_action_steps": 8, "action_dim": 7,
     "action_mode": "delta", "instructions": [], "control_hz": 20,
 }  # fmt: skip
 ANSWER = {"actions": np.linspace(-1, 1, 56, dtype=np.float32).reshape(8, 7), "server_timing": {"infer_ms": 33.1}}
@@ -164,7 +164,7 @@ def test_the_client_acts_or_refuses() -> None:
             def act(url: str = url) -> None:
                 with PolicyClient(url, connect_s=5, answer_s=5) as client:
                     images = {camera: np.zeros(size, np.uint8) for camera, size in client.schema.cameras.items()}
-                    action = client.act(images, np.zeros(client.schema.proprio_dim))
+                    action = client.act(images, np.zeros(client.schema.state_dim))
                     assert action.dtype == np.float32
                     assert np.isfinite(action).all()
 

@@ -138,7 +138,7 @@ def test_a_policy_acts_on_an_instruction_as_on_its_vector() -> None:
     config = suite_config()
     policy = make_policy(config, 9, 7).eval()
     frames = torch.randint(0, 256, (2, 2, 32, 32, 3), dtype=torch.uint8)
-    seen = {"images": {"agentview": frames}, "proprio": torch.zeros(2, 2, 9)}
+    seen = {"images": {"agentview": frames}, "state": torch.zeros(2, 2, 9)}
     task = presets.task_config("libero_spatial_8")
 
     def act(what: object) -> Tensor:
@@ -199,7 +199,7 @@ def test_a_policy_learns_to_do_what_it_is_told(tmp_path: Path) -> None:
     policy = Trainer(tmp_path, config, windows).train()
     seen = {
         "images": {"agentview": torch.full((1, 2, 32, 32, 3), 90, dtype=torch.uint8)},
-        "proprio": torch.zeros(1, 2, 9),
+        "state": torch.zeros(1, 2, 9),
     }
     for task, expected in zip(single_tasks(config.task), (0.8, -0.8), strict=True):
         actions = policy.act({**seen, "task": task.spec.instruction}, torch.Generator().manual_seed(0))

@@ -58,7 +58,7 @@ def test_acting_and_validating_follow_from_the_generator(
     config = replace(config, policy=replace(config.policy, ddpm=replace(config.policy.ddpm, num_inference_steps=2)))
     policy = make_policy(config, 9, 7).eval()
     batch = windows.batch(torch.tensor([3, 9]))
-    rows = [{"images": {"agentview": batch["images"]["agentview"][i].numpy()}, "proprio": batch["proprio"][i].numpy()}  # type: ignore[index]
+    rows = [{"images": {"agentview": batch["images"]["agentview"][i].numpy()}, "state": batch["state"][i].numpy()}  # type: ignore[index]
             for i in range(2)]  # fmt: skip
 
     def act(disturbance: int) -> list[Tensor]:

@@ -43,7 +43,7 @@ def policy_of(kind: PolicyKind, **settings: Any) -> Any:
         n_action_steps=2,
         **{kind: configs[kind](**settings)},
     )
-    return build_policy(config, {"agentview": (48, 48)}, proprio_dim=3, action_dim=2)
+    return build_policy(config, {"agentview": (48, 48)}, state_dim=3, action_dim=2)
 
 
 def plug_in(policy: Any, field: Field) -> None:

@@ -52,7 +52,7 @@ def test_a_recording_holds_cameras_keypoints_actions_and_chunks(tmp_path: Path, 
     # The chunk of the first step is the one that was executed.
     first = {
         "images": {c: np.stack([x, x]) for c, x in observations[0]["images"].items()},
-        "proprio": np.stack([observations[0]["proprio"]] * 2),
+        "state": np.stack([observations[0]["state"]] * 2),
     }
     chunk = sample_chunks(policy, [first], [episode_noise("evaluate", 0, 0)], [0], 1)[0]
     logged = [float(actual["/action/x:Scalar"][step][0]) for step in range(8)]

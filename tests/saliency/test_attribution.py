@@ -50,12 +50,12 @@ class WatchesRegions(nn.Module):
         return torch.stack([means[0], means[0], means[1]], dim=-1)[:, None].expand(-1, 4, -1)
 
 
-def random_observation(cameras: tuple[str, ...] = ("front",), size: int = 84, batch: int = 2, proprio: int = 9) -> dict:
+def random_observation(cameras: tuple[str, ...] = ("front",), size: int = 84, batch: int = 2, state: int = 9) -> dict:
     generator = torch.Generator().manual_seed(0)
     images = {
         c: torch.randint(0, 256, (batch, 2, size, size, 3), dtype=torch.uint8, generator=generator) for c in cameras
     }
-    return {"images": images, "proprio": torch.rand(batch, 2, proprio, generator=generator)}
+    return {"images": images, "state": torch.rand(batch, 2, state, generator=generator)}
 
 
 def small_policy(kind: PolicyKind = "flow_matching", *settings: str) -> Policy:
@@ -85,7 +85,7 @@ def test_the_chunk_looks_at_both_regions() -> None:
 def test_gradient_is_the_slope_by_finite_differences(kind: PolicyKind, level: float | None) -> None:
     policy = small_policy(kind, "--policy.ddpm.num-inference-steps 5", "--policy.ddpm.no-clip-sample").double()
     observation = random_observation(("agentview",), size=32)
-    observation["proprio"] = observation["proprio"].double()
+    observation["state"] = observation["state"].double()
     noise = policy.draw_noise(2, torch.Generator().manual_seed(1)).double()
     f = Objective(policy, observation, noise, "chunk", level)
     images = {"agentview": observation["images"]["agentview"].double()}
@@ -197,7 +197,7 @@ def test_a_map_repeats_and_does_not_depend_on_the_batch(method: str) -> None:
     assert (saliency(policy, observation, how)["agentview"] == both).all()
     plain = small_policy()
     both = saliency(plain, observation, how)["agentview"]
-    one = {"images": {"agentview": observation["images"]["agentview"][1:]}, "proprio": observation["proprio"][1:]}
+    one = {"images": {"agentview": observation["images"]["agentview"][1:]}, "state": observation["state"][1:]}
     assert saliency(plain, one, how)["agentview"][0] == pytest.approx(both[1], rel=1e-3, abs=1e-3 * both.max())
     assert both.max() > 0
 

@@ -78,6 +78,6 @@ def test_randomised_weights_are_fresh_and_the_rest_is_kept() -> None:
         torch.equal(a, b) for a, b in zip(policy.parameters(), fresh.parameters(), strict=True) if a.ndim > 1
     )
     images = torch.randint(0, 256, (1, 2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    observation = {"images": {"agentview": images}, "proprio": torch.zeros(1, 2, 9)}
+    observation = {"images": {"agentview": images}, "state": torch.zeros(1, 2, 9)}
     maps = [saliency(p, observation, Attribution())["agentview"][:, 1, 2:30, 2:30] for p in (policy, fresh)]
     assert abs(rank_correlation(*maps)[0]) < 0.5

@@ -27,7 +27,7 @@ class WatchesOneRegion(nn.Module):
 def random_observation(cameras: tuple[str, ...], size: int = 84) -> dict:
     generator = torch.Generator().manual_seed(0)
     images = {c: torch.randint(0, 256, (1, 2, size, size, 3), dtype=torch.uint8, generator=generator) for c in cameras}
-    return {"images": images, "proprio": torch.rand(1, 2, 9, generator=generator)}
+    return {"images": images, "state": torch.rand(1, 2, 9, generator=generator)}
 
 
 def input_gradient(policy: nn.Module, observation: dict, noise: Tensor) -> dict[str, np.ndarray]:

@@ -129,7 +129,7 @@ def made_up_clip(cameras: tuple[str, ...], size: int = 84, frames: int = 3, epis
     masks = {c: np.zeros((frames, size, size), np.uint8) for c in cameras}
     for mask in masks.values():
         mask[:, 20:40, 30:50], mask[:, 50:60, 10:30] = 2, 1
-    observation = {"images": images, "proprio": rng.random((frames, 2, 9), np.float32)}
+    observation = {"images": images, "state": rng.random((frames, 2, 9), np.float32)}
     names = ["approach", "grasp", "lift"][:frames]
     return Clip(TaskConfig(), f"episode {episode}", episode, False, 60, np.arange(frames), names, observation, masks)
 
@@ -237,7 +237,7 @@ def test_the_experts_frames_are_its_states(tmp_path: Path) -> None:
             shown = env.observe(states[step - back])
             for camera in task.cameras:
                 assert (clip.observation["images"][camera][place, 1 - back] == shown["images"][camera]).all()
-            assert (clip.observation["proprio"][place, 1 - back] == shown["proprio"]).all()
+            assert (clip.observation["state"][place, 1 - back] == shown["state"]).all()
     env.close()
 
 

@@ -94,7 +94,7 @@ def test_windows_on_a_device_give_the_batches_of_those_on_the_disk(episodes: lis
     windows = Windows(Frames.of(episodes), 16, 2, 8)
     there = windows.to(torch.device("cpu"))
     batch, again = windows.batch(torch.tensor([2, 7])), there.batch(torch.tensor([2, 7]))
-    for name in ("proprio", "actions", "mask"):
+    for name in ("state", "actions", "mask"):
         assert torch.equal(batch[name], again[name])
     assert torch.equal(batch["images"]["agentview"], again["images"]["agentview"])
     assert len(there) == len(windows)

@@ -141,8 +141,8 @@ def test_statistics_that_are_missing_are_named(tmp_path: Path, tiny_config: RunC
     save_file({name: value for name, value in statistics.items() if name != "action.offset"}, path, about)
     with pytest.raises(PrismError, match=r"lacks 'action\.offset'; it has .*action\.scale"):
         pp.load_policy(tmp_path)
-    save_file({**statistics, "proprio.scale": statistics["proprio.scale"] * 0}, path, about)
-    with pytest.raises(PrismError, match=r"proprio\.scale: expected positive numbers, got 0"):
+    save_file({**statistics, "state.scale": statistics["state.scale"] * 0}, path, about)
+    with pytest.raises(PrismError, match=r"state\.scale: expected positive numbers, got 0"):
         pp.load_policy(tmp_path)
 
 

@@ -14,7 +14,7 @@ from prism_policy.data.actions import encode_absolute
 from prism_policy.data.hdf5 import array, child, dataset, finite, read_errors, subgroup
 from prism_policy.data.recorded_env import looks_absolute
 from prism_policy.errors import PrismError
-from prism_policy.utils.observations import PROPRIO
+from prism_policy.utils.observations import STATE
 
 ActionKind = Literal["delta", "absolute", "guessed"]
 """What the `actions` of a file are: as recorded, or absolute though nothing says so but most of their steps."""
@@ -28,14 +28,14 @@ class Episode:
     name: str
     images: dict[str, np.ndarray]
     """camera -> uint8 (T, H, W, 3)."""
-    proprio: np.ndarray
+    state: np.ndarray
     """float32 (T, 9), or (T, 0) where the file holds only states."""
     actions: np.ndarray
     """float32 (T, 7): what was executed, deltas in [-1, 1]; replays the states. Or (T, 10) absolute, see
     `encode_absolute`."""
     disturbed: np.ndarray
     """bool (T,): the action was forced on the demonstrator and is not to be learned; all False where not recorded."""
-    states: np.ndarray
+    sim_states: np.ndarray
     """float64 (T, S) simulator states; (T, 0) where the file has none."""
     extras: dict[str, np.ndarray] = field(default_factory=dict)
     """`rewards`, `dones`, `stages`, where recorded; each (T,)."""
@@ -98,7 +98,7 @@ def read_demo(
     return Episode(
         name,
         images,
-        _proprio(demo, steps),
+        _state(demo, steps),
         actions.astype(np.float32),
         np.zeros(steps, bool) if disturbed is None else disturbed.astype(bool),
         np.zeros((steps, 0)) if states is None else states,
@@ -134,14 +134,14 @@ def _images(demo: h5py.Group, camera: str, steps: int) -> h5py.Dataset:
     return frames
 
 
-def _proprio(demo: h5py.Group, steps: int) -> np.ndarray:
-    held = [key for key in PROPRIO if child(demo, f"obs/{key}") is not None] if child(demo, "obs") is not None else []
+def _state(demo: h5py.Group, steps: int) -> np.ndarray:
+    held = [key for key in STATE if child(demo, f"obs/{key}") is not None] if child(demo, "obs") is not None else []
     if not held:
         return np.zeros((steps, 0), np.float32)
-    if missing := [key for key in PROPRIO if key not in held]:
+    if missing := [key for key in STATE if key not in held]:
         raise PrismError(f"expected obs/{missing[0]} beside obs/{held[0]}, got nothing; add it or remove this demo")
     parts = []
-    for key, width in PROPRIO.items():
+    for key, width in STATE.items():
         check_length(f"obs/{key}", dataset(demo, f"obs/{key}").shape, steps)
         parts.append(finite(demo, f"obs/{key}", (None, width)))
     return np.concatenate(parts, axis=1).astype(np.float32)

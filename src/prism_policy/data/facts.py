@@ -32,7 +32,7 @@ from prism_policy.data.robomimic import (
     usual_cameras,
 )
 from prism_policy.errors import PrismError
-from prism_policy.utils.observations import PROPRIO
+from prism_policy.utils.observations import STATE
 from prism_policy.utils.text import listed
 
 
@@ -79,9 +79,9 @@ class DatasetFacts:
         return self.env.scene_trouble or self.env.control_trouble
 
     @property
-    def has_proprio(self) -> bool:
-        """Whether the observations that make up proprioception are there."""
-        return all(key in self.low_dim for key in PROPRIO)
+    def has_state(self) -> bool:
+        """Whether the observations that make up the state are there."""
+        return all(key in self.low_dim for key in STATE)
 
 
 def read_facts(path: Path, action_mode: ActionMode = "delta") -> DatasetFacts:

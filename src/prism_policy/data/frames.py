@@ -32,7 +32,7 @@ from prism_policy.utils.progress import console
 
 Progress = Callable[[int, int], None]  # called with (demonstrations done, of how many)
 
-_FORMAT = 2  # of the arrays; a change makes every cache anew
+_FORMAT = 3  # of the arrays; a change makes every cache anew
 _MANIFEST = "manifest.json"
 _SAMPLES, _SAMPLE_BYTES = 64, 65536
 _SMALL = 32 * 2**20
@@ -53,7 +53,7 @@ class Frames:
     """All frames of all demonstrations, one after the other."""
 
     images: dict[str, Tensor]  # camera -> uint8 (N, H, W, 3)
-    proprio: Tensor  # float32 (N, P)
+    state: Tensor  # float32 (N, S)
     actions: Tensor  # float32 (N, A)
     disturbed: Tensor  # bool (N,): the action was forced on the demonstrator
     ends: tuple[int, ...]  # one past the last frame of each demonstration
@@ -68,7 +68,7 @@ class Frames:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        return sum(x.nbytes for x in (*self.images.values(), self.proprio, self.actions, self.disturbed))
+        return sum(x.nbytes for x in (*self.images.values(), self.state, self.actions, self.disturbed))
 
     def indices(self, names: Sequence[str]) -> list[int]:
         """Numbers of these demonstrations, such as those of a mask, for `Windows(episodes=...)`."""
@@ -79,8 +79,8 @@ class Frames:
     def to(self, device: torch.device | str) -> Frames:
         """The same frames in the memory of a device."""
         images = {camera: x.to(device) for camera, x in self.images.items()}
-        proprio, actions, disturbed = (x.to(device) for x in (self.proprio, self.actions, self.disturbed))
-        return Frames(images, proprio, actions, disturbed, self.ends, self.names, self.tasks)
+        state, actions, disturbed = (x.to(device) for x in (self.state, self.actions, self.disturbed))
+        return Frames(images, state, actions, disturbed, self.ends, self.names, self.tasks)
 
     @classmethod
     def of(cls, episodes: Sequence[Episode]) -> Frames:
@@ -96,7 +96,7 @@ class Frames:
         cls, arrays: dict[str, Tensor], ends: Iterable[int], names: Iterable[str], tasks: Iterable[str]
     ) -> Frames:
         images = {key.removeprefix("image."): x for key, x in arrays.items() if key.startswith("image.")}
-        rest = (arrays["proprio"], arrays["actions"], arrays["disturbed"])
+        rest = (arrays["state"], arrays["actions"], arrays["disturbed"])
         return cls(images, *rest, tuple(ends), tuple(names), tuple(tasks))
 
     def announce(self, steps: np.ndarray) -> None:
@@ -173,7 +173,7 @@ def _sample(path: Path) -> str:
 
 def _arrays(episode: Episode) -> dict[str, np.ndarray]:
     images = {f"image.{camera}": frames for camera, frames in episode.images.items()}
-    return {**images, "proprio": episode.proprio, "actions": episode.actions, "disturbed": episode.disturbed}
+    return {**images, "state": episode.state, "actions": episode.actions, "disturbed": episode.disturbed}
 
 
 def _whole(folder: Path) -> bool:

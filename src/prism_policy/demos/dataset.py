@@ -98,7 +98,7 @@ def _check_file(config: RunConfig, path: Path, task: str) -> DatasetFacts:
         raise PrismError(f"{path}, {name}: {reason}")
     if config.task.action_mode == "delta" and facts.env.action_mode == "absolute":
         raise PrismError(f"{path}: its actions are absolute poses; choose --task.action-mode absolute")
-    if not facts.has_proprio:
+    if not facts.has_state:
         raise PrismError(
             f"{path}, {facts.names[0]}: expected obs/robot0_eef_pos, robot0_eef_quat and robot0_gripper_qpos, got "
             f"{listed(list(facts.low_dim))}; `prism render` adds them to a file with states"

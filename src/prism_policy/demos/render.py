@@ -26,7 +26,7 @@ from prism_policy.demos.cache import Progress, cached, instruction_attribute, ma
 from prism_policy.envs.make import kept_env
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
-from prism_policy.utils.observations import PROPRIO
+from prism_policy.utils.observations import STATE
 from prism_policy.utils.progress import console
 from prism_policy.utils.text import listed
 
@@ -139,7 +139,7 @@ def _render_part(
             absolute.append(action if recorded_absolute else env.absolute(action))
     if with_absolute:
         arrays["actions_abs"] = np.stack(absolute)
-        hands = np.stack([o["proprio"][:3] for o in observations])
+        hands = np.stack([o["state"][:3] for o in observations])
         away = float(np.median(np.linalg.norm(arrays["actions_abs"][:, :3] - hands, axis=1)))
         if away > FARTHEST:
             got = f"half of its absolute actions are more than {1000 * away:.0f} mm from the hand"
@@ -148,9 +148,9 @@ def _render_part(
             )
     for camera in task.cameras:
         arrays[f"obs/{camera}_image"] = np.stack([o["images"][camera] for o in observations])
-    proprio = np.stack([o["proprio"] for o in observations])  # (T, 9)
-    columns = np.split(proprio, np.cumsum(list(PROPRIO.values()))[:-1], axis=1)
-    arrays.update({f"obs/{key}": values for key, values in zip(PROPRIO, columns, strict=True)})
+    state = np.stack([o["state"] for o in observations])  # (T, 9)
+    columns = np.split(state, np.cumsum(list(STATE.values()))[:-1], axis=1)
+    arrays.update({f"obs/{key}": values for key, values in zip(STATE, columns, strict=True)})
     write_part(path, arrays, attributes, True, env.metadata_json())
 
 

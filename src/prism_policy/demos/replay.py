@@ -61,7 +61,7 @@ def _replay(task: TaskConfig, path: Path, name: str) -> Replay:
         states = env.whole_states(states_of(demo), model, f"{path}, {name}")
 
     def hand(state: np.ndarray) -> np.ndarray:
-        return np.asarray(env.observe(state)["proprio"][:3], np.float64)
+        return np.asarray(env.observe(state)["state"][:3], np.float64)
 
     env.reset(options={"state": states[0]})
     outcomes = [env.advance(action) for action in actions]

@@ -41,7 +41,7 @@ class PolicyClient:
         with pp.PolicyClient("ws://127.0.0.1:8000") as policy:
             policy.reset()
             while not done:  # at policy.metadata["control_hz"]
-                action = policy.act({"agentview": image}, proprio)  # uint8 (H, W, 3), (P,) -> float32 (A,)
+                action = policy.act({"agentview": image}, state)  # uint8 (H, W, 3), (S,) -> float32 (A,)
 
     Args:
         api_key: what the server was given as PRISM_API_KEY.
@@ -59,7 +59,7 @@ class PolicyClient:
         limit = min(connect_s, answer_s)
         with self._exchange(limit, min(end, time.monotonic() + limit)):
             self.metadata = unpack(self._received())
-            """Of the policy: `cameras`, `proprio_dim`, `n_obs_steps`, `instructions`, ..."""
+            """Of the policy: `cameras`, `state_dim`, `n_obs_steps`, `instructions`, ..."""
             self.schema = Schema.of(self.metadata)
             """Of frames and actions, checked."""
         self.round_trips_s: deque[float] = deque(maxlen=10_000)
@@ -77,13 +77,13 @@ class PolicyClient:
         options = {"task": instruction, "seed": None if seed is None else int(seed)}
         self._options = {name: value for name, value in options.items() if value is not None}
 
-    def act(self, images: Mapping[str, np.ndarray], proprio: np.ndarray) -> np.ndarray:
-        """The action to execute now, float32 (A,), of uint8 (H, W, 3) a camera, row 0 at the top, and proprio (P,).
+    def act(self, images: Mapping[str, np.ndarray], state: np.ndarray) -> np.ndarray:
+        """The action to execute now, float32 (A,), of uint8 (H, W, 3) a camera, row 0 at the top, and state (S,).
 
         Call it at every control step. A frame that does not fit raises a PrismError and is forgotten again.
         """
         started = time.monotonic()
-        frame, steps = self.schema.frame(images, proprio), self.schema.n_obs_steps
+        frame, steps = self.schema.frame(images, state), self.schema.n_obs_steps
         frames = [*self._frames, frame][-steps:] if self._frames else [frame] * steps
         if not self._actions:
             self._actions.extend(self._ask({**stack_history(frames), **self._options}, started)["actions"])

@@ -15,7 +15,7 @@ from prism_policy.utils.text import one_line, quoted
 
 OVERHEAD = 128 * 2**10
 """Bytes of a question beside its frames: names, an instruction, a number as text."""
-MOST = {"proprio_dim": 10_000, "n_obs_steps": 100, "n_action_steps": 10_000, "action_dim": 1_000}
+MOST = {"state_dim": 10_000, "n_obs_steps": 100, "n_action_steps": 10_000, "action_dim": 1_000}
 """What metadata may say."""
 MOST_PIXELS = 10_000
 
@@ -26,7 +26,7 @@ class Schema:
 
     cameras: Mapping[str, tuple[int, ...]]
     """Height, width and 3 of each one's images."""
-    proprio_dim: int
+    state_dim: int
     n_obs_steps: int
     n_action_steps: int
     action_dim: int
@@ -61,10 +61,10 @@ class Schema:
     @property
     def largest_question(self) -> int:
         """Bytes that the longest question may have: all frames of the history, with some room."""
-        frame = sum(int(np.prod(size)) for size in self.cameras.values()) + 8 * self.proprio_dim
+        frame = sum(int(np.prod(size)) for size in self.cameras.values()) + 8 * self.state_dim
         return self.n_obs_steps * frame + OVERHEAD
 
-    def frame(self, images: Any, proprio: Any) -> Observation:
+    def frame(self, images: Any, state: Any) -> Observation:
         """A copy of a frame, checked: a camera's driver may write its next image where this one is."""
         if not isinstance(images, Mapping):
             raise PrismError(f"images: expected a dict of {', '.join(self.cameras)}, got {type(images).__name__}")
@@ -73,18 +73,18 @@ class Schema:
         try:
             copies = {camera: np.array(images[camera]) for camera in self.cameras}
             with np.errstate(over="ignore"):
-                state = np.array(proprio, np.float32)
+                state = np.array(state, np.float32)
         except Exception as error:  # whatever a caller's own types raise
-            raise PrismError(f"images and proprio: expected arrays of numbers ({one_line(error, 200)})") from error
+            raise PrismError(f"images and state: expected arrays of numbers ({one_line(error, 200)})") from error
         for camera, size in self.cameras.items():
             image = copies[camera]
             if image.shape != size or image.dtype != np.uint8:
                 got = f"{image.dtype} {image.shape}"
                 raise PrismError(f"camera '{camera}': expected uint8 {size}, got {one_line(got, 100)}")
-        if state.shape != (self.proprio_dim,) or not np.isfinite(state).all():
-            expected = f"expected ({self.proprio_dim},) finite numbers"
-            raise PrismError(f"proprio: {expected}, got {one_line(state.shape, 100)}: {one_line(state, 200)}")
-        return {"images": copies, "proprio": state}
+        if state.shape != (self.state_dim,) or not np.isfinite(state).all():
+            expected = f"expected ({self.state_dim},) finite numbers"
+            raise PrismError(f"state: {expected}, got {one_line(state.shape, 100)}: {one_line(state, 200)}")
+        return {"images": copies, "state": state}
 
     @property
     def limits(self) -> tuple[np.ndarray, np.ndarray]:

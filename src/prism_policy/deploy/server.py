@@ -48,7 +48,7 @@ from prism_policy.utils.device import pick_device
 from prism_policy.utils.progress import console
 from prism_policy.utils.text import LONGEST_SENTENCE, one_line
 
-ABOUT_PROPRIO = "position x y z [m], quaternion x y z w, two fingers [m]"
+ABOUT_STATE = "position x y z [m], quaternion x y z w, two fingers [m]"
 ABOUT_ACTIONS = {
     "delta": "change of position x y z and rotation x y z as shares of the controller's range, gripper; in [-1, 1]",
     "absolute": "position x y z [m], rotation vector [rad], gripper in [-1, 1]",
@@ -93,9 +93,9 @@ class Server:
             PrismError: an action is NaN or infinite.
         """
         images = {c: np.full((*size, 3), 128, np.uint8) for c, size in self.policy.encoder.cameras.items()}
-        zeros = torch.zeros(1, self.policy.proprio_dim, device=self.policy.device)
-        middle = self.policy.normalizer["proprio"].invert(zeros)  # type: ignore[operator]
-        request: dict[str, Any] = {"images": images, "proprio": middle[0].cpu().numpy()}
+        zeros = torch.zeros(1, self.policy.state_dim, device=self.policy.device)
+        middle = self.policy.normalizer["state"].invert(zeros)  # type: ignore[operator]
+        request: dict[str, Any] = {"images": images, "state": middle[0].cpu().numpy()}
         if instructions := self.metadata["instructions"]:
             request["task"] = instructions[0]
         Session(self.policy, self.metadata["action_mode"] == "absolute", self.seed).answer(request)
@@ -266,7 +266,7 @@ def describe(folder: Path, checkpoint: str, config: RunConfig, policy: Policy) -
         "policy": config.policy.kind,
         "encoder": encoder_name(config.policy.encoder),
         **schema_of(policy, task.action_mode == "absolute").metadata(),
-        "proprio": ABOUT_PROPRIO,
+        "state": ABOUT_STATE,
         "actions": ABOUT_ACTIONS[task.action_mode],
         "control_hz": data.control_hz if data else CONTROL_HZ,  # none where the demonstrations do not say
     }
@@ -294,7 +294,7 @@ def serve(
         rate = rate.format(about["control_hz"])
         console.print(
             f"Serving {folder} ({about['policy']}, {about['encoder']}, checkpoint {checkpoint}) at {url}",
-            f"It expects {frames} and proprio ({about['proprio_dim']},): {about['proprio']}",
+            f"It expects {frames} and state ({about['state_dim']},): {about['state']}",
             f"It answers with {about['n_action_steps']} actions at {rate}: {about['actions']}",
         )
         if not _is_local(host) and not api_key:

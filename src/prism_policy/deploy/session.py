@@ -16,7 +16,7 @@ from prism_policy.policies import Policy
 from prism_policy.utils.observations import Observation, stack_history
 from prism_policy.utils.text import one_line, quoted
 
-KEYS = ("images", "prompt", "proprio", "reset", "seed", "task")
+KEYS = ("images", "prompt", "state", "reset", "seed", "task")
 """Of a request."""
 
 
@@ -24,7 +24,7 @@ def schema_of(policy: Policy, absolute: bool) -> Schema:
     """What a served policy takes and gives: absolute actions with a rotation vector, 7 numbers for its 10."""
     config, images = policy.config, {camera: (*size, 3) for camera, size in policy.encoder.cameras.items()}
     width, mode = (policy.action_dim - 3, "absolute") if absolute else (policy.action_dim, "delta")
-    return Schema(images, policy.proprio_dim, config.n_obs_steps, config.n_action_steps, width, mode)
+    return Schema(images, policy.state_dim, config.n_obs_steps, config.n_action_steps, width, mode)
 
 
 class Session:
@@ -39,8 +39,8 @@ class Session:
         """The actions to execute now, float32 (n_action_steps, A), and `server_timing`.
 
         Args:
-            request: `images` {camera: uint8 (H, W, 3)} and `proprio` (P,) of this control step, to which the server
-                adds the history; or all of the last n_obs_steps frames, (To, H, W, 3) and (To, P). A policy of several
+            request: `images` {camera: uint8 (H, W, 3)} and `state` (S,) of this control step, to which the server
+                adds the history; or all of the last n_obs_steps frames, (To, H, W, 3) and (To, S). A policy of several
                 tasks needs `task` (or `prompt`), the instruction. `reset` clears the history; so does `seed`, which
                 also begins the noise anew.
 
@@ -52,7 +52,7 @@ class Session:
             self.frames = []
         if "seed" in request:
             self.generator.manual_seed(int(request["seed"]))
-        single = frame["proprio"].ndim == 1
+        single = frame["state"].ndim == 1
         history = self._history(frame) if single else []
         batch = stack_history([stack_history(history) if single else frame])  # of one
         started = time.perf_counter()
@@ -69,9 +69,9 @@ class Session:
         """A request's frame or frames, and its instruction if any. Sizes are the policy's to check."""
         if other := [key for key in request if key not in KEYS]:
             raise PrismError(f"unknown key {quoted(other[0])}; expected {', '.join(KEYS)}")
-        images, proprio = request.get("images"), request.get("proprio")
-        if not isinstance(images, dict) or not isinstance(proprio, np.ndarray):
-            raise PrismError("expected 'images', a map of a camera's name to its frame, and 'proprio', an array")
+        images, state = request.get("images"), request.get("state")
+        if not isinstance(images, dict) or not isinstance(state, np.ndarray):
+            raise PrismError("expected 'images', a map of a camera's name to its frame, and 'state', an array")
         cameras = {camera: images[camera] for camera in self.schema.cameras if camera in images}
         if not cameras:
             got = ", ".join(quoted(camera) for camera in list(images)[:5]) or "none"
@@ -87,7 +87,7 @@ class Session:
         if not isinstance(reset, (bool, int, np.bool_, type(None))):
             raise PrismError(f"reset: expected true or false, got {quoted(reset)}")
         with np.errstate(over="ignore"):  # the policy refuses infinity
-            frame = {"images": cameras, "proprio": proprio.astype(np.float32)}
+            frame = {"images": cameras, "state": state.astype(np.float32)}
         return frame, self._instruction(request.get("task", request.get("prompt")))
 
     def _instruction(self, instruction: Any) -> dict[str, Any]:
@@ -112,5 +112,5 @@ class Session:
 
 
 def shapes(frame: Observation) -> dict[str, tuple[int, ...]]:
-    """Of a frame's images and its proprio."""
-    return {"proprio": frame["proprio"].shape, **{camera: x.shape for camera, x in frame["images"].items()}}
+    """Of a frame's images and its state."""
+    return {"state": frame["state"].shape, **{camera: x.shape for camera, x in frame["images"].items()}}

@@ -39,7 +39,7 @@ touch; its published states are picked ones."""
 
 
 class LiberoEnv(RobosuiteEnv):
-    """One task: `{"images": {camera: uint8 (H, W, 3)}, "proprio": float32 (9,)}` in, actions (7,) out.
+    """One task: `{"images": {camera: uint8 (H, W, 3)}, "state": float32 (9,)}` in, actions (7,) out.
 
     Observations, actions and methods are those of `RobosuiteEnv`; actions are deltas, gripper -1 opens, +1 closes.
     A state ends with where cabinet and stove stand, 7 numbers each: LIBERO's own leave that to the model's XML.

@@ -19,7 +19,7 @@ from prism_policy.envs.simulators import mujoco, prepare_robosuite, robosuite
 from prism_policy.errors import PrismError
 from prism_policy.tasks import SPECS, task_names
 from prism_policy.tasks.spec import CONTROL_HZ, ROBOSUITE, Simulator, TaskSpec
-from prism_policy.utils.observations import PROPRIO, Observation
+from prism_policy.utils.observations import STATE, Observation
 
 ENV_KWARGS = {
     "control_freq": CONTROL_HZ, "has_renderer": False, "has_offscreen_renderer": False, "use_camera_obs": False,
@@ -46,7 +46,7 @@ def register_variation(spec: TaskSpec) -> None:
 
 
 class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
-    """One simulated task: `{"images": {camera: uint8 (H, W, 3)}, "proprio": float32 (9,)}` in, actions (7,) out.
+    """One simulated task: `{"images": {camera: uint8 (H, W, 3)}, "state": float32 (9,)}` in, actions (7,) out.
 
     A delta action is (dx, dy, dz, rx, ry, rz, gripper) in [-1, 1]: 5 cm and 0.5 rad at full scale; gripper +1 closes.
     An absolute one (`task.action_mode`) is (x, y, z, rotation vector, gripper) of the hand in the world [m, rad].
@@ -92,7 +92,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         self.observation_space = gymnasium.spaces.Dict(
             {
                 "images": gymnasium.spaces.Dict(dict.fromkeys(task.cameras, image)),
-                "proprio": gymnasium.spaces.Box(-np.inf, np.inf, (sum(PROPRIO.values()),), np.float32),
+                "state": gymnasium.spaces.Box(-np.inf, np.inf, (sum(STATE.values()),), np.float32),
             }
         )
 
@@ -238,11 +238,9 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     def observe(self, state: np.ndarray | None = None) -> Observation:
         """The observation of `state` (S,), by default the current one; without images if `render_images` is off."""
         data = self._pose(state)
-        proprio = np.concatenate(
-            [data.site_xpos[self.eef_site], np.roll(data.xquat[self._eef_body], -1), data.qpos[self.fingers]]
-        ).astype(np.float32)
+        parts = [data.site_xpos[self.eef_site], np.roll(data.xquat[self._eef_body], -1), data.qpos[self.fingers]]
         images = {camera: self._draw(camera) for camera in self.task.cameras} if self.render_images else {}
-        return {"images": images, "proprio": proprio}
+        return {"images": images, "state": np.concatenate(parts).astype(np.float32)}
 
     def render(
         self, camera: str | None = None, resolution: int | None = None, state: np.ndarray | None = None

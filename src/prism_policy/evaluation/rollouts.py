@@ -146,7 +146,7 @@ def as_batch(observations: Sequence[Observation]) -> dict[str, Any]:
     """Observations of numpy arrays (To, ...) as one batch of tensors (B, To, ...)."""
     batch = stack_history(observations)
     images = {camera: torch.from_numpy(x) for camera, x in batch["images"].items()}
-    return {"images": images, "proprio": torch.from_numpy(batch["proprio"])}
+    return {"images": images, "state": torch.from_numpy(batch["state"])}
 
 
 def acting_threads(policy: Policy, workers: int) -> int:

@@ -12,7 +12,7 @@ from prism_policy.evaluation.compare import paired_outcomes
 from prism_policy.evaluation.statistics import Paired, mean_and_std, pair, wilson_interval
 from prism_policy.paper.cells import Cell, run_config
 from prism_policy.paper.experiments import Comparison, Entry, Experiment, Key, Variant
-from prism_policy.probe.encoder_cost import ACTION_DIM, PROPRIO_DIM
+from prism_policy.probe.encoder_cost import ACTION_DIM, STATE_DIM
 from prism_policy.run_folder import make_policy
 from prism_policy.tasks import task_spec
 
@@ -91,4 +91,4 @@ def parameters(entry: Entry) -> int:
     """Of a policy with the entry's encoder at the paper's size, whatever the scale: they are counted, not trained."""
     config = run_config(entry.variants[0], 0, "paper")
     with torch.device("meta"):
-        return sum(p.numel() for p in make_policy(config, PROPRIO_DIM, ACTION_DIM).parameters())
+        return sum(p.numel() for p in make_policy(config, STATE_DIM, ACTION_DIM).parameters())

@@ -17,7 +17,7 @@ __all__ = ["Policy", "build_policy"]
 def build_policy(
     config: PolicyConfig,
     cameras: Mapping[str, tuple[int, int]],
-    proprio_dim: int,
+    state_dim: int,
     action_dim: int,
     task_dim: int = 0,
     instructions: Instructions | None = None,
@@ -30,4 +30,4 @@ def build_policy(
         instructions: turn an instruction into such an embedding, whose `task_dim` is theirs.
     """
     kinds = {"ddpm": DDPMPolicy, "flow_matching": FlowMatchingPolicy, "meanflow": MeanFlowPolicy}
-    return kinds[config.kind](config, cameras, proprio_dim, action_dim, task_dim, instructions)
+    return kinds[config.kind](config, cameras, state_dim, action_dim, task_dim, instructions)

@@ -26,7 +26,7 @@ from prism_policy.policies import build_policy
 from prism_policy.utils.device import pick_device
 from prism_policy.utils.progress import Bar, console
 
-PROPRIO_DIM, ACTION_DIM = 9, 10
+STATE_DIM, ACTION_DIM = 9, 10
 """Position, quaternion and two fingers; absolute position, rotation-6D and gripper."""
 BASELINE = "sspool"
 ROUNDS = 10
@@ -102,7 +102,7 @@ def _parameters(config: EncoderConfig, resolution: int) -> tuple[int, int, int]:
 
     cameras = {"camera": (resolution, resolution)}
     with torch.device("meta"):  # `nopool`'s policy would take gigabytes at 240 px
-        policy = build_policy(PolicyConfig(encoder=config), cameras, PROPRIO_DIM, ACTION_DIM)
+        policy = build_policy(PolicyConfig(encoder=config), cameras, STATE_DIM, ACTION_DIM)
     return policy.encoder.out_dim, count(policy.encoder), count(policy)
 
 
@@ -191,7 +191,7 @@ def print_encoders(
         bar.update(len(rows), f"{len(rows)} counted and timed")
     console.print(encoder_table(rows))
     console.print(
-        f"Numbers a camera. Policy: one camera, 2 frames, proprioception of {PROPRIO_DIM}, actions of {ACTION_DIM}, "
+        f"Numbers a camera. Policy: one camera, 2 frames, state of {STATE_DIM}, actions of {ACTION_DIM}, "
         f"U-Net 256/512/1024.",
         "GFLOPs: one image's forward, convolutions and matrix products; a multiply-add counts as 2.",
         f"Forward: a batch of {batch_size} in evaluation mode, float32, on {name}; median of {ROUNDS}.",

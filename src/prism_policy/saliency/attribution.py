@@ -242,13 +242,13 @@ def objectives(policy: Policy, observation: Observation, how: Attribution) -> It
     calls = getattr(policy.config, policy.config.kind).num_inference_steps if how.noise_level is None else 1
     batch = max(1, min(16, 160 // calls))
     noise = policy.draw_noise(1, torch.Generator().manual_seed(how.seed))
-    for first in range(0, len(observation["proprio"]), batch):
+    for first in range(0, len(observation["state"]), batch):
         rows = slice(first, first + batch)
         part: dict[str, Any] = {
             n: torch.as_tensor(x[rows]).to(policy.device) for n, x in observation.items() if n != "images"
         }
         images = {c: torch.as_tensor(observation["images"][c][rows]).to(policy.device) for c in policy.encoder.cameras}
-        some = noise.expand(len(part["proprio"]), *noise.shape[1:])
+        some = noise.expand(len(part["state"]), *noise.shape[1:])
         yield Objective(policy, {"images": images, **part}, some, how.target, how.noise_level)
 
 

@@ -63,7 +63,7 @@ class Clip:
     phases: list[str]
     """What there is to do at each, F names; "" where the simulator cannot tell."""
     observation: dict[str, Any]
-    """{"images": {camera: uint8 (F, To, H, W, 3)}, "proprio": float32 (F, To, P)}."""
+    """{"images": {camera: uint8 (F, To, H, W, 3)}, "state": float32 (F, To, S)}."""
     masks: dict[str, np.ndarray]
     """camera -> uint8 (F, H, W) labels of `envs.masks`; empty where the simulator cannot tell."""
 
@@ -170,11 +170,11 @@ def _from_file(source: Source, frames: int, pick: Pick) -> Clip:
         raise PrismError(f"{source.dataset} has no demonstration {source.episode}; it has 0 to {count - 1}")
     demo = next(itertools.islice(iter_demos(source.dataset, source.task.cameras), source.episode, None))
     env = _its_simulator(source, demo)
-    phases = [""] * len(demo) if env is None else _phases(env, demo.states)
+    phases = [""] * len(demo) if env is None else _phases(env, demo.sim_states)
     steps = choose_steps(len(demo), frames, pick, phases)
-    masks = {} if env is None else _masks(env, source.task, demo.states[steps])
+    masks = {} if env is None else _masks(env, source.task, demo.sim_states[steps])
     frames_at = {
-        step: {"images": {c: x[step] for c, x in demo.images.items()}, "proprio": demo.proprio[step]}
+        step: {"images": {c: x[step] for c, x in demo.images.items()}, "state": demo.state[step]}
         for step in np.unique(_history(steps, source.n_obs_steps))
     }
     return _clip(source, steps, phases, frames_at, masks)
@@ -184,8 +184,8 @@ def _its_simulator(source: Source, demo: Episode) -> Any:
     """The simulator, if it is here and draws what the file shows: only then are masks and stages about its frames."""
     try:
         env = kept_env(source.task, render_images=True)
-        env.whole_states(demo.states, "", str(source.dataset))
-        shown = env.observe(demo.states[0])["images"]
+        env.whole_states(demo.sim_states, "", str(source.dataset))
+        shown = env.observe(demo.sim_states[0])["images"]
     except PrismError:
         return None
     alike = all(np.abs(shown[c].astype(float) - demo.images[c][0]).mean() < _ALIKE for c in source.task.cameras)

@@ -98,7 +98,7 @@ def randomised(policy: Policy, seed: int = 0) -> Policy:
 
     A map that stays the same is one of edges, not of the policy (Adebayo et al., 2018, arXiv:1810.03292).
     """
-    sizes = policy.proprio_dim, policy.action_dim, policy.task_dim
+    sizes = policy.state_dim, policy.action_dim, policy.task_dim
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = build_policy(policy.config, policy.encoder.cameras, *sizes)

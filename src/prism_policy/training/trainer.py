@@ -60,7 +60,7 @@ def update_seed(seed: int, step: int) -> int:
 def fit_normalizers(policy: Policy, windows: Windows) -> None:
     """Min-max for positions and finger widths; rotations and the gripper command pass unchanged."""
     actions, fit = windows.frames.actions.cpu(), LinearNormalizer.min_max
-    policy.normalizer["proprio"] = fit(windows.frames.proprio.cpu().numpy(), keep=range(3, 7))
+    policy.normalizer["state"] = fit(windows.frames.state.cpu().numpy(), keep=range(3, 7))
     policy.normalizer["action"] = normalizer = fit(actions.numpy(), keep=range(3, actions.shape[1]))
     largest = normalizer(actions).abs().amax(dim=0)
     if (worst := int(largest.argmax())) >= 3 and largest[worst] > 1 + 1e-4:
@@ -118,7 +118,7 @@ class Trainer:
         self.rows = group.local_rows(self.settings.batch_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.policy = make_policy(config, windows.frames.proprio.shape[1], windows.frames.actions.shape[1])
+            self.policy = make_policy(config, windows.frames.state.shape[1], windows.frames.actions.shape[1])
         fit_normalizers(self.policy, windows)
         self.policy.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.state = TrainState(self.policy, self.settings)
