@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from prism_policy.config import presets
-from prism_policy.config.settings import DDPMConfig, PolicyConfig, PolicyKind
+from prism_policy.config.settings import DDPMConfig, PolicyConfig, PolicyKind, TaskConfig
+from prism_policy.data.schema import task_schema
 from prism_policy.models.packed import packed
 from prism_policy.models.unet1d import ConditionalUNet1D
 from prism_policy.policies import build_policy
@@ -181,7 +182,7 @@ def chunk(arguments: argparse.Namespace, device: torch.device, floor: Floor) -> 
         functions["LeRobot, DDPM, 100 steps"] = torch.no_grad()(lambda: lerobot.generate_actions(batch))
     for encoder in arguments.encoder:
         for name, (config, calls) in policies(encoder).items():
-            policy = build_policy(config, dict.fromkeys(CAMERAS, (84, 84)), STATE, ACTION)
+            policy = build_policy(config, task_schema(TaskConfig()))
             policy = policy.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
             functions[name] = lambda policy=policy: policy.act(observation, torch.Generator().manual_seed(0))
             seen = policy._checked(observation)

@@ -30,6 +30,7 @@ from training_step import ACTION, CAMERAS, SIZE, STATE, some_windows
 
 from prism_policy.config import presets
 from prism_policy.config.settings import PolicyKind, RunConfig
+from prism_policy.data.schema import task_schema
 from prism_policy.errors import PrismError
 from prism_policy.probe.encoder_cost import device_name
 from prism_policy.run_folder import make_policy
@@ -71,8 +72,8 @@ def check_gradients(arguments: argparse.Namespace) -> None:
     for kind in get_args(PolicyKind):
         config = presets.nano(policy=kind)
         torch.manual_seed(0)
-        exact = make_policy(config, STATE, ACTION).double().train()
-        policy = make_policy(config, STATE, ACTION)
+        exact = make_policy(config, task_schema(config.task)).double().train()
+        policy = make_policy(config, task_schema(config.task))
         policy.load_state_dict({k: v.float() for k, v in exact.state_dict().items()})
         policy = policy.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         batch = batch_of(policy, 8, seed=1)
@@ -115,7 +116,7 @@ def paper_step(arguments: argparse.Namespace, resolution: int = SIZE) -> tuple[R
     device = torch.device(arguments.device)
     config = presets.paper()
     config = replace(config, task=replace(config.task, render=replace(config.task.render, resolution=resolution)))
-    policy = make_policy(config, STATE, ACTION).to(device, memory_format=torch.channels_last).train()
+    policy = make_policy(config, task_schema(config.task)).to(device, memory_format=torch.channels_last).train()
     state = TrainState(policy, config.train)
     model = torch.compile(policy) if device.type == "cuda" else policy
     batch = batch_of(policy, arguments.batch_size, seed=2)
@@ -148,7 +149,7 @@ def measure_step(arguments: argparse.Namespace) -> None:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         config, step = paper_step(arguments, resolution)
-        policy = make_policy(config, STATE, ACTION).to(device)
+        policy = make_policy(config, task_schema(config.task)).to(device)
         with arithmetic(config.train, device):
             with FlopCounterMode(display=False) as counter:
                 small = moved(batch_of(policy, 2, 0), device)

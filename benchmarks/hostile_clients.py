@@ -28,6 +28,7 @@ import numpy as np
 import psutil
 
 from prism_policy.config import presets
+from prism_policy.data.schema import task_schema
 from prism_policy.deploy.client import PolicyClient
 from prism_policy.deploy.msgpack_numpy import pack
 from prism_policy.errors import PrismError
@@ -245,7 +246,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         open_run(run, config)
-        policy = make_policy(config, 9, 7)
+        policy = make_policy(config, task_schema(config.task))
         save_normalizer(run, policy, config.task)
         save_weights(run, {n: t for n, t in policy.state_dict().items() if not n.startswith("normalizer.")})
         with served(run) as (url, server):

@@ -22,6 +22,7 @@ from elsewhere import LIMIT_S
 
 from prism_policy.config import presets
 from prism_policy.config.settings import RunConfig
+from prism_policy.data.schema import task_schema
 from prism_policy.deploy.client import PolicyClient
 from prism_policy.run_folder import load_policy, make_policy, open_run, save_normalizer, save_weights
 
@@ -40,7 +41,7 @@ def main() -> None:
 def row(name: str, config: RunConfig, folder: Path, rounds: int) -> None:
     """Measure one policy with random weights."""
     open_run(folder, config)
-    policy = make_policy(config, 9, 7)
+    policy = make_policy(config, task_schema(config.task))
     save_normalizer(folder, policy, config.task)
     save_weights(folder, {n: t for n, t in policy.state_dict().items() if not n.startswith("normalizer.")})
     policy = load_policy(folder)

@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from prism_policy.config import presets
-from prism_policy.config.settings import PolicyConfig, Precision, RunConfig
+from prism_policy.config.settings import PolicyConfig, Precision, RunConfig, TaskConfig
 from prism_policy.data.frames import Frames
 from prism_policy.data.robomimic import Episode
+from prism_policy.data.schema import task_schema
 from prism_policy.data.windows import Windows
 from prism_policy.models.unet1d import ConditionalUNet1D
 from prism_policy.policies.base import LossInputs
@@ -67,13 +68,13 @@ def some_windows() -> Windows:
     state = rng.normal(size=(steps, STATE)).astype(np.float32)
     actions = rng.uniform(-1, 1, (steps, ACTION)).astype(np.float32)
     episode = Episode("demo_0", images, state, actions, np.zeros(steps, bool), np.zeros((steps, 0)))
-    return Windows(Frames.of([episode]), 16, 2, 8)
+    return Windows(Frames.of([episode], task_schema(TaskConfig())), 16, 2, 8)
 
 
 def ours(config: RunConfig, name: str, batch_size: int, device: torch.device) -> tuple[nn.Module, Step]:
     """An update as the loop in `train` does it."""
     precision, compiled = OURS[name]
-    policy = make_policy(config, STATE, ACTION).to(device, memory_format=torch.channels_last).train()
+    policy = make_policy(config, task_schema(config.task)).to(device, memory_format=torch.channels_last).train()
     state, windows = TrainState(policy, config.train), some_windows()
     if device.type == "cuda":
         windows = windows.to(device)
@@ -272,7 +273,7 @@ def parts(sizes: str, arguments: argparse.Namespace) -> None:
     device = torch.device(arguments.device)
     config = run_config(sizes)
     batch_size = arguments.batch_size
-    policy = make_policy(config, STATE, ACTION).to(device, memory_format=torch.channels_last).train()
+    policy = make_policy(config, task_schema(config.task)).to(device, memory_format=torch.channels_last).train()
     state, windows = TrainState(policy, config.train), some_windows()
     indices = torch.arange(batch_size)
     batch = moved(windows.batch(indices) | {"draws": policy.draw(batch_size)}, device)

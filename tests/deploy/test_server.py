@@ -26,7 +26,7 @@ from prism_policy.config.settings import RunConfig, single_tasks
 from prism_policy.data.actions import decode_absolute
 from prism_policy.deploy.client import PolicyClient
 from prism_policy.deploy.msgpack_numpy import pack, unpack
-from prism_policy.deploy.server import Session
+from prism_policy.deploy.session import Adapter, Session
 from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.make import make_env
 from prism_policy.envs.workers import WorkerPool
@@ -97,8 +97,8 @@ def test_openpis_own_client_is_served(url: str, policy: Policy) -> None:
     actual = client.infer({**frame(0), "seed": 4})
     np.testing.assert_allclose(actual["actions"], expected(policy, 4, (0, 0))[0], rtol=0, atol=1e-5)
     assert actual["server_timing"]["infer_ms"] > 0
-    with pytest.raises(RuntimeError, match="unknown key 'state'"):
-        client.infer({"state": np.zeros(9)})
+    with pytest.raises(RuntimeError, match="unknown key 'pose'"):
+        client.infer({"pose": np.zeros(9)})
 
 
 def array_message(**entries: Any) -> bytes:
@@ -213,7 +213,7 @@ def test_garbage_is_answered_in_text_and_closes_as_openpi_has_it(url: str) -> No
 
 
 def test_frames_that_change_their_size_are_refused(policy: Policy) -> None:
-    session = Session(policy, False, 0)
+    session = Session(policy, 0)
     session.answer(frame(0))
     with pytest.raises(PrismError, match="expected the cameras and sizes of the frames before"):
         session.answer(frame(0) | {"images": {"agentview": np.zeros((48, 48, 3), np.uint8)}})
@@ -221,8 +221,8 @@ def test_frames_that_change_their_size_are_refused(policy: Policy) -> None:
 
 def test_absolute_actions_are_sent_as_a_controller_takes_them(tmp_path: Path) -> None:
     config = small_config("--task.action-mode absolute")
-    absolute = load_policy(write_run(tmp_path / "run", config, actions=10))
-    actual = Session(absolute, True, 3).answer(stacked(0, 1))["actions"]
+    absolute = load_policy(write_run(tmp_path / "run", config))
+    actual = Session(absolute, 3, Adapter.of(absolute, config)).answer(stacked(0, 1))["actions"]
     want = decode_absolute(expected(absolute, 3, (0, 1))[0])
     want[:, 6] = np.clip(want[:, 6], -1, 1)  # the gripper has no metres
     np.testing.assert_allclose(actual, want, rtol=0, atol=1e-5)

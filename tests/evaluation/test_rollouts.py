@@ -13,6 +13,7 @@ import torch
 
 from journals import read_lines
 from prism_policy.config.settings import RunConfig
+from prism_policy.data.schema import task_schema
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.rollouts import episode_noise, evaluate, sample_chunks, states_path
@@ -36,7 +37,7 @@ def short(tiny_config: RunConfig) -> RunConfig:
 
 def tiny_policy(config: RunConfig) -> Policy:
     torch.manual_seed(0)
-    return make_policy(config, 9, 7).eval()
+    return make_policy(config, task_schema(config.task)).eval()
 
 
 def run(folder: Path, config: RunConfig, workers: int = 1, patience: float = 120.0, **more: Any) -> list[np.ndarray]:
@@ -204,7 +205,7 @@ def test_bad_input_is_refused(tmp_path: Path, short: RunConfig) -> None:
     assert not any(tmp_path.iterdir())
     blind = replace(short, task=replace(short.task, cameras=("front",)))
     with pytest.raises(PrismError, match=r"unknown camera 'front'; this task has .*'agentview'"):
-        evaluate(tmp_path, blind, make_policy(blind, 9, 7))
+        evaluate(tmp_path, blind, make_policy(blind, task_schema(blind.task)))
 
 
 def test_a_training_that_repeats_its_updates_drops_the_episodes_of_before(tmp_path: Path, short: RunConfig) -> None:

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
+from panda import frames_of
 from prism_policy.config import presets
 from prism_policy.config.settings import RunConfig
-from prism_policy.data.frames import Frames
 from prism_policy.data.robomimic import Episode
 from prism_policy.data.windows import Windows
 from prism_policy.policies import Policy
@@ -52,7 +52,7 @@ def some_windows(steps: int = 40) -> Windows:
     state = rng.normal(size=(steps, STATE)).astype(np.float32)
     actions = rng.uniform(-1, 1, (steps, ACTION)).astype(np.float32)
     return Windows(
-        Frames.of([Episode("demo_0", images, state, actions, np.zeros(steps, bool), np.zeros((steps, 0)))]), 16, 2, 8
+        frames_of([Episode("demo_0", images, state, actions, np.zeros(steps, bool), np.zeros((steps, 0)))]), 16, 2, 8
     )
 
 

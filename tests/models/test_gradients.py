@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from panda import schema
 from prism_policy.config.settings import EncoderConfig, PolicyConfig, PolicyKind
 from prism_policy.policies import Policy, build_policy
 
@@ -26,7 +27,7 @@ def small_policy(kind: PolicyKind) -> Policy:
         horizon=4,
         n_action_steps=2,
     )
-    return build_policy(config, {"agentview": (84, 84)}, state_dim=3, action_dim=2).train()
+    return build_policy(config, schema(84, 3, 2)).train()
 
 
 def batch_of(policy: Policy) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from panda import schema
 from prism_policy.config import presets
 from prism_policy.config.settings import EncoderConfig, PolicyConfig, PolicyKind
 from prism_policy.models.encoder import VisualEncoder
@@ -101,7 +102,7 @@ def test_where_the_processor_lacks_bfloat16_operators_the_plain_layers_compute(n
 def test_acting_under_autocast_works_where_the_processor_lacks_bfloat16_operators(no_packing: None) -> None:
     torch.manual_seed(0)
     config = PolicyConfig(encoder=EncoderConfig(width=16, num_keypoints=8), down_dims=(32, 64))
-    policy = build_policy(config, {"agentview": (84, 84)}, state_dim=9, action_dim=7).eval()
+    policy = build_policy(config, schema(84, 9, 7)).eval()
     observation = {
         "images": {"agentview": torch.randint(0, 256, (1, 2, 84, 84, 3), dtype=torch.uint8)},
         "state": torch.randn(1, 2, 9),
@@ -158,7 +159,7 @@ def test_the_network_at_given_steps_is_its_forward() -> None:
 def test_acting_packed_gives_the_actions_of_the_plain_policy(kind: PolicyKind) -> None:
     torch.manual_seed(0)
     config = PolicyConfig(kind=kind, encoder=EncoderConfig(width=16, num_keypoints=8), down_dims=(32, 64))
-    policy: Policy = build_policy(config, {"agentview": (84, 84)}, state_dim=9, action_dim=7).eval()
+    policy: Policy = build_policy(config, schema(84, 9, 7)).eval()
     observation: Mapping[str, Any] = {
         "images": {"agentview": torch.randint(0, 256, (1, 2, 84, 84, 3), dtype=torch.uint8)},
         "state": torch.randn(1, 2, 9),
@@ -173,7 +174,7 @@ def test_acting_packed_gives_the_actions_of_the_plain_policy(kind: PolicyKind) -
 def test_a_normaliser_put_in_after_the_first_call_is_used() -> None:
     torch.manual_seed(0)
     config = PolicyConfig(encoder=EncoderConfig(width=16, num_keypoints=8), down_dims=(32, 64))
-    policy = build_policy(config, {"agentview": (84, 84)}, state_dim=9, action_dim=7).eval()
+    policy = build_policy(config, schema(84, 9, 7)).eval()
     observation: Mapping[str, Any] = {
         "images": {"agentview": torch.randint(0, 256, (1, 2, 84, 84, 3), dtype=torch.uint8)},
         "state": torch.randn(1, 2, 9),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from panda import schema
 from prism_policy.config.settings import EncoderConfig, FlowMatchingConfig, PolicyConfig, PolicyKind
 from prism_policy.errors import PrismError
 from prism_policy.models.normalizer import LinearNormalizer
@@ -26,7 +27,7 @@ TINY = PolicyConfig(
 
 def tiny_policy(**changes: object) -> Policy:
     torch.manual_seed(0)
-    return build_policy(replace(TINY, **changes), {"agentview": (48, 48)}, state_dim=3, action_dim=2)  # type: ignore[arg-type]
+    return build_policy(replace(TINY, **changes), schema(48, 3, 2))  # type: ignore[arg-type]
 
 
 def observation(batch: int) -> dict[str, object]:
@@ -155,7 +156,7 @@ def test_normalizer_inverts_and_is_safe_for_constant_dimensions() -> None:
 
 def test_a_task_embedding_conditions_the_chunk_and_its_absence_is_named() -> None:
     torch.manual_seed(0)
-    policy = build_policy(TINY, {"agentview": (48, 48)}, state_dim=3, action_dim=2, task_dim=5).eval()
+    policy = build_policy(TINY, schema(48, 3, 2), task_dim=5).eval()
     seen = {**observation(2), "task": torch.randn(2, 5)}
     cond = policy.condition(seen)
     assert cond.shape == (2, 2 * (policy.encoder.out_dim + 3) + TINY.task_embed_dim)

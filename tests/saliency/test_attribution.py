@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prism_policy.config.settings import PolicyKind
+from prism_policy.data.schema import task_schema
 from prism_policy.errors import PrismError
 from prism_policy.models.resnet import ResNet
 from prism_policy.policies import Policy
@@ -60,7 +61,8 @@ def random_observation(cameras: tuple[str, ...] = ("front",), size: int = 84, ba
 
 def small_policy(kind: PolicyKind = "flow_matching", *settings: str) -> Policy:
     torch.manual_seed(0)
-    return make_policy(small_config(*settings, kind=kind), 9, 7).eval()
+    config = small_config(*settings, kind=kind)
+    return make_policy(config, task_schema(config.task)).eval()
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "layercam"])
@@ -213,7 +215,7 @@ def test_saliency_is_the_input_gradient_by_default() -> None:
 def test_layercam_reads_any_stage_of_shared_and_own_trunks() -> None:
     for share in ("share-cameras", "no-share-cameras"):
         config = config_of(f"--policy.encoder.{share}")
-        policy = make_policy(config, 9, 7).eval()
+        policy = make_policy(config, task_schema(config.task)).eval()
         observation = random_observation(tuple(policy.encoder.cameras), batch=1)
         for stage in (1, 4):
             maps = saliency(policy, observation, Attribution(method="layercam", stage=stage, noise_level=1.0))

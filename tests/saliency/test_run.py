@@ -15,6 +15,7 @@ from PIL import Image
 from prism_policy.cli import main as cli
 from prism_policy.config import config_json, presets
 from prism_policy.config.settings import DemoConfig, RunConfig, TaskConfig
+from prism_policy.data.schema import task_schema
 from prism_policy.errors import PrismError
 from prism_policy.run_folder import make_policy, save_normalizer, save_weights
 from prism_policy.saliency.attribution import Attribution
@@ -31,7 +32,7 @@ def untrained_run(folder: Path, config: RunConfig) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(config_json.to_json(config))
     torch.manual_seed(config.seed)
-    policy = make_policy(config, 9, 7)
+    policy = make_policy(config, task_schema(config.task))
     save_normalizer(folder, policy, config.task)
     weights = {name: x for name, x in policy.state_dict().items() if not name.startswith("normalizer.")}
     save_weights(folder, weights)
@@ -137,7 +138,7 @@ def made_up_clip(cameras: tuple[str, ...], size: int = 84, frames: int = 3, epis
 def untrained(name: str, seed: int = 0) -> Subject:
     torch.manual_seed(seed)
     config = presets.nano(encoder_name=name, seed=seed)
-    return Subject(Path(f"{name}-{seed}"), config, make_policy(config, 9, 7).eval())
+    return Subject(Path(f"{name}-{seed}"), config, make_policy(config, task_schema(config.task)).eval())
 
 
 def test_pictures_and_film_are_drawn_and_repeat_exactly(tmp_path: Path) -> None:

@@ -63,7 +63,14 @@ def print_demos(path: Path, replay: int | None = None, out: Path | None = None, 
             sheet = None
     results = [{k: v for k, v in vars(one).items() if k != "frames"} for one in replays]
     if as_json:
-        report = {"file": str(path), **asdict(facts), "replays": results, "replay_trouble": trouble}
+        report = {
+            "file": str(path),
+            **asdict(facts),
+            "images": facts.images,
+            "low_dim": facts.low_dim,
+            "replays": results,
+            "replay_trouble": trouble,
+        }
         console.data(json.dumps({**report, "contact_sheet": sheet and str(sheet)}, indent=2))
         return
     if replays:

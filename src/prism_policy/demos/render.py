@@ -22,11 +22,11 @@ from prism_policy.data.robomimic import (
     odd_names,
     open_demos,
 )
+from prism_policy.data.schema import STATE, slices, task_schema
 from prism_policy.demos.cache import Progress, cached, instruction_attribute, make_missing, sha256, versions, write_part
 from prism_policy.envs.make import kept_env
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
-from prism_policy.utils.observations import STATE
 from prism_policy.utils.progress import console
 from prism_policy.utils.text import listed
 
@@ -58,7 +58,9 @@ def check_source(states: Path, task: TaskConfig) -> Source:
         task = dataclasses.replace(task, action_mode="delta", reference_frame=recorded.reference_frame)
         if recorded.name != task.name:
             raise PrismError(f"{states}: expected demonstrations of task {task.name!r}, got {recorded.name!r}")
-        for name, reason in bad_demos(file, names, states=True, kind=kind).items():
+        schema = task_schema(task)  # of the file's actions
+        unseen = dataclasses.replace(schema, cameras={}, state=())
+        for name, reason in bad_demos(file, names, unseen, kind, states=True).items():
             raise PrismError(f"{states}, {name}: {reason}")
         notes = [f"left out {listed(odd)}: expected names demo_0, demo_1, ..."] if (odd := odd_names(file)) else []
         if others := _datasets(file["data"][names[0]])[1]:
@@ -149,8 +151,7 @@ def _render_part(
     for camera in task.cameras:
         arrays[f"obs/{camera}_image"] = np.stack([o["images"][camera] for o in observations])
     state = np.stack([o["state"] for o in observations])  # (T, 9)
-    columns = np.split(state, np.cumsum(list(STATE.values()))[:-1], axis=1)
-    arrays.update({f"obs/{key}": values for key, values in zip(STATE, columns, strict=True)})
+    arrays.update({f"obs/{name}": state[:, where] for name, where in slices(STATE).items()})
     write_part(path, arrays, attributes, True, env.metadata_json())
 
 

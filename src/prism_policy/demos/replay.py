@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from prism_policy.config.settings import TaskConfig
 from prism_policy.data import hdf5
-from prism_policy.data.episode import cameras_of, read_actions, states_of
+from prism_policy.data.episode import observations, read_actions, states_of
 from prism_policy.data.robomimic import open_demos
 from prism_policy.envs.make import kept_env
 from prism_policy.envs.workers import WorkerPool
@@ -89,7 +89,7 @@ def recorded_frames(path: Path, name: str) -> np.ndarray:
     with open_demos(path) as file:
         demo = file["data"][name]
         with hdf5.read_errors(f"{path}, {name}: images"):
-            images = [demo[f"obs/{camera}_image"] for camera in cameras_of(demo)]
+            images = [demo[f"obs/{key}"] for key, shape in observations(demo).values() if len(shape) == 3]
             moments = _moments(len(demo["actions"]))
             frames = [[Image.fromarray(image[i]).resize((CELL, CELL)) for i in moments] for image in images]
         return np.stack([[np.asarray(frame) for frame in moments] for moments in frames])

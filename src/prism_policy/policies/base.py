@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prism_policy.config.settings import PolicyConfig, TaskConfig
+from prism_policy.data.schema import Schema
 from prism_policy.errors import PrismError
 from prism_policy.models.encoder import VisualEncoder
 from prism_policy.models.normalizer import LinearNormalizer
@@ -98,24 +99,22 @@ class Policy(nn.Module):
     def __init__(
         self,
         config: PolicyConfig,
-        cameras: Mapping[str, tuple[int, int]],
-        state_dim: int,
-        action_dim: int,
+        schema: Schema,
         task_dim: int = 0,
         instructions: Instructions | None = None,
     ) -> None:
         super().__init__()
         check_policy(config)
         task_dim = task_dim if instructions is None else instructions.dim
-        self.config, self.instructions = config, instructions
-        self.action_dim, self.state_dim, self.task_dim = action_dim, state_dim, task_dim
-        self.encoder = VisualEncoder(config.encoder, cameras)
+        self.config, self.schema, self.instructions = config, schema, instructions
+        self.action_dim, self.state_dim, self.task_dim = schema.action_dim, schema.state_dim, task_dim
+        self.encoder = VisualEncoder(config.encoder, schema.cameras)
         # Of a one-hot vector this makes a learned embedding.
         self.task_encoder = nn.Linear(task_dim, config.task_embed_dim, bias=False) if task_dim else None
-        cond_dim = config.n_obs_steps * (self.encoder.out_dim + state_dim) + bool(task_dim) * config.task_embed_dim
+        cond_dim = config.n_obs_steps * (self.encoder.out_dim + self.state_dim) + bool(task_dim) * config.task_embed_dim
         sizes = (config.down_dims, config.kernel_size, config.n_groups, config.step_embed_dim)
-        self.net = ConditionalUNet1D(action_dim, cond_dim, *sizes)
-        dims = {"action": action_dim, "state": state_dim}
+        self.net = ConditionalUNet1D(self.action_dim, cond_dim, *sizes)
+        dims = {"action": self.action_dim, "state": self.state_dim}
         self.normalizer = nn.ModuleDict({name: LinearNormalizer(dim) for name, dim in dims.items()})
 
     @property

@@ -4,11 +4,13 @@ from prism_policy.errors import PrismError
 from prism_policy.tasks.can import CAN
 from prism_policy.tasks.libero import LIBERO_SPECS
 from prism_policy.tasks.lift import LIFT, LIFT_LADDER
+from prism_policy.tasks.recorded import RECORDED
 from prism_policy.tasks.spec import TaskSpec
 from prism_policy.tasks.square import SQUARE
 from prism_policy.tasks.tool_hang import TOOL_HANG
 
-SPECS: dict[str, TaskSpec] = {spec.name: spec for spec in (LIFT, CAN, SQUARE, TOOL_HANG, *LIFT_LADDER, *LIBERO_SPECS)}
+_ALL = (LIFT, CAN, SQUARE, TOOL_HANG, *LIFT_LADDER, *LIBERO_SPECS, RECORDED)
+SPECS: dict[str, TaskSpec] = {spec.name: spec for spec in _ALL}
 """Every task and suite by its name."""
 
 

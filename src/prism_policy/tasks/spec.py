@@ -29,6 +29,8 @@ class Simulator:
     """All cameras of its scenes."""
 
 
+NO_SIMULATOR = Simulator("", "", "", "", (), ())
+"""Of what was recorded elsewhere, such as on a robot."""
 _PACKAGES = ("robosuite", "mujoco")
 ROBOSUITE = Simulator("robosuite", "prism_policy.envs.robosuite:RobosuiteEnv", "robosuite", "sim", _PACKAGES)
 LIBERO = Simulator("LIBERO", "prism_policy.envs.libero:LiberoEnv", "libero", "libero", (*_PACKAGES, "rpent-libero"))
@@ -98,6 +100,11 @@ class TaskSpec:
     """What of that task's model is otherwise: (element's name, attribute, value), as in MuJoCo's XML."""
     wordings: tuple[str, ...] = ()
     """Sentences that say what to do; the first one is what language-conditioned policies get."""
+
+    @property
+    def simulated(self) -> bool:
+        """Whether there is a simulator of it."""
+        return self.simulator != NO_SIMULATOR
 
     @property
     def instruction(self) -> str:
