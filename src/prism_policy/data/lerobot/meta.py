@@ -24,6 +24,14 @@ _WRITING = "the dataset is still being written or was cut short; wait for its wr
 _Second = Annotated[float, Range(0)]
 
 
+class InRobomimic(TypedDict):
+    """An array of a robomimic file."""
+
+    path: str
+    shape: NotRequired[tuple[Natural, ...]]
+    """Of a step."""
+
+
 class Feature(TypedDict):
     """One column, or one camera's videos."""
 
@@ -34,6 +42,8 @@ class Feature(TypedDict):
     video_info: NotRequired[dict[str, Any] | None]
     parts: NotRequired[tuple[Part, ...]]
     """Our own: what consecutive numbers mean."""
+    robomimic: NotRequired[InRobomimic]
+    """Our own: where it was in a robomimic file."""
 
 
 class Info(TypedDict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -116,3 +117,66 @@ class Table:
         if len(array) != rows * width:
             raise PrismError(f"{where}: expected {width} numbers in every row, got {len(array) / max(rows, 1):g}")
         return array.reshape(rows, width) if nested else array
+
+
+Rows = np.ndarray | list[Any]
+"""A column: numbers (n,) or (n, width); or texts, lists of texts, encoded images (bytes)."""
+
+
+def write_table(path: Path, columns: Mapping[str, Rows], index: str = "") -> None:
+    """Write a small table; `index` is the column that pandas takes for the index."""
+    pyarrow = _pyarrow()
+    table = pyarrow.table({key: _column(values) for key, values in columns.items()})
+    if index:
+        about = {
+            "index_columns": [index],
+            "columns": [
+                {
+                    "name": key,
+                    "field_name": key,
+                    "pandas_type": "unicode" if isinstance(values, list) else "int64",
+                    "numpy_type": "object" if isinstance(values, list) else "int64",
+                    "metadata": None,
+                }
+                for key, values in columns.items()
+            ],
+            "column_indexes": [],
+            "pandas_version": "2.3.3",
+        }
+        table = table.replace_schema_metadata({"pandas": json.dumps(about)})
+    pyarrow.parquet.write_table(table, path)
+
+
+class TableWriter:
+    """Writes a Parquet file, a row group a call."""
+
+    def __init__(self, path: Path) -> None:
+        """Begin the file with its first `write`."""
+        self.path, self.bytes = path, 0
+        self._writer: Any = None
+
+    def write(self, columns: Mapping[str, Rows]) -> None:
+        """Write rows; every call has the same columns."""
+        pyarrow = _pyarrow()
+        table = pyarrow.table({key: _column(values) for key, values in columns.items()})
+        if self._writer is None:
+            self._writer = pyarrow.parquet.ParquetWriter(self.path, table.schema, compression="snappy")
+        self._writer.write_table(table)
+        self.bytes += table.nbytes
+
+    def close(self) -> None:
+        """Write the file's end, without which it cannot be read."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _column(values: Rows) -> Any:
+    pyarrow = _pyarrow()
+    if isinstance(values, list):
+        if values and isinstance(values[0], bytes):
+            image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+            return pyarrow.array([{"bytes": one, "path": None} for one in values], image)
+        return pyarrow.array(values)
+    if values.ndim == 1:
+        return pyarrow.array(values)
+    return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values.reshape(-1)), values.shape[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,12 +36,8 @@ from prism_policy.utils.text import quoted
 
 RAW = "robomimic."
 """Before the names of what was in a robomimic file and LeRobot has no place for; see `demos.export`."""
-_OPTIONAL = {
-    "rewards": "next.reward",
-    "dones": "next.done",
-    **{name: f"{RAW}{name}" for name in ("stages", "disturbed", "states")},
-}
-"""Columns of what an `Episode` holds beside state and action, by its name in robomimic's layout."""
+_LEROBOTS = {"rewards": "next.reward", "dones": "next.done"}
+"""LeRobot's own columns of what an `Episode` holds beside state and action."""
 _LARGEST = float(np.finfo(np.float32).max)
 _PIECE, _PIECES = 4096, 16
 
@@ -197,6 +194,19 @@ class LeRobotSource:
         finally:
             pool.shutdown(cancel_futures=True)
 
+    def raw(self, name: str) -> dict[str, np.ndarray]:
+        """What an episode of a robomimic file held beside its images, by path, as it was: after `prism export`."""
+        beside = {key: about for key, about in self.info["features"].items() if key.startswith(RAW)}
+        table, (start, stop) = self._rows(self._recordings[name])
+        columns = table.read({key: self._width(key) for key in beside}, start, stop) if beside else {}
+        arrays: dict[str, np.ndarray] = {}
+        for key, about in beside.items():
+            place = about.get("robomimic")
+            if place is None or math.prod(shape := place.get("shape", ())) != self._width(key):
+                raise PrismError(f"{self.path / INFO}: {key}: expected where it was in a robomimic file; export again")
+            arrays[place["path"]] = columns[key].astype(about["dtype"], copy=False).reshape(-1, *shape)
+        return arrays
+
     def _columns(self, schema: Schema) -> dict[str, int]:
         """Columns of numbers to read, and the width of each."""
         fields = [*(self._state[part.name] for part in schema.state), *(self._action[p.name] for p in schema.action)]
@@ -205,35 +215,46 @@ class LeRobotSource:
 
     def _episode(self, name: str, schema: Schema) -> Episode:
         one = self._recordings[name]
-        table, where = self._table(one.data), f"{one.data}, episode {one.index}"
-        rows = np.flatnonzero(table.episode_index == one.index)
-        if len(rows) != one.length or (len(rows) and rows[-1] - rows[0] + 1 != len(rows)):
-            how = f"expected {one.length} rows one after the other as meta says, got {len(rows)}"
-            raise PrismError(f"{where}, episode_index: {how}; the dataset is still being written, or get it again")
-        start, stop = int(rows[0]), int(rows[-1]) + 1
-        more = {key: self._width(key) for key in _OPTIONAL.values() if key in table.columns}
-        columns = table.read({**self._columns(schema), **more}, start, stop)
+        where = f"{one.data}, episode {one.index}"
+        table, (start, stop) = self._rows(one)
+        more = {name: key for name in (*EXTRAS, "disturbed", "states") if (key := self._key(name, table))}
+        columns = table.read({**self._columns(schema), **{k: self._width(k) for k in more.values()}}, start, stop)
         times = self._times(columns["timestamp"], where)
         images: dict[str, np.ndarray] = {}
         for camera in schema.cameras:
             images[camera] = self._images(one, table, camera, times, (start, stop))
         state = self._vector([self._state[part.name] for part in schema.state], columns, where)
         action = self._vector([self._action[part.name] for part in schema.action], columns, where)
-        steps, disturbed, states = len(rows), columns.get(_OPTIONAL["disturbed"]), columns.get(_OPTIONAL["states"])
+        steps, beside = stop - start, {name: columns[key].reshape(stop - start, -1) for name, key in more.items()}
         return Episode(
             name,
             images,
             state,
             action,
-            np.zeros(steps, bool) if disturbed is None else disturbed.astype(bool).reshape(steps),
-            np.zeros((steps, 0)) if states is None else states.reshape(steps, -1),
-            {name: columns[key].reshape(steps) for name in EXTRAS if (key := _OPTIONAL[name]) in columns},
+            beside["disturbed"][:, 0].astype(bool) if "disturbed" in beside else np.zeros(steps, bool),
+            beside.get("states", np.zeros((steps, 0))),
+            {extra: beside[extra][:, 0] for extra in EXTRAS if extra in beside},
             self._task(columns["task_index"], where),
         )
 
+    def _rows(self, one: Recording) -> tuple[Table, tuple[int, int]]:
+        """The table that holds an episode, and its first row and the one behind its last."""
+        table = self._table(one.data)
+        rows = np.flatnonzero(table.episode_index == one.index)
+        if len(rows) != one.length or rows[-1] - rows[0] + 1 != len(rows):
+            how = f"expected {one.length} rows one after the other as meta says, got {len(rows)}"
+            writing = "the dataset is still being written, or get it again"
+            raise PrismError(f"{one.data}, episode {one.index}, episode_index: {how}; {writing}")
+        return table, (int(rows[0]), int(rows[-1]) + 1)
+
+    @staticmethod
+    def _key(name: str, table: Table) -> str | None:
+        """The column of something optional, by its name in robomimic's layout."""
+        return next((key for key in (f"{RAW}{name}", _LEROBOTS.get(name)) if key in table.columns), None)
+
     def _width(self, key: str) -> int:
         feature = self.info["features"].get(key)
-        return int(np.prod(feature["shape"])) if feature else 1
+        return math.prod(feature["shape"]) if feature else 1
 
     def _times(self, timestamps: np.ndarray, where: str) -> np.ndarray:
         """Times of the frames since the episode's start [s], which increase."""
