@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from prism_policy.config.typed_json import read_journal, read_json
 from prism_policy.data.episode import EXTRAS, Episode
-from prism_policy.data.hdf5 import array, attribute, child, described, json_object, read_errors
+from prism_policy.data.hdf5 import array, attribute, child, described, read_errors
 from prism_policy.data.lerobot.source import RAW, LeRobotSource
 from prism_policy.data.lerobot.writer import LeRobotWriter, Raw, VideoCodec
 from prism_policy.data.robomimic import open_demos, write_demo
@@ -113,7 +113,7 @@ def _write_lerobot(source: Source, out: Path, beside: Beside, options: ExportOpt
 def _write_robomimic(source: Source, out: Path, beside: Beside, options: ExportOptions, progress: Progress) -> None:
     schema, names = source.schema, source.names
     called = {name: beside.names.get(name, f"demo_{i}") for i, name in enumerate(names)}
-    with atomic(out) as temporary, read_errors(str(out)), h5py.File(temporary, "w", libver="latest") as file:
+    with atomic(out) as temporary, h5py.File(temporary, "w", libver="latest") as file:
         data, total = file.create_group("data"), 0
         for done, episode in enumerate(source.episodes(names, schema), start=1):
             arrays = beside.arrays(episode.name) or _arrays(episode, schema)
@@ -166,7 +166,7 @@ def _robot(beside: Beside) -> str | None:
 
 
 def _task(beside: Beside, episode: str) -> str:
-    """What a robomimic file says there is to do: words of the demonstration or the file, else the environment's name."""
+    """What a robomimic file says there is to do: its words, else the environment's name."""
     about = beside.demos.get(episode, {})
     for text, key in ((about.get("ep_meta"), "lang"), (beside.attributes.get("env_args"), "env_name")):
         if key == "env_name" and isinstance(said := beside.attributes.get("instruction"), str) and said:

@@ -70,7 +70,7 @@ class LeRobotSource:
         self.workers = workers or min(available_cores(), 8)
         info = read_info(self.path)
         self.info, where = info, self.path / INFO
-        self._cameras, sizes, findings = cameras_of(info, where)
+        self.camera_keys, sizes, findings = cameras_of(info, where)
         state, of_state = fields_of(info, where, "observation")
         action, of_action = fields_of(info, where, "action")
         if not action:
@@ -82,13 +82,14 @@ class LeRobotSource:
             sizes, tuple(field.part for field in state), tuple(field.part for field in action), info["fps"]
         )
         self._tasks = read_tasks(self.path, _is_v3(info))
-        every = {one.index: one for one in read_recordings(self.path, info, self._cameras.values())}
+        every = {one.index: one for one in read_recordings(self.path, info, self.camera_keys.values())}
         chosen = self._chosen(every, episodes)
         self._table = lru_cache(maxsize=self.workers + 2)(Table)
         self._recordings, left_out = self._present(chosen)
-        self.names = tuple(self._recordings)
+        self.names: tuple[str, ...] = tuple(self._recordings)
+        self.masks: Mapping[str, tuple[str, ...]]
         self.masks, of_masks = self._masks()
-        self.findings = (*findings, *of_state, *of_action, *left_out, *of_masks)
+        self.findings: tuple[str, ...] = (*findings, *of_state, *of_action, *left_out, *of_masks)
 
     def _chosen(self, every: Mapping[int, Recording], episodes: Sequence[str]) -> list[Recording]:
         if not episodes:
@@ -268,7 +269,7 @@ class LeRobotSource:
     def _images(
         self, one: Recording, table: Table, camera: str, times: np.ndarray, rows: tuple[int, int]
     ) -> np.ndarray:
-        key, size = self._cameras[camera], self.schema.cameras[camera]
+        key, size = self.camera_keys[camera], self.schema.cameras[camera]
         try:
             if clip := one.clips.get(key):
                 threads = max(1, available_cores() // self.workers)

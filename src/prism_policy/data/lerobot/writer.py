@@ -46,6 +46,29 @@ class _VideoFile:
     container: Any
     stream: Any
     frames: int = 0
+    bytes: int = 0
+
+    def write(self, frame: av.VideoFrame | None) -> None:
+        """Encode a frame, or with none the last that were held back."""
+        for packet in self.stream.encode(frame):
+            self.bytes += packet.size
+            self.container.mux(packet)
+
+
+def _open_video(path: Path, codec: VideoCodec, fps: int, size: tuple[int, ...]) -> _VideoFile:
+    encoder, options = _ENCODERS[codec]
+    container = av.open(str(path), "w")
+    stream: Any = container.add_stream(encoder, rate=fps, options=options)
+    stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+    before = os.environ.get("SVT_LOG")
+    os.environ["SVT_LOG"] = "0"  # SVT-AV1 prints its settings else
+    try:
+        stream.codec_context.open()
+    finally:
+        os.environ.pop("SVT_LOG")
+        if before is not None:
+            os.environ["SVT_LOG"] = before
+    return _VideoFile(container, stream)
 
 
 class LeRobotWriter:
@@ -170,21 +193,16 @@ class LeRobotWriter:
         return {"data/chunk_index": chunk, "data/file_index": file}
 
     def _add_video(self, key: str, images: np.ndarray) -> dict[str, Any]:
-        path = self._place(f"videos/{key}", max(self._video_index[key], 0), "mp4")
-        if key not in self._videos or path.stat().st_size + images.nbytes / 10 > _VIDEO_MB * 2**20:
+        video = self._videos.get(key)
+        # Of an episode's size nothing is known but that of those before.
+        if video is None or video.bytes * (1 + len(images) / video.frames) > _VIDEO_MB * 2**20:
             self._close_video(key)
             self._video_index[key] += 1
             path = self._place(f"videos/{key}", self._video_index[key], "mp4")
-            encoder, options = _ENCODERS[self.video or "h264"]
-            container = av.open(str(path), "w")
-            stream: Any = container.add_stream(encoder, rate=self.fps, options=options)
-            stream.height, stream.width, stream.pix_fmt = *images.shape[1:3], "yuv420p"
-            self._videos[key] = _VideoFile(container, stream)
-        video = self._videos[key]
+            video = self._videos[key] = _open_video(path, self.video or "h264", self.fps, images.shape[1:3])
         begin = video.frames
         for image in images:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            video.container.mux(video.stream.encode(frame))
+            video.write(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"))
         video.frames += len(images)
         chunk, file = divmod(self._video_index[key], _CHUNK)
         times = {"from_timestamp": begin / self.fps, "to_timestamp": video.frames / self.fps}
@@ -192,7 +210,7 @@ class LeRobotWriter:
 
     def _close_video(self, key: str) -> None:
         if video := self._videos.pop(key, None):
-            video.container.mux(video.stream.encode(None))
+            video.write(None)
             video.container.close()
 
     def _place(self, folder: str, index: int, suffix: str) -> Path:
