@@ -1,4 +1,4 @@
-"""Any robot's HDF5 as a source: keys, names and numbers are those of the file, and what does not fit is one sentence."""
+"""Any robot's HDF5 as a source: keys, names and numbers are the file's; what does not fit is one sentence."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_mask_is_chosen_by_name(path: Path) -> None:
         (["OSC_POSE"], 6, ["position 3", "rotation 3"]),
         (["OSC_POSITION"], 4, ["position 3", "gripper 1"]),
         (["JOINT_VELOCITY"], 8, ["joints 7", "gripper 1"]),
-        (["OSC_POSE", "OSC_POSE"], 14, [f"robot{i}_{x}" for i in (0, 1) for x in ("position 3", "rotation 3", "gripper 1")]),
+        (["OSC_POSE"] * 2, 14, [f"robot{i}_{x}" for i in "01" for x in ("position 3", "rotation 3", "gripper 1")]),
         (["OSC_POSE"], 9, ["actions 9"]),
         (["SOMETHING"], 7, ["actions 7"]),
     ],
