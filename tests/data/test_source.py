@@ -126,3 +126,19 @@ def test_names_that_are_not_there_or_twice_are_refused_with_those_that_are() -> 
     assert slices(schema.state) == {"arm": slice(0, 2), "hand": slice(2, 6)}
     assert numbers_of(schema.state, "rotation") == [2, 3, 4, 5]
     assert schema.select(state=["hand", "arm"]).state[0].name == "hand"
+
+
+def test_a_folder_of_files_is_one_dataset(path: Path, tmp_path: Path) -> None:
+    write_recording(tmp_path / "more.hdf5", 2)
+    source = open_source(tmp_path)
+    assert source.names[:3] == ("more/take_8", "more/take_9", "takes/take_8")
+    first, last = source.episodes(["more/take_9", "takes/take_11"], source.schema)
+    assert (first.name, last.name) == ("more/take_9", "takes/take_11")
+    alone = next(open_source(path).episodes(["take_11"], source.schema))
+    np.testing.assert_array_equal(last.actions, alone.actions)
+    assert source.masks["few"] == ("more/take_9", "takes/take_9")
+    with h5py.File(path, "r+") as file:
+        for name in file["data"]:
+            del file[f"data/{name}/obs/unused"]
+    with pytest.raises(PrismError, match=r"takes\.hdf5: expected what more\.hdf5 holds, .* state of 9 .*; got .* of 6"):
+        open_source(tmp_path)

@@ -31,7 +31,7 @@ class Train(RunCommand):
     preset: Literal["nano", "small", "paper"] = "nano"
     """Sizes and schedule: nano for two CPU cores; small (a fifth of the updates) and paper for a GPU."""
     dataset: Path | None = None
-    """Demonstrations with images: HDF5 in robomimic's layout (of a suite: a folder of them) or a LeRobot folder;
+    """Demonstrations with images: HDF5 in robomimic's layout, a LeRobot folder, a folder of either, or hf:USER/NAME;
     by default a scripted expert's."""
     device: Device = "auto"
     """Where to compute; auto is a GPU where there is one."""
@@ -47,17 +47,14 @@ class Train(RunCommand):
     def defaults(self) -> RunConfig:
         """The preset's settings."""
         preset = {"nano": presets.nano, "small": presets.small, "paper": presets.paper}[self.preset]
-        config = preset(self.task_name, self.policy, self.encoder, self.seed)
-        return replace(config, dataset=str(self.dataset.absolute()) if self.dataset else "")
-
-    @property
-    def task_name(self) -> str:
-        """The task that was asked for, or that of the dataset."""
-        if self.task or not self.dataset:
-            return self.task or "lift"
+        if not self.dataset:
+            return preset(self.task or "lift", self.policy, self.encoder, self.seed)
         from prism_policy.demos.dataset import task_of
+        from prism_policy.demos.download import resolve_dataset
 
-        return task_of(self.dataset)
+        path = resolve_dataset(self.dataset).expanduser().absolute()
+        config = preset(self.task or task_of(path), self.policy, self.encoder, self.seed)
+        return replace(config, dataset=str(path))
 
     def train(self, config: RunConfig, arguments: Sequence[str] = ()) -> None:
         """Train, in this process or in several, and print where the policy lies."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,8 +67,47 @@ class RobomimicSource:
         return iter_demos(self.path, action_mode=self.action_mode, schema=schema, names=names)
 
 
+class FolderSource:
+    """Several datasets of one kind in a folder as one: episodes are named `dataset/episode`."""
+
+    def __init__(self, path: Path, sources: Mapping[str, Source]) -> None:
+        """Join what was opened already.
+
+        Raises:
+            PrismError: one holds other cameras or parts than the first.
+        """
+        first, *others = sources.values()
+        for other in others:
+            if other.schema != first.schema:
+                wanted, got = (f"{list(one.cameras)}, {_sizes(one)}" for one in (first.schema, other.schema))
+                raise PrismError(f"{other.path}: expected what {first.path.name} holds, {wanted}; got {got}")
+        self.path, self.schema, self.sources = path, first.schema, sources
+        self.names = tuple(f"{name}/{episode}" for name, source in sources.items() for episode in source.names)
+        self.findings = tuple(f"{name}: {finding}" for name, source in sources.items() for finding in source.findings)
+        masks: dict[str, tuple[str, ...]] = {}
+        for name, source in sources.items():
+            for mask, members in source.masks.items():
+                masks[mask] = (*masks.get(mask, ()), *(f"{name}/{member}" for member in members))
+        self.masks: Mapping[str, tuple[str, ...]] = masks
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Those of its datasets."""
+        return {name: source.fingerprint() for name, source in self.sources.items()}
+
+    def episodes(self, names: Sequence[str], schema: Schema) -> Iterator[Episode]:
+        """As `Source`, dataset by dataset."""
+        for name, source in self.sources.items():
+            wanted = [one.removeprefix(f"{name}/") for one in names if one.startswith(f"{name}/")]
+            for episode in source.episodes(wanted, schema) if wanted else ():
+                yield replace(episode, name=f"{name}/{episode.name}")
+
+
+def _sizes(schema: Schema) -> str:
+    return f"state of {schema.state_dim} and actions of {schema.action_dim} numbers"
+
+
 def open_source(path: Path, action_mode: ActionMode = "delta", episodes: Sequence[str] = ()) -> Source:
-    """The demonstrations at a path, in whichever format: an HDF5 file, or a folder of LeRobot's layout.
+    """The demonstrations at a path, in whichever format: an HDF5 file, a LeRobot folder, or a folder of either.
 
     Args:
         episodes: of LeRobot's, numbers and ranges such as "7" and "0:10"; none named is all.
@@ -78,10 +118,14 @@ def open_source(path: Path, action_mode: ActionMode = "delta", episodes: Sequenc
     if path.is_dir():
         if (path / "meta" / "info.json").exists():
             return _lerobot(path, episodes)
-        found = listed(sorted(one.name for one in path.iterdir()), 6)
-        raise PrismError(
-            f"{path}: expected an HDF5 file, or a LeRobot folder with meta/info.json, got a folder of {found}"
-        )
+        inside = sorted((one for one in path.iterdir() if not one.name.startswith(".")), key=lambda one: one.name)
+        parts = [one for one in inside if one.suffix in (".hdf5", ".h5") or (one / "meta" / "info.json").exists()]
+        if not parts:
+            found = listed([one.name for one in inside], 6)
+            raise PrismError(
+                f"{path}: expected an HDF5 file, or a LeRobot folder with meta/info.json, got a folder of {found}"
+            )
+        return FolderSource(path, {one.stem: open_source(one, action_mode, episodes) for one in parts})
     if not path.exists():
         raise PrismError(
             f"{path} not found; expected demonstrations there: robomimic's HDF5 layout or a LeRobot folder"

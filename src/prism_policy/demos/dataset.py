@@ -58,13 +58,16 @@ class Dataset:
 
 
 def task_of(path: Path) -> str:
-    """The task of a dataset: one that this library knows, else `recorded`."""
-    if path.is_file() and h5py.is_hdf5(path):
-        with open_demos(path) as file:
-            name = recorded_env(read_env_args(file)).task
-        if name is not None:
-            return name
-    return RECORDED.name
+    """The task of a dataset: one that this library knows, or of a folder the suite of its files; else `recorded`."""
+    files = sorted(path.glob("*.hdf5")) if path.is_dir() else [path]
+    names = set[str | None]()
+    for file in files:
+        if not file.is_file() or not h5py.is_hdf5(file):
+            return RECORDED.name
+        with open_demos(file) as opened:
+            names.add(recorded_env(read_env_args(opened)).task)
+    tasks = {name if path.is_file() or name is None else SPECS[name].suite for name in names}
+    return (tasks.pop() if len(tasks) == 1 else None) or RECORDED.name
 
 
 def fit_to_dataset(config: RunConfig) -> tuple[RunConfig, Schema]:
@@ -83,7 +86,7 @@ def fit_to_dataset(config: RunConfig) -> tuple[RunConfig, Schema]:
 
 def _chosen(config: RunConfig, source: Source) -> list[str]:
     """Cameras of a recording that the policy sees."""
-    cameras = list(source.schema.select(cameras=config.data.cameras).cameras)
+    cameras = list(_select(source, cameras=config.data.cameras).cameras)
     if not cameras:
         raise PrismError(
             f"{source.path}: expected images, got none of any camera; a policy here sees. Of a simulator's states "
@@ -107,8 +110,12 @@ def _selected(config: RunConfig, sources: Mapping[str, Source]) -> Schema:
         return replace(schema, cameras={c: sizes.get(c, size) for c, size in schema.cameras.items()})
     (source,) = sources.values()
     state = config.data.state or tuple(usual_state(source.schema))
+    return _select(source, config.task.cameras, state, config.data.action)
+
+
+def _select(source: Source, *names: Sequence[str], **more: Sequence[str]) -> Schema:
     try:
-        return source.schema.select(config.task.cameras, state, config.data.action)
+        return source.schema.select(*names, **more)
     except PrismError as error:
         raise PrismError(f"{source.path}: {error}") from error
 
