@@ -210,7 +210,7 @@ def test_a_policy_learns_to_do_what_it_is_told(tmp_path: Path) -> None:
 def test_a_folder_with_a_file_for_each_task_is_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRISM_CACHE", str(tmp_path / "cache"))
     config = suite_config()
-    config = fit_to_dataset(replace(config, dataset=str(write_suite(tmp_path / "demos", config))))
+    config, _ = fit_to_dataset(replace(config, dataset=str(write_suite(tmp_path / "demos", config))))
     dataset = open_dataset(config)
     windows, valid = dataset.train, dataset.valid
     assert valid is not None

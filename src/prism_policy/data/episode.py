@@ -61,7 +61,7 @@ def observations(demo: h5py.Group) -> dict[str, tuple[str, tuple[int, ...]]]:
     group = subgroup(demo, "obs")
     with read_errors("obs"):
         for key, item in _arrays(group) if group is not None else ():
-            image = item.ndim == 4 and item.dtype.kind in "ui" and item.shape[-1] == 3
+            image = item.ndim == 4 and item.dtype == np.uint8 and (item.shape[-1] == 3 or key.endswith("_image"))
             if not (image or (item.ndim <= 2 and item.dtype.kind in "fiub")):
                 continue
             name = key.replace("/", "_")

@@ -77,7 +77,7 @@ def merge_demos(
                 part.copy("demo", data, name=name)
             total += int(data[name].attrs["num_samples"])
         data.attrs.update({"total": total, "env_args": env_args, **(attributes or {})})
-        _write_masks(file, masks or _split(names, valid_share=0.1, seed=0))
+        _write_masks(file, masks or split(names, valid_share=0.1, seed=0))
 
 
 def write_masks(path: Path, valid_share: float = 0.1, seed: int = 0) -> None:
@@ -89,7 +89,7 @@ def write_masks(path: Path, valid_share: float = 0.1, seed: int = 0) -> None:
     if not 0 < valid_share < 1:
         raise PrismError(f"valid_share: expected a number between 0 and 1, got {valid_share}")
     with open_demos(path) as file:
-        masks = _split(demo_names(file), valid_share, seed)
+        masks = split(demo_names(file), valid_share, seed)
     with disk_errors(path), path.open("r+b"):  # a read-only file is refused, though its folder may be written to
         pass
     with atomic(path) as temporary:
@@ -100,10 +100,11 @@ def write_masks(path: Path, valid_share: float = 0.1, seed: int = 0) -> None:
 
 def split_masks(file: h5py.File) -> None:
     """Write the masks `train` and `valid` into a file that is being made."""
-    _write_masks(file, _split(demo_names(file), valid_share=0.1, seed=0))
+    _write_masks(file, split(demo_names(file), valid_share=0.1, seed=0))
 
 
-def _split(names: Sequence[str], valid_share: float, seed: int) -> dict[str, list[str]]:
+def split(names: Sequence[str], valid_share: float, seed: int) -> dict[str, list[str]]:
+    """Masks `train` and `valid` of these names."""
     count = min(max(round(valid_share * len(names)), 1), len(names) - 1)
     valid = set(np.random.default_rng(seed).permutation(len(names))[:count])
     return {

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from prism_policy.config.settings import ActionMode
 from prism_policy.data.episode import Episode
 from prism_policy.data.facts import DatasetFacts, read_facts
-from prism_policy.data.robomimic import iter_demos
+from prism_policy.data.robomimic import iter_demos, split
 from prism_policy.data.schema import Schema
 from prism_policy.errors import PrismError
 from prism_policy.utils.text import listed
@@ -162,12 +162,12 @@ def file_sample(path: Path) -> str:
     return sample.hexdigest()
 
 
-def split_demos(source: Source, mask: str = "") -> tuple[list[str], list[str], str]:
+def split_demos(source: Source, mask: str = "", hold_out: bool = False) -> tuple[list[str], list[str], str]:
     """Demonstrations to learn from and held-out ones, and how they were chosen.
 
     With a `mask`, its members are learned and what `valid` holds beyond them is held out. Without, they are the
     masks `train` and `valid`; where one is missing, `valid` is empty or `train` the rest; where both are, all are
-    learned and none held out.
+    learned and none held out, or with `hold_out` a tenth, always the same ones, and at least one of four.
 
     Raises:
         PrismError: a mask is missing, broken, empty, names what is not there, or shares demonstrations with the other.
@@ -192,6 +192,9 @@ def split_demos(source: Source, mask: str = "") -> tuple[list[str], list[str], s
         raise PrismError(f"{source.path} has no mask {mask!r}; it has {listed(list(source.masks), 8)}")
     if train is not None and not train:
         raise PrismError(f"{source.path}: expected demonstrations in the mask {wanted!r}, got none; see `write_masks`")
+    if train is None and valid is None and hold_out and len(everything) > 3:
+        masks = split(everything, valid_share=0.1, seed=0)
+        return masks["train"], masks["valid"], "nine of ten, as there are no masks"
     if train is None:
         train = [name for name in everything if name not in (valid or ())]
         how = "all that 'valid' leaves" if valid else "all, as there are no masks"

@@ -137,7 +137,7 @@ def _open_sources(config: RunConfig) -> dict[str, Source]:
     source = open_source(path, episodes=config.data.episodes)
     for name, reason in getattr(source, "bad", {}).items():
         raise PrismError(f"{path}, {name}: {reason}")
-    split_demos(source, config.data.mask)
+    split_demos(source, config.data.mask, hold_out=True)
     return {config.task.name: source}
 
 
@@ -221,7 +221,7 @@ def open_dataset(config: RunConfig, stage: Stage = untimed) -> Dataset:
         _tell(sources)
     parts: tuple[list[str], list[str]] = ([], [])  # to learn from, and held out
     for name, source in sources.items():
-        train, valid, how = split_demos(source, config.data.mask)
+        train, valid, how = split_demos(source, config.data.mask, hold_out=not config.task.spec.simulated)
         if config.dataset and how != "mask 'train'":
             console.print(f"{source.path.name}: learning from {how}: {len(train)}, held out {len(valid)}")
         for part, demos in zip(parts, (train, valid), strict=True):

@@ -134,7 +134,7 @@ class Interface:
             i, got = int(np.argwhere(beyond)[0][1]), checked[beyond][0]
             shares = (low[i], high[i]) == (-1, 1)
             expected = "shares of the controller's range, in [-1, 1]" if shares else f"{low[i]:.4g} to {high[i]:.4g}"
-            raise PrismError(f"actions, number {i}: expected {expected}, got {got:.4g}; nothing may be executed")
+            raise PrismError(f"actions: expected {expected}, got {got:.4g} (number {i}); nothing may be executed")
         return checked
 
 
