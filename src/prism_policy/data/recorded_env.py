@@ -6,6 +6,7 @@ for each part of the body with a reference frame of its own.
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from prism_policy.data.hdf5 import json_object, subgroup, text
 from prism_policy.data.schema import Part
 from prism_policy.errors import PrismError
 from prism_policy.tasks import SPECS
+from prism_policy.tasks.any_robosuite import PREFIX
 from prism_policy.tasks.libero import find_task
 from prism_policy.tasks.spec import CONTROL_HZ, ROBOSUITE
 from prism_policy.utils.text import listed, one_line
@@ -57,6 +59,9 @@ class RecordedEnv:
     reference_frame: ReferenceFrame  # frame of the actions
     control_hz: float | None  # control steps a second; none where not recorded
     cameras: tuple[str, ...]  # cameras the environment was made with; the file's images may be of others
+    env_kwargs: (
+        str  # robots, controllers and all else that makes robosuite's environment, as JSON; "" where not recorded
+    )
     scene_trouble: str  # why recorded states cannot be drawn or restored here; "" where they can
     control_trouble: str  # why recorded actions cannot be executed here; "" where they can
 
@@ -82,6 +87,12 @@ class RecordedEnv:
             names = ("gripper",)
             parts += [*found, *([Part(f"{prefix}gripper", 1, "gripper", names, shares=True)] if left else [])]
         return tuple(parts) or (Part("actions", width),)
+
+    def drawn_task(self, source: str) -> TaskConfig:
+        """The task whose environment draws recorded states: one of this library's, or robosuite:NAME as recorded."""
+        if self.task is not None or not self.env_kwargs:
+            return self.task_config(source, actions=False)
+        return replace(task_config(f"{PREFIX}{self.env_name}"), env_kwargs=self.env_kwargs)
 
     def task_config(self, source: str, actions: bool = True) -> TaskConfig:
         """The task as recorded, with its default cameras, for `make_env`, if its `actions` or else states work here."""
@@ -152,6 +163,7 @@ def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEn
         robosuite=one_line(version, 20),
         layout=layout,
         controller=one_line(str(arm.get("type") or "")),
+        env_kwargs=_kwargs_json(env_args, kwargs, version),
         arms=_arms(kwargs.get("controller_configs"), arm),
         action_mode="absolute" if absolute or mode == "absolute" else "delta",
         reference_frame=frame,
@@ -178,6 +190,13 @@ def _controller(value: Any) -> tuple[dict[str, Any], str]:
     if value is not None and not isinstance(value, dict):
         return {}, f"expected the controller's settings, got {one_line(value)}"
     return value or {}, ""
+
+
+def _kwargs_json(env_args: dict[str, Any], kwargs: dict[str, Any], version: str) -> str:
+    name = env_args.get("env_name")
+    robosuites = env_args.get("type", _ROBOSUITE_TYPE) == _ROBOSUITE_TYPE and _numbers(version) <= NEWEST_ROBOSUITE
+    named = isinstance(name, str) and name.isidentifier() and kwargs.get("robots")
+    return json.dumps(kwargs, sort_keys=True) if robosuites and named else ""
 
 
 def _arms(value: Any, arm: dict[str, Any]) -> tuple[str, ...]:
