@@ -19,11 +19,11 @@ import h5py
 import numpy as np
 
 from prism_policy.config.typed_json import read_journal, read_json
-from prism_policy.data.episode import EXTRAS, Episode
+from prism_policy.data.episode import EXTRAS, Episode, observations
 from prism_policy.data.hdf5 import array, attribute, child, described, read_errors
 from prism_policy.data.lerobot.source import RAW, LeRobotSource
 from prism_policy.data.lerobot.writer import LeRobotWriter, Raw, VideoCodec
-from prism_policy.data.robomimic import open_demos, write_demo
+from prism_policy.data.robomimic import open_demos, usual_state, write_demo
 from prism_policy.data.schema import Schema, slices
 from prism_policy.data.source import Source
 from prism_policy.demos.cache import Progress, check_free
@@ -84,8 +84,8 @@ def export(
 
 
 def _write_lerobot(source: Source, out: Path, beside: Beside, options: ExportOptions, progress: Progress) -> None:
-    schema, names = source.schema, source.names
-    fps = _whole_rate(source, options.fps)
+    names, fps = source.names, _whole_rate(source, options.fps)
+    schema = source.schema.select(state=usual_state(source.schema)) if beside.raw else source.schema
     robot = beside.attributes.get("robot_type") or getattr(source, "info", {}).get("robot_type") or _robot(beside)
     with disk_errors(out), scratch(out.absolute().parent) as place:
         folder = place / out.name
@@ -212,7 +212,8 @@ def _beside_of_file(source: Source) -> Beside:
     """All arrays and attributes of a robomimic file but its images."""
     with open_demos(source.path) as file:
         data = file["data"]
-        images = {camera: f"obs/{camera}_image" for camera in source.schema.cameras}
+        held = observations(data[source.names[0]])
+        images = {camera: f"obs/{held[camera][0]}" for camera in source.schema.cameras}
         shapes: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
         odd = set[str]()
         for name in source.names:
