@@ -166,6 +166,22 @@ def test_a_foreign_lerobot_dataset_becomes_a_robomimic_file(tmp_path: Path) -> N
     assert about["data.total"] == 14
 
 
+def test_a_folder_of_files_becomes_one_dataset(file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "several"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.hdf5").write_bytes(file.read_bytes())
+    done = prism("export", folder, "--format", "lerobot", "--out", tmp_path / "set")
+    assert done.returncode == 0, done.stderr
+    assert "their other arrays with each alone" in done.stdout
+    source, held = LeRobotSource(tmp_path / "set"), arrays_of(file)
+    episodes = list(source.episodes(source.names, source.schema))
+    assert len(episodes) == 6
+    for i in (1, 4):
+        np.testing.assert_array_equal(episodes[i].images["agentview"], held["data/demo_1/obs/agentview_image"])
+        np.testing.assert_array_equal(episodes[i].disturbed, held["data/demo_1/disturbed"])
+
+
 def test_what_cannot_be_exported_is_told_and_nothing_written(file: Path, tmp_path: Path) -> None:
     out, folder = tmp_path / "set", sorted(tmp_path.iterdir())
     done = prism("export", file, "--format", "robomimic", "--out", tmp_path / "x.hdf5", "--video", "h264")

@@ -13,11 +13,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import h5py
 import numpy as np
 
+from prism_policy.config.ranges import Natural
 from prism_policy.config.typed_json import read_journal, read_json
 from prism_policy.data.episode import EXTRAS, Episode, observations
 from prism_policy.data.hdf5 import array, attribute, child, described, read_errors
@@ -25,14 +26,20 @@ from prism_policy.data.lerobot.source import RAW, LeRobotSource
 from prism_policy.data.lerobot.writer import LeRobotWriter, Raw, VideoCodec
 from prism_policy.data.robomimic import open_demos, usual_state, write_demo
 from prism_policy.data.schema import Schema, slices
-from prism_policy.data.source import Source
+from prism_policy.data.source import RobomimicSource, Source
 from prism_policy.demos.cache import Progress, check_free
 from prism_policy.errors import PrismError
-from prism_policy.utils.files import atomic, disk_errors, scratch, write_lines, write_text
+from prism_policy.utils.files import atomic, disk_errors, scratch, write_text
 from prism_policy.utils.text import listed
 
 ExportFormat = Literal["lerobot", "robomimic"]
 _ABOUT, _DEMOS = "meta/robomimic.json", "meta/robomimic_demos.jsonl"
+
+
+class _DemoLine(TypedDict):
+    episode_index: Natural
+    name: str
+    attributes: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,12 @@ class Beside:
     images: Mapping[str, str] = field(default_factory=dict)
     """Path of each camera's images."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    demos: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-    """Attributes of each demonstration."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """What an episode was called in the robomimic file."""
+    """What an episode was called in the robomimic file; empty where there is none."""
     notes: tuple[str, ...] = ()
-    arrays: Callable[[str], dict[str, np.ndarray]] = lambda episode: {}
+    about: Callable[[str], Mapping[str, Any]] = lambda episode: {}
+    """Attributes of an episode's demonstration."""
+    arrays: Callable[[Episode], dict[str, np.ndarray]] = lambda episode: {}
     """All of `raw` of an episode, by path."""
 
 
@@ -77,7 +84,10 @@ def export(
         PrismError: `out` exists, the source is damaged or does not fit the format, or a full disk.
     """
     check_free(out)
-    beside = _beside_of_folder(source) if isinstance(source, LeRobotSource) else _beside_of_file(source)
+    if isinstance(source, LeRobotSource):
+        beside = _beside_of_folder(source)
+    else:
+        beside = _beside_of_file(source) if isinstance(source, RobomimicSource) else _beside_of_several()
     write = _write_lerobot if form == "lerobot" else _write_robomimic
     write(source, out, beside, options, progress or (lambda done, total: None))
     return beside.notes
@@ -85,25 +95,24 @@ def export(
 
 def _write_lerobot(source: Source, out: Path, beside: Beside, options: ExportOptions, progress: Progress) -> None:
     names, fps = source.names, _whole_rate(source, options.fps)
-    schema = source.schema.select(state=usual_state(source.schema)) if beside.raw else source.schema
+    schema = source.schema.select(state=usual_state(source.schema)) if beside.names else source.schema
     robot = beside.attributes.get("robot_type") or getattr(source, "info", {}).get("robot_type") or _robot(beside)
     with disk_errors(out), scratch(out.absolute().parent) as place:
         folder = place / out.name
         writer = LeRobotWriter(folder, schema, fps, options.video, robot, beside.raw, beside.images)
         for done, episode in enumerate(source.episodes(names, schema), start=1):
-            task = options.task or episode.task or _task(beside, episode.name) or source.path.stem
-            writer.add(episode.images, episode.state, episode.actions, task, beside.arrays(episode.name))
+            task = options.task or episode.task or _task(beside, beside.about(episode.name)) or source.path.stem
+            writer.add(episode.images, episode.state, episode.actions, task, beside.arrays(episode))
             progress(done, len(names))
         numbers = {name: i for i, name in enumerate(names)}
         masks = {mask: [numbers[n] for n in of if n in numbers] for mask, of in source.masks.items()}
         writer.finish({mask: numbers for mask, numbers in masks.items() if numbers})
         if beside.names:
             write_text(folder / _ABOUT, json.dumps(dict(beside.attributes), indent=4))
-            lines = [
-                {"episode_index": numbers[name], "name": beside.names[name], "attributes": beside.demos.get(name, {})}
-                for name in names
-            ]
-            write_lines(folder / _DEMOS, lines)
+            with (folder / _DEMOS).open("w") as lines:
+                for name in names:
+                    about = {"name": beside.names[name], "attributes": dict(beside.about(name))}
+                    lines.write(json.dumps({"episode_index": numbers[name], **about}) + "\n")
         for path in (p for p in folder.rglob("*") if p.is_file()):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -116,11 +125,11 @@ def _write_robomimic(source: Source, out: Path, beside: Beside, options: ExportO
     with atomic(out) as temporary, h5py.File(temporary, "w", libver="latest") as file:
         data, total = file.create_group("data"), 0
         for done, episode in enumerate(source.episodes(names, schema), start=1):
-            arrays = beside.arrays(episode.name) or _arrays(episode, schema)
+            arrays = beside.arrays(episode) if beside.names else _arrays(episode, schema)
             arrays |= {beside.images.get(c, f"obs/{c}_image"): x for c, x in episode.images.items()}
             task = options.task or episode.task
             said = {"ep_meta": json.dumps({"lang": task})} if task else {}
-            write_demo(data.create_group(called[episode.name]), arrays, {**said, **beside.demos.get(episode.name, {})})
+            write_demo(data.create_group(called[episode.name]), arrays, {**said, **beside.about(episode.name)})
             total += len(episode)
             progress(done, len(names))
         env_args = json.dumps(_env_args(source, options.fps))
@@ -165,9 +174,8 @@ def _robot(beside: Beside) -> str | None:
     return " ".join(map(str, robots)) if isinstance(robots, list) else str(robots)
 
 
-def _task(beside: Beside, episode: str) -> str:
+def _task(beside: Beside, about: Mapping[str, Any]) -> str:
     """What a robomimic file says there is to do: its words, else the environment's name."""
-    about = beside.demos.get(episode, {})
     for text, key in ((about.get("ep_meta"), "lang"), (beside.attributes.get("env_args"), "env_name")):
         if key == "env_name" and isinstance(said := beside.attributes.get("instruction"), str) and said:
             return said
@@ -190,8 +198,7 @@ def _beside_of_folder(source: LeRobotSource) -> Beside:
     }
     if not (source.path / _DEMOS).exists():
         return Beside(images=images)
-    hint = dict[str, Any]
-    lines = read_journal(source.path / _DEMOS, hint).sound("export it again")
+    lines = read_journal(source.path / _DEMOS, _DemoLine).sound("export it again")
     demos = {f"episode_{line['episode_index']:06d}": line for line in lines}
     raw = tuple(
         Raw(about["robomimic"]["path"], about["dtype"], tuple(about["robomimic"].get("shape", ())))
@@ -201,10 +208,10 @@ def _beside_of_folder(source: LeRobotSource) -> Beside:
     return Beside(
         raw,
         images,
-        read_json(source.path / _ABOUT, hint, "export it again"),
-        {name: line["attributes"] for name, line in demos.items()},
+        read_json(source.path / _ABOUT, dict[str, Any], "export it again"),
         {name: line["name"] for name, line in demos.items()},
-        arrays=source.raw,
+        about=lambda name: demos[name]["attributes"],
+        arrays=lambda episode: source.raw(episode.name),
     )
 
 
@@ -228,14 +235,24 @@ def _beside_of_file(source: Source) -> Beside:
         odd |= {f"{path} (not alike in all demonstrations)" for path in shapes.keys() - every.keys()}
         raw = tuple(Raw(path, *of[0]) for path, of in sorted(every.items()))
         attributes = _attributes(data)
-        demos = {name: _attributes(data[name]) for name in source.names}
     notes = (f"left out {listed(sorted(odd), 6)}",) if odd else ()
 
-    def arrays(episode: str) -> dict[str, np.ndarray]:
+    def about(name: str) -> dict[str, Any]:
         with open_demos(source.path) as file:
-            return {one.path: array(file["data"][episode], one.path) for one in raw}
+            return _attributes(file["data"][name])
 
-    return Beside(raw, images, attributes, demos, {name: name for name in source.names}, notes, arrays)
+    def arrays(episode: Episode) -> dict[str, np.ndarray]:
+        with open_demos(source.path) as file:
+            return {one.path: array(file["data"][episode.name], one.path) for one in raw}
+
+    return Beside(raw, images, attributes, {name: name for name in source.names}, notes, about, arrays)
+
+
+def _beside_of_several() -> Beside:
+    """Of several files as one: what is not to be learned; the rest may differ between them."""
+    notes = ("of several files as one, images, state and actions are exported; their other arrays with each alone",)
+    raw = (Raw("disturbed", "bool", ()),)
+    return Beside(raw, notes=notes, arrays=lambda episode: {"disturbed": episode.disturbed})
 
 
 def _datasets(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Dataset]]:

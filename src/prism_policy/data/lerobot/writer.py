@@ -251,10 +251,6 @@ class LeRobotWriter:
             "features": self.features,
         }
         (meta / "info.json").write_text(json.dumps(info, indent=4))
-        for path in self.folder.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
 
 
 def as_ranges(numbers: Iterable[int]) -> str:
