@@ -65,9 +65,9 @@ class Made:
         self.edit(features=info["features"])
 
 
-def write_video(path: Path, images: np.ndarray, fps: int, codec: str = "libx264") -> None:
+def write_video(path: Path, images: np.ndarray, fps: int, codec: str = "libx264", **changed: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"g": "2", "crf": "12"} | ({"bf": "0"} if codec == "libx264" else {"preset": "12"})
+    options = {"g": "2", "crf": "12"} | ({"bf": "0"} if codec == "libx264" else {"preset": "12"}) | changed
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, fps, options=options)
         stream.height, stream.width, stream.pix_fmt = *images.shape[1:3], "yuv420p"

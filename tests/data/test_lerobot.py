@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,15 @@ def test_frames_equal_what_pyav_decodes(tmp_path: Path) -> None:
     expected = decoded(made.folder / f"videos/{CAMERA}/chunk-000/file-000.mp4")
     first, second, _ = read(made)
     np.testing.assert_array_equal(np.concatenate([first.images["front"], second.images["front"]]), expected)
+
+
+def test_frames_are_found_between_key_frames_far_apart_and_out_of_order(tmp_path: Path) -> None:
+    made = write(tmp_path / "set", lengths=(17, 23, 9), files=((0, 1, 2),))
+    path = made.folder / f"videos/{CAMERA}/chunk-000/file-000.mp4"
+    write_video(path, made.images, made.fps, g="12", bf="3")
+    expected = decoded(path)
+    for i, episode in reversed(list(enumerate(read(made)))):
+        np.testing.assert_array_equal(episode.images["front"], expected[made.rows(i)])
 
 
 @pytest.mark.slow
@@ -208,6 +218,11 @@ def other_rate(made: Made) -> None:
     write_video(made.folder / f"videos/chunk-000/{CAMERA}/episode_000001.mp4", made.images[made.rows(1)], 17)
 
 
+def unknown_codec(made: Made) -> None:
+    path = made.folder / f"videos/chunk-000/{CAMERA}/episode_000001.mp4"
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+
+
 def unreadable_video(made: Made) -> None:
     (made.folder / f"videos/chunk-000/{CAMERA}/episode_000001.mp4").write_bytes(b"no video" * 100)
 
@@ -256,6 +271,7 @@ BAD: list[tuple[Callable[[Made], None], str]] = [
     (equal_keys, rf"info\.json: '{CAMERA}': expected it once, got it twice"),
     (short_video, rf"episode 1, {CAMERA}: .*_000001\.mp4: expected 9 frames, the last at 0\.40 s, got 6"),
     (other_rate, rf"episode 1, {CAMERA}: .*_000001\.mp4: expected a frame at 0\.0500 s \(step 1\), within 0\.0001 s"),
+    (unknown_codec, rf"episode 1, {CAMERA}: .*_000001\.mp4 cannot be decoded: its codec is not known to PyAV"),
     (unreadable_video, rf"episode 1, {CAMERA}: .*_000001\.mp4 cannot be decoded"),
     (cut_table, r"episode_000001\.parquet is no readable Parquet file: it is damaged, cut short"),
     (short_table, r"episode_000001\.parquet, episode 1: expected at least 9 rows, got 4; the dataset is still being"),
@@ -292,3 +308,10 @@ def test_a_table_of_episodes_without_its_columns_is_named(tmp_path: Path) -> Non
 def test_no_folder_and_no_dataset_are_told(tmp_path: Path) -> None:
     with pytest.raises(PrismError, match=r"info\.json not found; expected a LeRobot dataset"):
         LeRobotSource(tmp_path / "nothing")
+
+
+def test_without_pyarrow_what_to_install_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = write(tmp_path / "set")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(PrismError, match=r"need pyarrow; run `pip install 'prism-policy\[lerobot\]'`"):
+        LeRobotSource(made.folder)

@@ -330,7 +330,7 @@ class _Template:
         path = None
         if "{" not in plain and "}" not in plain and all(name in values for name in names):
             path = PurePosixPath(text.format(**values))
-        if path is None or path.is_absolute() or ".." in path.parts or "\0" in str(path):
+        if path is None or path.is_absolute() or ".." in path.parts or not str(path).isprintable() or len(text) > 200:
             known = ", ".join(f"{{{name}}}" for name in values)
             expected = f"expected a path within the dataset of {known}, got {quoted(text)}"
             raise PrismError(f"{self.where}: {expected}; {_REMEDY}")

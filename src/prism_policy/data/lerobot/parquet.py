@@ -36,7 +36,7 @@ def _parquet_errors(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise PrismError(f"{path} not found; get the whole dataset") from error
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         why = one_line(str(error), 160)
         state = "is no readable Parquet file: it is damaged, cut short or still being written"
         raise PrismError(f"{path} {state} ({why}); wait for its writer or get it again") from error
@@ -54,7 +54,7 @@ class Table:
         self.path, self._lock = path, threading.Lock()
         self._held: tuple[Any, Any] = (None, None)
         with _parquet_errors(path):
-            self._file = _pyarrow().parquet.ParquetFile(path)
+            self._file = _pyarrow().parquet.ParquetFile(path, page_checksum_verification=True)
             about = self._file.metadata
             self.rows: int = about.num_rows
             self.columns: tuple[str, ...] = tuple(self._file.schema_arrow.names)
@@ -160,7 +160,9 @@ class TableWriter:
         pyarrow = _pyarrow()
         table = pyarrow.table({key: _column(values) for key, values in columns.items()})
         if self._writer is None:
-            self._writer = pyarrow.parquet.ParquetWriter(self.path, table.schema, compression="snappy")
+            self._writer = pyarrow.parquet.ParquetWriter(
+                self.path, table.schema, compression="snappy", write_page_checksum=True
+            )
         self._writer.write_table(table)
         self.bytes += table.nbytes
 
