@@ -38,7 +38,7 @@ def test_every_layout_gives_the_episodes_that_were_written(version: str, video: 
     assert source.schema.action[0].names == ("x", "y", "z", "grip")
     assert (source.schema.fps, source.findings) == (20.0, ())
     assert source.names == ("episode_000000", "episode_000001", "episode_000002")
-    assert source.masks == {"train": source.names}
+    assert source.masks == {}
     for i, episode in enumerate(source.episodes(source.names, source.schema)):
         rows = made.rows(i)
         np.testing.assert_array_equal(episode.state, made.state[rows])
@@ -133,8 +133,11 @@ def test_missing_episodes_are_named_and_the_others_read(tmp_path: Path) -> None:
     assert finding.startswith("left out 1 of 3 episodes whose files are missing: 1 (videos/chunk-000/")
     assert source.names == ("episode_000000", "episode_000002")
     assert [episode.name for episode in source.episodes(source.names, source.schema)] == list(source.names)
-    assert source.masks["train"] == source.names
     assert LeRobotSource(made.folder, ["0", "2"]).findings == ()
+    made.edit(splits={"train": "0:2", "val": "2:3", "odd": "all"})
+    source = LeRobotSource(made.folder)
+    assert source.masks == {"train": ("episode_000000",), "valid": ("episode_000002",)}
+    assert "left out the split 'odd'" in source.findings[-1]
 
 
 def test_episodes_are_chosen_by_number_and_range(tmp_path: Path) -> None:

@@ -75,6 +75,16 @@ def test_robomimic_to_lerobot_and_back_is_equal_to_the_bit(file: Path, tmp_path:
     assert {key: attributes[key] for key in expected} == expected
 
 
+def test_a_mask_of_all_comes_back(tmp_path: Path) -> None:
+    demos = {"demo_3": demo(4, 0, CAMERAS, 12)}
+    path = write_file(tmp_path / "made.hdf5", demos, env_args("v1.5"), {"train": ["demo_3"]})
+    prism("export", path, "--format", "lerobot", "--out", tmp_path / "set")
+    prism("export", tmp_path / "set", "--format", "robomimic", "--out", tmp_path / "back.hdf5")
+    held = arrays_of(tmp_path / "back.hdf5")
+    assert held["mask/train"].tolist() == [b"demo_3"]
+    assert "data/demo_3/actions" in held
+
+
 def test_lerobot_folders_hold_state_and_action_as_float32_and_the_task(file: Path, tmp_path: Path) -> None:
     prism("export", file, "--format", "lerobot", "--out", tmp_path / "set")
     table = pq.read_table(tmp_path / "set/data/chunk-000/file-000.parquet")
@@ -159,7 +169,7 @@ def test_a_foreign_lerobot_dataset_becomes_a_robomimic_file(tmp_path: Path) -> N
     np.testing.assert_array_equal(held["data/demo_0/actions"], made.action[made.rows(1)])
     np.testing.assert_array_equal(held["data/demo_1/obs/state"], made.state[made.rows(2)])
     np.testing.assert_array_equal(held["data/demo_0/obs/front_image"], made.images[made.rows(1)])
-    assert held["mask/train"].tolist() == [b"demo_0", b"demo_1"]
+    assert not [name for name in held if name.startswith("mask")]
     about = attributes_of(tmp_path / "out.hdf5")
     assert json.loads(about["data/demo_0.ep_meta"]) == {"lang": TASKS[1]}
     assert json.loads(about["data.env_args"])["env_kwargs"] == {"control_freq": 20.0}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -36,6 +36,11 @@ ExportFormat = Literal["lerobot", "robomimic"]
 _ABOUT, _DEMOS = "meta/robomimic.json", "meta/robomimic_demos.jsonl"
 
 
+class _About(TypedDict):
+    attributes: dict[str, Any]
+    masks: dict[str, tuple[str, ...]]
+
+
 class _DemoLine(TypedDict):
     episode_index: Natural
     name: str
@@ -51,6 +56,8 @@ class Beside:
     images: Mapping[str, str] = field(default_factory=dict)
     """Path of each camera's images."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    masks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By the demonstrations' names."""
     names: Mapping[str, str] = field(default_factory=dict)
     """What an episode was called in the robomimic file; empty where there is none."""
     notes: tuple[str, ...] = ()
@@ -108,11 +115,12 @@ def _write_lerobot(source: Source, out: Path, beside: Beside, options: ExportOpt
         masks = {mask: [numbers[n] for n in of if n in numbers] for mask, of in source.masks.items()}
         writer.finish({mask: numbers for mask, numbers in masks.items() if numbers})
         if beside.names:
-            write_text(folder / _ABOUT, json.dumps(dict(beside.attributes), indent=4))
+            about = {"attributes": dict(beside.attributes), "masks": dict(beside.masks)}
+            write_text(folder / _ABOUT, json.dumps(about, indent=4))
             with (folder / _DEMOS).open("w") as lines:
                 for name in names:
-                    about = {"name": beside.names[name], "attributes": dict(beside.about(name))}
-                    lines.write(json.dumps({"episode_index": numbers[name], **about}) + "\n")
+                    line = {"episode_index": numbers[name], "name": beside.names[name]}
+                    lines.write(json.dumps({**line, "attributes": dict(beside.about(name))}) + "\n")
         for path in (p for p in folder.rglob("*") if p.is_file()):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -134,8 +142,9 @@ def _write_robomimic(source: Source, out: Path, beside: Beside, options: ExportO
             progress(done, len(names))
         env_args = json.dumps(_env_args(source, options.fps))
         data.attrs.update({"env_args": env_args, **beside.attributes, "total": total})
-        for mask, members in source.masks.items():
-            file[f"mask/{mask}"] = np.array([called[name] for name in members if name in called], dtype="S")
+        masks = {mask: [called[n] for n in members if n in called] for mask, members in source.masks.items()}
+        for mask, members in (beside.masks or masks).items():
+            file[f"mask/{mask}"] = np.array([name for name in members if name in called.values()], dtype="S")
 
 
 def _arrays(episode: Episode, schema: Schema) -> dict[str, np.ndarray]:
@@ -205,10 +214,17 @@ def _beside_of_folder(source: LeRobotSource) -> Beside:
         for key, about in features.items()
         if key.startswith(RAW) and "robomimic" in about
     )
+    names = [line["name"] for line in lines]
+    if len(set(names)) < len(names) or not all(name and "/" not in name for name in names):
+        raise PrismError(
+            f"{source.path / _DEMOS}: expected a name for each demonstration, and no slash; export it again"
+        )
+    about = read_json(source.path / _ABOUT, _About, "export it again")
     return Beside(
         raw,
         images,
-        read_json(source.path / _ABOUT, dict[str, Any], "export it again"),
+        about["attributes"],
+        about["masks"],
         {name: line["name"] for name, line in demos.items()},
         about=lambda name: demos[name]["attributes"],
         arrays=lambda episode: source.raw(episode.name),
@@ -245,7 +261,8 @@ def _beside_of_file(source: Source) -> Beside:
         with open_demos(source.path) as file:
             return {one.path: array(file["data"][episode.name], one.path) for one in raw}
 
-    return Beside(raw, images, attributes, {name: name for name in source.names}, notes, about, arrays)
+    masks = {mask: [name for name in of if name in source.names] for mask, of in source.masks.items()}
+    return Beside(raw, images, attributes, masks, {name: name for name in source.names}, notes, about, arrays)
 
 
 def _beside_of_several() -> Beside:

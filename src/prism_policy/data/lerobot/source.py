@@ -38,6 +38,8 @@ RAW = "robomimic."
 """Before the names of what was in a robomimic file and LeRobot has no place for; see `demos.export`."""
 _LEROBOTS = {"rewards": "next.reward", "dones": "next.done"}
 """LeRobot's own columns of what an `Episode` holds beside state and action."""
+_MASKS = {"val": "valid", "validation": "valid"}
+"""What some call the mask of held-out episodes."""
 _LARGEST = float(np.finfo(np.float32).max)
 _PIECE, _PIECES = 4096, 16
 
@@ -146,7 +148,10 @@ class LeRobotSource:
         return files
 
     def _masks(self) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-        """The `splits` of `meta/info.json`, of the episodes that are there."""
+        """The `splits` of `meta/info.json`, of the episodes that are there.
+
+        LeRobot writes a split `train` of all episodes whatever they are for: that chooses nothing, and is no mask.
+        """
         masks: dict[str, tuple[str, ...]] = {}
         findings = []
         for name, text in self.info.get("splits", {}).items():
@@ -156,8 +161,8 @@ class LeRobotSource:
                 findings.append(f"left out the split {quoted(name)} ({error})")
                 continue
             names = (f"episode_{number:06d}" for number in numbers)
-            masks[name] = tuple(episode for episode in names if episode in self._recordings)
-        return masks, findings
+            masks[_MASKS.get(name, name)] = tuple(episode for episode in names if episode in self._recordings)
+        return {} if masks == {"train": self.names} else masks, findings
 
     def fingerprint(self) -> dict[str, Any]:
         """Sizes, times of change and samples of the files of the chosen episodes, as one checksum."""
