@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from lerobot_files import CAMERA, RECORDED, TASKS, Made, pa, pq, write, write_video
+from prism_policy.data.frames import open_frames
 from prism_policy.data.lerobot import LeRobotSource
 from prism_policy.errors import PrismError
 
@@ -311,6 +312,19 @@ def test_a_table_of_episodes_without_its_columns_is_named(tmp_path: Path) -> Non
 def test_no_folder_and_no_dataset_are_told(tmp_path: Path) -> None:
     with pytest.raises(PrismError, match=r"info\.json not found; expected a LeRobot dataset"):
         LeRobotSource(tmp_path / "nothing")
+
+
+def test_a_damaged_dataset_leaves_nothing_in_the_frame_cache(tmp_path: Path) -> None:
+    made = write(tmp_path / "set", "v2.1")
+    source = LeRobotSource(made.folder)
+    frames = open_frames(source, source.schema, tmp_path / "cache")
+    assert frames.ends == (7, 16, 21)
+    np.testing.assert_array_equal(frames.state.numpy(), made.state)
+    shutil.rmtree(tmp_path / "cache")
+    short_video(made)
+    with pytest.raises(PrismError, match="shorter than its table"):
+        open_frames(source, source.schema, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_without_pyarrow_what_to_install_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

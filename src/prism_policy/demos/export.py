@@ -22,6 +22,7 @@ from prism_policy.config.ranges import Natural
 from prism_policy.config.typed_json import read_journal, read_json
 from prism_policy.data.episode import EXTRAS, Episode, observations
 from prism_policy.data.hdf5 import array, attribute, child, described, read_errors
+from prism_policy.data.lerobot.parquet import MOST_NUMBERS
 from prism_policy.data.lerobot.source import RAW, LeRobotSource
 from prism_policy.data.lerobot.writer import LeRobotWriter, Raw, VideoCodec
 from prism_policy.data.robomimic import open_demos, usual_state, write_demo
@@ -243,7 +244,8 @@ def _beside_of_file(source: Source) -> Beside:
             for path, item in _datasets(data[name]):
                 if path in images.values():
                     continue
-                if item.dtype.kind in "fiub" and math.prod(item.shape[1:]) <= 2**16 and item.shape[:1] != ():
+                plain = item.dtype.kind in "fiub" and item.dtype.itemsize <= 8 and item.ndim in (1, 2, 3)
+                if plain and 0 < math.prod(item.shape[1:]) <= MOST_NUMBERS:
                     shapes.setdefault(path, []).append((item.dtype.name, tuple(item.shape[1:])))
                 else:
                     odd.add(f"{path} ({described(item)})")

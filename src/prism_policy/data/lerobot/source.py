@@ -119,7 +119,7 @@ class LeRobotSource:
         findings = []
         if missing:
             example = next(iter(missing.values())).relative_to(self.path)
-            get = "get the files, or choose among the others (--data.episodes)"
+            get = "get the files, or choose among the others with `episodes`"
             which = f"{len(missing)} of {len(chosen)} episodes whose files are missing: {names_text([*missing])}"
             findings.append(f"left out {which} ({example} is not there); {get}")
         if empty := [one.index for one in chosen if not one.length and one.index not in missing]:
