@@ -75,15 +75,21 @@ def test_robomimic_to_lerobot_and_back_is_equal_to_the_bit(file: Path, tmp_path:
     assert {key: attributes[key] for key in expected} == expected
 
 
-def test_what_followed_each_observation_comes_back_without_its_images(tmp_path: Path) -> None:
-    arrays = demo(4, 0, CAMERAS, 12)
+def test_what_has_no_column_is_named_and_left_out(tmp_path: Path) -> None:
+    arrays = {**demo(4, 0, CAMERAS, 12), "calibration": np.zeros((8, 2))}
     path = write_file(tmp_path / "made.hdf5", {"demo_0": arrays}, env_args("v1.5"))
     done = prism("export", path, "--format", "lerobot", "--out", tmp_path / "set")
     (note,) = [line for line in done.stdout.splitlines() if line.startswith("note")]
-    assert note.startswith("note: left out next_obs/agentview_image (u..., next_obs/robot0_eye_in_hand")
+    assert note.startswith(
+        "note: left out calibration (float64 (8, 2)), next_obs/agentview_image (u..., next_obs/robot0_eye_in_hand"
+    )
     prism("export", tmp_path / "set", "--format", "robomimic", "--out", tmp_path / "back.hdf5")
     held = arrays_of(tmp_path / "back.hdf5")
-    kept = {key: x for key, x in arrays.items() if not (key.startswith("next_obs") and key.endswith("_image"))}
+    kept = {
+        key: x
+        for key, x in arrays.items()
+        if key != "calibration" and not key.startswith(tuple(f"next_obs/{c}" for c in CAMERAS))
+    }
     assert held.keys() == {f"data/demo_0/{key}" for key in kept}
     np.testing.assert_array_equal(held["data/demo_0/next_obs/object"], arrays["next_obs/object"])
 

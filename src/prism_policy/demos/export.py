@@ -241,11 +241,12 @@ def _beside_of_file(source: Source) -> Beside:
         shapes: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
         odd = set[str]()
         for name in source.names:
+            steps = len(data[name]["actions"])
             for path, item in _datasets(data[name]):
                 if path in images.values():
                     continue
                 plain = item.dtype.kind in "fiub" and item.dtype.itemsize <= 8 and item.ndim in (1, 2, 3)
-                if plain and 0 < math.prod(item.shape[1:]) <= MOST_NUMBERS:
+                if plain and len(item) == steps and 0 < math.prod(item.shape[1:]) <= MOST_NUMBERS:
                     shapes.setdefault(path, []).append((item.dtype.name, tuple(item.shape[1:])))
                 else:
                     odd.add(f"{path} ({described(item)})")
