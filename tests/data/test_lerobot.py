@@ -108,6 +108,23 @@ def test_a_dropped_frame_moves_no_other(tmp_path: Path) -> None:
     np.testing.assert_array_equal(episode.images["front"], expected)
 
 
+def test_a_row_group_of_many_episodes_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LeRobot's converter writes all episodes of a file as one."""
+    made = write(tmp_path / "set", video=None, files=((0, 1, 2),))
+    path = made.folder / "data/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(path), path)
+    source, table = LeRobotSource(made.folder, workers=1), LeRobotSource(made.folder)._table(path)
+    reads: list[list[str]] = []
+    read_groups = table._file.read_row_groups
+    monkeypatch.setattr(source, "_table", lambda _: table)
+    spy = lambda groups, columns: (reads.append(columns), read_groups(groups, columns=columns))[1]  # noqa: E731
+    monkeypatch.setattr(table, "_file", type("File", (), {"read_row_groups": staticmethod(spy)}))
+    for i, episode in enumerate(source.episodes(source.names, source.schema)):
+        np.testing.assert_array_equal(episode.images["front"], made.images[made.rows(i)])
+    assert sum(CAMERA in columns for columns in reads) == 1
+    assert len(reads) == 3  # episodes, numbers, images
+
+
 def test_parts_are_chosen_by_name_in_the_order_one_gives(tmp_path: Path) -> None:
     made = write(tmp_path / "set", video=None)
     made.edit_feature("observation.state", names={"arm": ["joint_0", "joint_1"], "object": ["x", "y", "z", "mass"]})

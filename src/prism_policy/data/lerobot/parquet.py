@@ -52,7 +52,7 @@ class Table:
             PrismError: there is no readable Parquet file at this path, or no pyarrow.
         """
         self.path, self._lock = path, threading.Lock()
-        self._held: tuple[Any, Any] = (None, None)
+        self._held: dict[tuple[str, ...], tuple[range, Any]] = {}
         with _parquet_errors(path):
             self._file = _pyarrow().parquet.ParquetFile(path, page_checksum_verification=True)
             about = self._file.metadata
@@ -87,15 +87,15 @@ class Table:
             return {key: table[key].to_pylist() for key in keys}
 
     def _slice(self, keys: tuple[str, ...], start: int, stop: int) -> Any:
-        """These rows; the row groups that hold them are kept for the next call, as its rows are often there, too."""
+        """These rows; the row groups that hold them are kept for the next call with these keys."""
         self.require(keys)
         first, last = np.searchsorted(self._ends, [start, max(stop - 1, start)], "right").tolist()
         groups = range(first, min(last + 1, len(self._ends)))
         with self._lock, _parquet_errors(self.path):
-            if self._held[0] != (groups, keys):
-                self._held = (groups, keys), self._file.read_row_groups(list(groups), columns=list(keys))
+            if keys not in self._held or self._held[keys][0] != groups:
+                self._held[keys] = groups, self._file.read_row_groups(list(groups), columns=list(keys))
             offset = int(self._ends[first - 1]) if first else 0
-            return self._held[1].slice(start - offset, stop - start)
+            return self._held[keys][1].slice(start - offset, stop - start)
 
     def _numbers(self, column: Any, key: str, width: int) -> np.ndarray:
         types, where = _pyarrow().types, f"{self.path}: {key}"
