@@ -13,6 +13,7 @@ import pytest
 
 from commandline import prism
 from community import demo, env_args, write_file
+from lerobot_files import RECORDED
 from prism_policy.data.lerobot import LeRobotSource
 
 PYTHON = os.environ.get("PRISM_LEROBOT_PYTHON", "")
@@ -79,6 +80,28 @@ def test_lerobot_reads_the_same_frames_and_vectors(video: str, tmp_path: Path) -
         held["window.action"], np.concatenate([held["action"][9:20], held["action"][[19] * 5]])
     )
     assert held["window.action_is_pad"].tolist() == [False] * 11 + [True] * 5
+
+
+FRAMES = """
+import sys
+import numpy as np
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+dataset = LeRobotDataset("local/recorded", root=sys.argv[1])
+frames = [dataset[i][dataset.meta.camera_keys[0]].numpy() for i in map(int, sys.argv[3:])]
+np.save(sys.argv[2], np.stack(frames))
+"""
+
+
+@pytest.mark.skipif(not RECORDED.is_dir(), reason="needs the recordings; PRISM_LEROBOT_DATA names their folder")
+def test_frames_of_a_recording_are_those_that_lerobot_decodes(tmp_path: Path) -> None:
+    source = LeRobotSource(RECORDED / "unitree_g1_v30")
+    episodes = list(source.episodes(source.names[:2], source.schema))
+    ours = np.concatenate([episode.images["cam_high"] for episode in episodes])
+    rows = [0, 1, 100, len(episodes[0]) - 1, len(episodes[0]), len(ours) - 1]
+    run(PYTHON, "-c", FRAMES, str(source.path), str(tmp_path / "frames.npy"), *map(str, rows))
+    theirs = (np.load(tmp_path / "frames.npy") * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(ours[rows], theirs)
 
 
 def test_lerobot_trains_on_it(tmp_path: Path) -> None:
