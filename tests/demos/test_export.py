@@ -1,7 +1,9 @@
 """What is exported comes back equal, whole or not at all; LeRobot itself is asked in test_export_lerobot.py."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -228,6 +230,22 @@ def test_what_cannot_be_exported_is_told_and_nothing_written(file: Path, tmp_pat
     done = prism("export", odd.folder, "--format", "lerobot", "--out", out)
     assert (done.returncode, "no readable Parquet file" in done.stderr) == (2, True)
     assert sorted(tmp_path.iterdir()) == folder
+
+
+@pytest.mark.parametrize("form", ["lerobot", "robomimic"])
+def test_a_full_disk_is_told_and_nothing_left(
+    form: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer_module, "write_table", full)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10_000))
+    done = prism("export", file, "--format", form, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert f"no space left on the disk of {tmp_path / 'out'}" in done.stderr
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_nothing_is_overwritten(file: Path, tmp_path: Path) -> None:

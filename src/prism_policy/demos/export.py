@@ -7,9 +7,11 @@ is equal to the bit.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,9 +138,11 @@ def _write_robomimic(source: Source, out: Path, beside: Beside, options: ExportO
         for done, episode in enumerate(source.episodes(names, schema), start=1):
             arrays = beside.arrays(episode) if beside.names else _arrays(episode, schema)
             arrays |= {beside.images.get(c, f"obs/{c}_image"): x for c, x in episode.images.items()}
+            _check_space(temporary, sum(x.nbytes for x in arrays.values()))
             task = options.task or episode.task
             said = {"ep_meta": json.dumps({"lang": task})} if task else {}
             write_demo(data.create_group(called[episode.name]), arrays, {**said, **beside.about(episode.name)})
+            file.flush()  # so that the disk's free space counts it
             total += len(episode)
             progress(done, len(names))
         env_args = json.dumps(_env_args(source, options.fps))
@@ -146,6 +150,12 @@ def _write_robomimic(source: Source, out: Path, beside: Beside, options: ExportO
         masks = {mask: [called[n] for n in members if n in called] for mask, members in source.masks.items()}
         for mask, members in (beside.masks or masks).items():
             file[f"mask/{mask}"] = np.array([name for name in members if name in called.values()], dtype="S")
+
+
+def _check_space(path: Path, size: int) -> None:
+    """Raise the error of a full disk before HDF5's library meets one, which ends the process."""
+    if shutil.disk_usage(path.parent).free < size + 2**20:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _arrays(episode: Episode, schema: Schema) -> dict[str, np.ndarray]:
