@@ -5,7 +5,8 @@ PRISM_LEROBOT_PYTHON=.../bin/python python benchmarks/lerobot_data.py FOLDER [--
 FOLDER is a dataset v3.0. Two things are compared. The first pass: every frame decoded once, here into the frame cache
 (written, checksummed and flushed to the disk, from an empty cache each time). And 512 windows of two frames a camera
 and 16 actions once that is done: here from the cache, at the recording's size and resized to 84 px; LeRobot decodes
-them again each time, and, being slow, only `--few` of them a round. LeRobot reads in one process and in two.
+them again each time, and, being slow, only `--few` of them a round. LeRobot reads in one process and in two, by
+torchcodec (its default, which needs FFmpeg's libraries) and by PyAV.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ BATCH, HORIZON, N_OBS, WORKERS = 512, 16, 2, 2
 
 
 class Theirs:
-    """LeRobot in a process of its own."""
+    """LeRobot in a process of its own: its decoder does not survive a fork of what has used it."""
 
-    def __init__(self, python: str, folder: Path, fps: int) -> None:
+    def __init__(self, folder: Path, fps: int, backend: str, processes: int) -> None:
         worker = Path(__file__).with_name("lerobot_worker.py")
         offline = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": ""}
         self.process = subprocess.Popen(
-            [python, str(worker), str(folder), str(fps)],
+            [os.environ["PRISM_LEROBOT_PYTHON"], str(worker), str(folder), str(fps), backend, str(processes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -88,7 +89,10 @@ def fill_cache(folder: Path, resize: Resize | None = None) -> None:
 
 def table(title: str, rows: dict[str, list[float]], baselines: tuple[str, str], ours: tuple[str, ...]) -> None:
     """Print medians and, of ours, how many times as fast as each of LeRobot's."""
-    print(f"\n| {title} | s, median | times as fast as {baselines[0]} | as {baselines[1]} |\n|---|---|---|---|")
+    print(
+        f"\n| {title} | s, median | times as fast as {baselines[0]} | as {baselines[1]} |\n|---|---|---|---|",
+        flush=True,
+    )
     for name, times in rows.items():
         faster = [ratio(rows[baseline], times) for baseline in baselines] if name in ours else ["", ""]
         print(f"| {name} | {statistics.median(times):.4g} | {' | '.join(faster)} |")
@@ -104,12 +108,14 @@ def main() -> None:
     folder, rounds = arguments.folder, arguments.rounds
     torch.set_num_threads(1)
     fps = int(LeRobotSource(folder).schema.fps or 1)
-    theirs = Theirs(os.environ["PRISM_LEROBOT_PYTHON"], folder, fps)
+    one, two, pyav = (
+        f"LeRobotDataset, {how}" for how in ("torchcodec", "torchcodec, two processes", "PyAV, two processes")
+    )
+    ways = {one: ("torchcodec", 0), two: ("torchcodec", WORKERS), pyav: ("pyav", WORKERS)}
+    theirs = {name: Theirs(folder, fps, *way) for name, way in ways.items()}
     print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    one, two = "LeRobotDataset, one process", "LeRobotDataset, DataLoader with two"
     first: dict[str, Callable[[], float]] = {
-        one: lambda: theirs("all 0"),
-        two: lambda: theirs(f"all {WORKERS}"),
+        **{name: lambda ask=ask: ask("all") for name, ask in theirs.items()},
         "ours, decoded by two threads": lambda: seconds(lambda: decode_all(folder)),
         "ours, into the frame cache": lambda: seconds(lambda: fill_cache(folder)),
         "ours, into the frame cache at 84 px": lambda: seconds(lambda: fill_cache(folder, Resize((84, 84)))),
@@ -118,7 +124,7 @@ def main() -> None:
     for _ in range(rounds):
         for name, function in first.items():
             passes[name].append(function())
-    table("first pass over all frames", passes, (one, two), tuple(list(first)[2:]))
+    table("first pass over all frames", passes, (one, two), tuple(list(first)[3:]))
 
     source = LeRobotSource(folder)
     with tempfile.TemporaryDirectory() as cache, keep_freed_memory():
@@ -127,11 +133,10 @@ def main() -> None:
             name: Windows(open_frames(source, source.schema, Path(cache), resize), HORIZON, N_OBS, 8)
             for name, resize in sizes.items()
         }
-        times: dict[str, list[float]] = {name: [] for name in (one, two, *sizes)}
+        times: dict[str, list[float]] = {name: [] for name in (*theirs, *sizes)}
         for i in range(-1, rounds):  # the first touches every page
             scale = BATCH / arguments.few
-            timed = {one: scale * theirs(f"windows {arguments.few} {i + 1} 0")}
-            timed[two] = scale * theirs(f"windows {arguments.few} {i + 1} {WORKERS}")
+            timed = {name: scale * ask(f"windows {arguments.few} {i + 1}") for name, ask in theirs.items()}
             for name, windows in all_windows.items():
                 indices = torch.randint(0, len(windows), (BATCH,), generator=torch.Generator().manual_seed(i + 1))
                 timed[name] = statistics.median(seconds(lambda w=windows, x=indices: w.batch(x)) for _ in range(5))
@@ -139,7 +144,8 @@ def main() -> None:
                 for name, value in timed.items():
                     times[name].append(value)
     table(f"{BATCH} windows", times, (one, two), tuple(sizes))
-    theirs.close()
+    for one_of in theirs.values():
+        one_of.close()
     print(f"\nload after: {os.getloadavg()[0]:.1f}")
 
 

@@ -1,9 +1,9 @@
 """LeRobot's side of lerobot_data.py, in a Python that has LeRobot: answers each line of standard input with seconds.
 
-python benchmarks/lerobot_worker.py FOLDER FPS
+python benchmarks/lerobot_worker.py FOLDER FPS BACKEND PROCESSES
 
-`windows N SEED PROCESSES`: N windows drawn at random, as one batch; `all PROCESSES`: every frame once, in order. With
-PROCESSES 0 the dataset is read in this process, else through a DataLoader with as many.
+`windows N SEED`: N windows drawn at random; `all`: every frame once, in order. With PROCESSES 0 the dataset is read in
+this process, else through a DataLoader with as many. BACKEND is torchcodec or pyav.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ HORIZON = 16
 def main() -> None:
     """Answer until the input ends."""
     torch.set_num_threads(1)
-    folder, fps = sys.argv[1], int(sys.argv[2])
-    frames = LeRobotDataset("local/benchmark", root=folder)
+    folder, fps, backend, processes = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    frames = LeRobotDataset("local/benchmark", root=folder, video_backend=backend)
     past, future = [-1 / fps, 0.0], [i / fps for i in range(-1, HORIZON - 1)]
     stamps = {**dict.fromkeys([*frames.meta.camera_keys, "observation.state"], past), "action": future}
-    windows = LeRobotDataset("local/benchmark", root=folder, delta_timestamps=stamps)
-    print(len(frames), frames[0][frames.meta.camera_keys[0]].shape, flush=True)
+    windows = LeRobotDataset("local/benchmark", root=folder, delta_timestamps=stamps, video_backend=backend)
+    print(f"{len(frames)} frames, {frames.meta.shapes[frames.meta.camera_keys[0]]}, {backend}", flush=True)
     for line in sys.stdin:
         what, *numbers = line.split()
         if what == "windows":
-            count, seed, processes = map(int, numbers)
+            count, seed = map(int, numbers)
             generator = torch.Generator().manual_seed(seed)
             chosen = torch.randint(0, len(windows), (count,), generator=generator).tolist()
             dataset, indices = windows, chosen
         else:
-            dataset, indices, processes = frames, list(range(len(frames))), int(numbers[0])
+            dataset, indices = frames, list(range(len(frames)))
         started = time.perf_counter()
         if processes:
             for _ in DataLoader(Subset(dataset, indices), batch_size=16, num_workers=processes):
