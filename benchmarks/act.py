@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from prism_policy.config import presets
-from prism_policy.config.settings import DDPMConfig, PolicyConfig, PolicyKind
+from prism_policy.config.settings import DDPMConfig, PolicyConfig, PolicyKind, TaskConfig
+from prism_policy.data.schema import task_schema
 from prism_policy.models.packed import packed
 from prism_policy.models.unet1d import ConditionalUNet1D
 from prism_policy.policies import build_policy
 from prism_policy.probe.encoder_cost import device_name
 
-CAMERAS, PROPRIO, ACTION, COND = ("agentview", "robot0_eye_in_hand"), 9, 7, 274
+CAMERAS, STATE, ACTION, COND = ("agentview", "robot0_eye_in_hand"), 9, 7, 274
 OURS = "ours, as `act` calls it"
 
 Functions = dict[str, Callable[[], object]]
@@ -47,7 +48,7 @@ def import_lerobot() -> Any:
     feature, kinds = types.PolicyFeature, types.FeatureType
     images = {f"observation.images.{c}": feature(kinds.VISUAL, (3, 84, 84)) for c in CAMERAS}
     config = configuration_diffusion.DiffusionConfig(
-        input_features={"observation.state": feature(kinds.STATE, (PROPRIO,)), **images},
+        input_features={"observation.state": feature(kinds.STATE, (STATE,)), **images},
         output_features={"action": feature(kinds.ACTION, (ACTION,))},
         down_dims=(256, 512, 1024),
         crop_shape=(76, 76),
@@ -170,18 +171,18 @@ def chunk(arguments: argparse.Namespace, device: torch.device, floor: Floor) -> 
     """Whole chunks: two cameras' images in, actions out."""
     generator = torch.Generator().manual_seed(0)
     images = {c: torch.randint(0, 256, (1, 2, 84, 84, 3), dtype=torch.uint8, generator=generator) for c in CAMERAS}
-    observation = {"images": images, "proprio": torch.randn(1, 2, PROPRIO, generator=generator)}
+    observation = {"images": images, "state": torch.randn(1, 2, STATE, generator=generator)}
     functions: Functions = {}
     least: dict[str, float] = {}
     lerobot = import_lerobot()
     if lerobot is not None:
         lerobot = lerobot.to(device).eval()
         floats = torch.stack([x.permute(0, 1, 4, 2, 3) / 255 for x in images.values()], dim=2).to(device)
-        batch = {"observation.state": observation["proprio"].to(device), "observation.images": floats}
+        batch = {"observation.state": observation["state"].to(device), "observation.images": floats}
         functions["LeRobot, DDPM, 100 steps"] = torch.no_grad()(lambda: lerobot.generate_actions(batch))
     for encoder in arguments.encoder:
         for name, (config, calls) in policies(encoder).items():
-            policy = build_policy(config, dict.fromkeys(CAMERAS, (84, 84)), PROPRIO, ACTION)
+            policy = build_policy(config, task_schema(TaskConfig()))
             policy = policy.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
             functions[name] = lambda policy=policy: policy.act(observation, torch.Generator().manual_seed(0))
             seen = policy._checked(observation)

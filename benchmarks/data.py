@@ -27,7 +27,8 @@ from timing import in_turn, ms, ratio
 from torch import Tensor
 
 from prism_policy.data.frames import open_frames
-from prism_policy.data.robomimic import write_demo
+from prism_policy.data.robomimic import usual_state, write_demo
+from prism_policy.data.source import RobomimicSource
 from prism_policy.data.windows import Windows
 from prism_policy.probe.encoder_cost import device_name
 from prism_policy.utils.memory import keep_freed_memory
@@ -134,7 +135,9 @@ def open_alone(path: str, cache: str) -> None:
     """Print seconds to open the cached frames and the process's peak memory beyond its start [bytes], in a process."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
-    frames = open_frames(Path(path), CAMERAS, Path(cache))
+    source = RobomimicSource(Path(path))
+    schema = source.schema.select(cameras=CAMERAS, state=usual_state(source.schema))
+    frames = open_frames(source, schema, Path(cache))
     opened = time.perf_counter() - started
     for images in frames.images.values():
         images.view(-1)[::4096].max()  # touches every page
@@ -160,7 +163,9 @@ def main() -> None:
         path = Path(folder) / "demos.hdf5"
         write_hdf5(path, arguments)
         started = time.perf_counter()
-        frames = open_frames(path, CAMERAS, Path(folder))
+        source = RobomimicSource(path)
+        schema = source.schema.select(cameras=CAMERAS, state=usual_state(source.schema))
+        frames = open_frames(source, schema, Path(folder))
         unpacked = time.perf_counter() - started
         windows = Windows(frames, HORIZON, N_OBS, 8)
         command = [sys.executable, __file__, "--open", str(path), folder]

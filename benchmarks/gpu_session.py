@@ -26,10 +26,11 @@ import torch
 from act import bandwidth
 from timing import seconds_of
 from torch.utils.flop_counter import FlopCounterMode
-from training_step import ACTION, CAMERAS, PROPRIO, SIZE, some_windows
+from training_step import ACTION, CAMERAS, SIZE, STATE, some_windows
 
 from prism_policy.config import presets
 from prism_policy.config.settings import PolicyKind, RunConfig
+from prism_policy.data.schema import task_schema
 from prism_policy.errors import PrismError
 from prism_policy.probe.encoder_cost import device_name
 from prism_policy.run_folder import make_policy
@@ -47,7 +48,7 @@ def batch_of(policy: Any, size: int, seed: int) -> dict[str, Any]:
     shape = (size, 2, SIZE, SIZE, 3)
     return {
         "images": {c: torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for c in CAMERAS},
-        "proprio": torch.randn(size, 2, PROPRIO, generator=generator),
+        "state": torch.randn(size, 2, STATE, generator=generator),
         "actions": torch.rand(size, 16, ACTION, generator=generator) * 2 - 1,
         "mask": torch.rand(size, 16, generator=generator) < 0.9,
         "draws": policy.draw(size, generator),
@@ -71,8 +72,8 @@ def check_gradients(arguments: argparse.Namespace) -> None:
     for kind in get_args(PolicyKind):
         config = presets.nano(policy=kind)
         torch.manual_seed(0)
-        exact = make_policy(config, PROPRIO, ACTION).double().train()
-        policy = make_policy(config, PROPRIO, ACTION)
+        exact = make_policy(config, task_schema(config.task)).double().train()
+        policy = make_policy(config, task_schema(config.task))
         policy.load_state_dict({k: v.float() for k, v in exact.state_dict().items()})
         policy = policy.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         batch = batch_of(policy, 8, seed=1)
@@ -115,7 +116,7 @@ def paper_step(arguments: argparse.Namespace, resolution: int = SIZE) -> tuple[R
     device = torch.device(arguments.device)
     config = presets.paper()
     config = replace(config, task=replace(config.task, render=replace(config.task.render, resolution=resolution)))
-    policy = make_policy(config, PROPRIO, ACTION).to(device, memory_format=torch.channels_last).train()
+    policy = make_policy(config, task_schema(config.task)).to(device, memory_format=torch.channels_last).train()
     state = TrainState(policy, config.train)
     model = torch.compile(policy) if device.type == "cuda" else policy
     batch = batch_of(policy, arguments.batch_size, seed=2)
@@ -148,7 +149,7 @@ def measure_step(arguments: argparse.Namespace) -> None:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         config, step = paper_step(arguments, resolution)
-        policy = make_policy(config, PROPRIO, ACTION).to(device)
+        policy = make_policy(config, task_schema(config.task)).to(device)
         with arithmetic(config.train, device):
             with FlopCounterMode(display=False) as counter:
                 small = moved(batch_of(policy, 2, 0), device)

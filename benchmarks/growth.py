@@ -27,6 +27,7 @@ from encoder import status_mib
 
 from prism_policy.config import presets
 from prism_policy.data.frames import Frames
+from prism_policy.data.schema import Part, Schema
 from prism_policy.data.windows import Windows, batch_indices
 from prism_policy.policies import build_policy
 from prism_policy.probe.encoder_cost import device_name
@@ -34,7 +35,7 @@ from prism_policy.training.checkpoint import TrainState
 from prism_policy.training.prefetch import moved
 from prism_policy.utils.memory import keep_freed_memory
 
-PROPRIO, ACTION, EPISODE = 9, 7, 50
+STATE, ACTION, EPISODE = 9, 7, 50
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,14 @@ def frames_of(point: Point, folder: Path | None) -> Frames:
                     file.write(block.data)
             frames = np.memmap(path, np.uint8, "c", shape=shape)
         images[f"camera{i}"] = torch.from_numpy(frames)
-    proprio = torch.from_numpy(rng.normal(size=(count, PROPRIO)).astype(np.float32))
+    state = torch.from_numpy(rng.normal(size=(count, STATE)).astype(np.float32))
     actions = torch.from_numpy(rng.uniform(-1, 1, (count, ACTION)).astype(np.float32))
     ends = tuple(range(EPISODE, count + 1, EPISODE))
-    return Frames(images, proprio, actions, torch.zeros(count, dtype=torch.bool), ends, ("",) * len(ends), bool(folder))
+    cameras = dict.fromkeys(images, (point.resolution, point.resolution))
+    schema = Schema(cameras, (Part("state", STATE),), (Part("action", ACTION),))
+    return Frames(
+        images, state, actions, torch.zeros(count, dtype=torch.bool), ends, ("",) * len(ends), schema, (), bool(folder)
+    )
 
 
 def measure(point: Point, arguments: argparse.Namespace, mapped: bool) -> dict[str, Any]:
@@ -91,8 +96,7 @@ def measure(point: Point, arguments: argparse.Namespace, mapped: bool) -> dict[s
         windows = Windows(frames_of(point, Path(folder) if mapped else None), 16, 2, 8)
         preset = presets.paper() if point.sizes == "paper" else presets.nano()
         shape = replace(preset.policy, encoder=replace(preset.policy.encoder, width=point.width))
-        cameras = dict.fromkeys(windows.frames.images, (point.resolution, point.resolution))
-        policy = build_policy(shape, cameras, PROPRIO, ACTION)
+        policy = build_policy(shape, windows.frames.schema)
         policy = policy.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         state = TrainState(policy, preset.train)
         if device.type == "cuda":

@@ -28,6 +28,7 @@ import numpy as np
 import psutil
 
 from prism_policy.config import presets
+from prism_policy.data.schema import task_schema
 from prism_policy.deploy.client import PolicyClient
 from prism_policy.deploy.msgpack_numpy import pack
 from prism_policy.errors import PrismError
@@ -50,7 +51,7 @@ class Hostile:
             about = client.metadata
         steps = about["n_obs_steps"]
         images = {camera: np.zeros((steps, *size), np.uint8) for camera, size in about["cameras"].items()}
-        self.question = frame(pack({"images": images, "proprio": np.zeros((steps, about["proprio_dim"]))}))
+        self.question = frame(pack({"images": images, "state": np.zeros((steps, about["state_dim"]))}))
 
     def rounds(self) -> Iterator[socket.socket]:
         """A fresh connection each time, until the end; what the server does about it is no failure."""
@@ -198,7 +199,7 @@ def beside(url: str, server: int, kind: str, seconds: float) -> Waits:
         end = time.monotonic() + seconds
         try:
             while time.monotonic() < end:
-                answer = robot.infer({"images": images, "proprio": np.zeros(about["proprio_dim"])})
+                answer = robot.infer({"images": images, "state": np.zeros(about["state_dim"])})
                 computes.append(answer["server_timing"]["infer_ms"] / 1000)
                 waits.append(robot.round_trips_s[-1] - computes[-1])
                 started = time.monotonic()
@@ -245,7 +246,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         open_run(run, config)
-        policy = make_policy(config, 9, 7)
+        policy = make_policy(config, task_schema(config.task))
         save_normalizer(run, policy, config.task)
         save_weights(run, {n: t for n, t in policy.state_dict().items() if not n.startswith("normalizer.")})
         with served(run) as (url, server):

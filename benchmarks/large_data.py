@@ -24,7 +24,9 @@ import torch
 from elsewhere import output_of
 
 from prism_policy.config import presets
+from prism_policy.config.settings import TaskConfig
 from prism_policy.data.frames import Frames
+from prism_policy.data.schema import task_schema
 from prism_policy.data.windows import Windows
 from prism_policy.probe.encoder_cost import device_name
 from prism_policy.training.trainer import Trainer
@@ -57,11 +59,12 @@ def open_windows(folder: Path, count: int, mapped: bool = True) -> Windows:
     maps = {c: np.memmap(folder / f"{c}.raw", np.uint8, "c", shape=shape) for c in CAMERAS}
     images = {c: torch.from_numpy(x if mapped else np.array(x)) for c, x in maps.items()}
     rng = np.random.default_rng(1)
-    proprio = torch.from_numpy(rng.normal(size=(count, 9)).astype(np.float32))
+    state = torch.from_numpy(rng.normal(size=(count, 9)).astype(np.float32))
     actions = torch.from_numpy(rng.uniform(-1, 1, (count, 7)).astype(np.float32))
     ends = tuple(range(EPISODE, count + 1, EPISODE))
     names = tuple(f"demo_{i}" for i in range(len(ends)))
-    frames = Frames(images, proprio, actions, torch.zeros(count, dtype=torch.bool), ends, names, mapped)
+    schema = task_schema(TaskConfig())
+    frames = Frames(images, state, actions, torch.zeros(count, dtype=torch.bool), ends, names, schema, (), mapped)
     return Windows(frames, 16, 2, 8)
 
 

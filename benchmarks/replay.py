@@ -27,7 +27,7 @@ def replay(env: RobosuiteEnv, states: np.ndarray, actions: np.ndarray) -> tuple[
     env.reset(options={"state": states[0]})
     for action in actions:
         success = env.advance(action)
-    hands = [np.stack([env.observe(state)["proprio"][:3] for state in path]) for path in (env.states[:-1], states)]
+    hands = [np.stack([env.observe(state)["state"][:3] for state in path]) for path in (env.states[:-1], states)]
     return success, float(np.linalg.norm(hands[0] - hands[1], axis=1).max())
 
 
@@ -48,14 +48,14 @@ def main() -> None:
         held, results = 0, []
         for episode in episodes:
             goals = []
-            for state, action in zip(episode.states, episode.actions, strict=True):
+            for state, action in zip(episode.sim_states, episode.actions, strict=True):
                 delta.set_state(state)
                 goals.append(delta.absolute(action))
-            delta.set_state(episode.states[-1])
+            delta.set_state(episode.sim_states[-1])
             held += delta.success
             learned = encode_absolute(np.stack(goals)).astype(np.float32)
             moves = ((delta, episode.actions), (absolute, decode_absolute(learned)))
-            results.append([replay(env, episode.states, actions) for env, actions in moves])
+            results.append([replay(env, episode.sim_states, actions) for env, actions in moves])
         columns = []
         for kind in zip(*results, strict=True):
             columns += [f"{sum(s for s, _ in kind)}", f"{1000 * max(d for _, d in kind):.2g} mm"]

@@ -19,6 +19,7 @@ from timing import in_turn, ratio
 
 from prism_policy.config import presets
 from prism_policy.config.settings import RunConfig, TaskConfig
+from prism_policy.data.schema import task_schema
 from prism_policy.envs.simulators import prepare_opengl
 from prism_policy.envs.workers import Request, WorkerPool
 from prism_policy.evaluation.rollouts import acting_threads, episode_noise, sample_chunks
@@ -79,7 +80,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=48, help="of an episode; nothing ends earlier")
     arguments = parser.parse_args()
     config: RunConfig = getattr(presets, arguments.preset)(arguments.task)
-    policy = make_policy(config, 9, 7).eval()  # untrained: it costs the same, and no episode ends early
+    policy = make_policy(
+        config, task_schema(config.task)
+    ).eval()  # untrained: it costs the same, and no episode ends early
     task = replace(config.task, max_steps=arguments.steps)
     prepare_opengl()
     cores = sorted(os.sched_getaffinity(0))[:2]

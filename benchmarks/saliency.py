@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from prism_policy.config import presets
+from prism_policy.data.schema import task_schema
 from prism_policy.run_folder import load_policy, make_policy
 from prism_policy.saliency.attribution import METHODS, Attribution, saliency
 
@@ -32,10 +33,11 @@ def main() -> None:
     if asked.run:
         policy = load_policy(asked.run)
     else:
-        policy = make_policy(getattr(presets, asked.preset)("lift", asked.policy, asked.encoder), 9, 7).eval()
+        config = getattr(presets, asked.preset)("lift", asked.policy, asked.encoder)
+        policy = make_policy(config, task_schema(config.task)).eval()
     size = next(iter(policy.encoder.cameras.values()))
     images = {c: torch.randint(0, 256, (FRAMES, 2, *size, 3), dtype=torch.uint8) for c in policy.encoder.cameras}
-    observation = {"images": images, "proprio": torch.zeros(FRAMES, 2, 9)}
+    observation = {"images": images, "state": torch.zeros(FRAMES, 2, 9)}
     print(f"{asked.run or asked.preset}, {policy.config.kind}, {len(images)} cameras of {size[0]} px, {FRAMES} frames, "
           f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} before")  # fmt: skip
     print("| method | through | s | ms a frame |\n|---|---|---|---|")

@@ -22,6 +22,7 @@ from elsewhere import LIMIT_S
 
 from prism_policy.config import presets
 from prism_policy.config.settings import RunConfig
+from prism_policy.data.schema import task_schema
 from prism_policy.deploy.client import PolicyClient
 from prism_policy.run_folder import load_policy, make_policy, open_run, save_normalizer, save_weights
 
@@ -40,15 +41,15 @@ def main() -> None:
 def row(name: str, config: RunConfig, folder: Path, rounds: int) -> None:
     """Measure one policy with random weights."""
     open_run(folder, config)
-    policy = make_policy(config, 9, 7)
+    policy = make_policy(config, task_schema(config.task))
     save_normalizer(folder, policy, config.task)
     save_weights(folder, {n: t for n, t in policy.state_dict().items() if not n.startswith("normalizer.")})
     policy = load_policy(folder)
     rng = np.random.default_rng(0)
     frames = {c: rng.integers(0, 256, (2, *size, 3), np.uint8) for c, size in policy.encoder.cameras.items()}
-    proprio = np.zeros((2, 9), np.float32)
+    state = np.zeros((2, 9), np.float32)
     observation = {
-        "images": {c: torch.from_numpy(x)[None] for c, x in frames.items()}, "proprio": torch.from_numpy(proprio)[None]
+        "images": {c: torch.from_numpy(x)[None] for c, x in frames.items()}, "state": torch.from_numpy(state)[None]
     }  # fmt: skip
     command = [sys.executable, "-m", "prism_policy", "serve", str(folder), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -62,7 +63,7 @@ def row(name: str, config: RunConfig, folder: Path, rounds: int) -> None:
                 direct, served = [], []
                 for i in range(rounds + 1):  # the first one makes kernels and buffers
                     here = timed(lambda: policy.act(observation))
-                    there = timed(lambda: client.infer({"images": frames, "proprio": proprio}))
+                    there = timed(lambda: client.infer({"images": frames, "state": state}))
                     if i:
                         direct += here
                         served += there

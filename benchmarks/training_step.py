@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from prism_policy.config import presets
-from prism_policy.config.settings import PolicyConfig, Precision, RunConfig
+from prism_policy.config.settings import PolicyConfig, Precision, RunConfig, TaskConfig
 from prism_policy.data.frames import Frames
 from prism_policy.data.robomimic import Episode
+from prism_policy.data.schema import task_schema
 from prism_policy.data.windows import Windows
 from prism_policy.models.unet1d import ConditionalUNet1D
 from prism_policy.policies.base import LossInputs
@@ -40,7 +41,7 @@ from prism_policy.training.checkpoint import TrainState
 from prism_policy.training.prefetch import moved
 from prism_policy.utils.memory import keep_freed_memory
 
-CAMERAS, PROPRIO, ACTION, SIZE = ("agentview", "robot0_eye_in_hand"), 9, 7, 84
+CAMERAS, STATE, ACTION, SIZE = ("agentview", "robot0_eye_in_hand"), 9, 7, 84
 LEROBOT, PLAIN = (
     "LeRobot 0.4.4",
     "plain: the same layers, float32 NCHW, a crop an image, PyTorch's default AdamW, EMA by name",
@@ -64,16 +65,16 @@ def some_windows() -> Windows:
     rng = np.random.default_rng(0)
     steps = 400
     images = {c: rng.integers(0, 256, (steps, SIZE, SIZE, 3), np.uint8) for c in CAMERAS}
-    proprio = rng.normal(size=(steps, PROPRIO)).astype(np.float32)
+    state = rng.normal(size=(steps, STATE)).astype(np.float32)
     actions = rng.uniform(-1, 1, (steps, ACTION)).astype(np.float32)
-    episode = Episode("demo_0", images, proprio, actions, np.zeros(steps, bool), np.zeros((steps, 0)))
-    return Windows(Frames.of([episode]), 16, 2, 8)
+    episode = Episode("demo_0", images, state, actions, np.zeros(steps, bool), np.zeros((steps, 0)))
+    return Windows(Frames.of([episode], task_schema(TaskConfig())), 16, 2, 8)
 
 
 def ours(config: RunConfig, name: str, batch_size: int, device: torch.device) -> tuple[nn.Module, Step]:
     """An update as the loop in `train` does it."""
     precision, compiled = OURS[name]
-    policy = make_policy(config, PROPRIO, ACTION).to(device, memory_format=torch.channels_last).train()
+    policy = make_policy(config, task_schema(config.task)).to(device, memory_format=torch.channels_last).train()
     state, windows = TrainState(policy, config.train), some_windows()
     if device.type == "cuda":
         windows = windows.to(device)
@@ -102,16 +103,16 @@ class PlainPolicy(nn.Module):
         super().__init__()
         self.encoders = nn.ModuleDict({c: PlainEncoder(config.encoder, SIZE) for c in CAMERAS})
         numbers = 2 * (config.encoder.num_keypoints or 0)
-        cond = config.n_obs_steps * (len(CAMERAS) * numbers + PROPRIO)
+        cond = config.n_obs_steps * (len(CAMERAS) * numbers + STATE)
         self.net = ConditionalUNet1D(
             ACTION, cond, config.down_dims, config.kernel_size, config.n_groups, config.step_embed_dim
         )
         self.register_buffer("alpha_bar", alpha_bars(config.ddpm).float())
 
-    def forward(self, images: dict[str, Tensor], proprio: Tensor, actions: Tensor) -> Tensor:
+    def forward(self, images: dict[str, Tensor], state: Tensor, actions: Tensor) -> Tensor:
         """Float images (B, 2, 3, H, W) and so on to the loss."""
-        features = [self.encoders[c](images[c].flatten(0, 1)).view(len(proprio), 2, -1) for c in CAMERAS]
-        cond = torch.cat([*features, proprio], dim=-1).flatten(1)
+        features = [self.encoders[c](images[c].flatten(0, 1)).view(len(state), 2, -1) for c in CAMERAS]
+        cond = torch.cat([*features, state], dim=-1).flatten(1)
         k = torch.randint(len(self.alpha_bar), (len(actions),), device=actions.device)
         noise, alpha_bar = torch.randn_like(actions), self.alpha_bar[k][:, None, None]
         noisy = alpha_bar.sqrt() * actions + (1 - alpha_bar).sqrt() * noise
@@ -123,7 +124,7 @@ def float_batch(batch_size: int, device: torch.device) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     return {
         "images": {c: torch.rand(batch_size, 2, 3, SIZE, SIZE, generator=generator).to(device) for c in CAMERAS},
-        "proprio": torch.randn(batch_size, 2, PROPRIO, generator=generator).to(device),
+        "state": torch.randn(batch_size, 2, STATE, generator=generator).to(device),
         "actions": torch.rand(batch_size, 16, ACTION, generator=generator).to(device) * 2 - 1,
     }
 
@@ -170,7 +171,7 @@ def lerobot(config: RunConfig, batch_size: int, device: torch.device) -> tuple[n
     feature, kinds, shape = types.PolicyFeature, types.FeatureType, config.policy
     images = {f"observation.images.{c}": feature(kinds.VISUAL, (3, SIZE, SIZE)) for c in CAMERAS}
     settings = configuration_diffusion.DiffusionConfig(
-        input_features={"observation.state": feature(kinds.STATE, (PROPRIO,)), **images},
+        input_features={"observation.state": feature(kinds.STATE, (STATE,)), **images},
         output_features={"action": feature(kinds.ACTION, (ACTION,))},
         vision_backbone="resnet18_narrowed",
         down_dims=shape.down_dims,
@@ -184,7 +185,7 @@ def lerobot(config: RunConfig, batch_size: int, device: torch.device) -> tuple[n
     optimizer = preset.build(model.parameters())
     batch = float_batch(batch_size, device)
     batch = {
-        "observation.state": batch["proprio"],
+        "observation.state": batch["state"],
         "observation.images": torch.stack(list(batch["images"].values()), dim=2),
         "action": batch["actions"],
         "action_is_pad": torch.zeros(batch_size, 16, dtype=torch.bool, device=device),
@@ -272,7 +273,7 @@ def parts(sizes: str, arguments: argparse.Namespace) -> None:
     device = torch.device(arguments.device)
     config = run_config(sizes)
     batch_size = arguments.batch_size
-    policy = make_policy(config, PROPRIO, ACTION).to(device, memory_format=torch.channels_last).train()
+    policy = make_policy(config, task_schema(config.task)).to(device, memory_format=torch.channels_last).train()
     state, windows = TrainState(policy, config.train), some_windows()
     indices = torch.arange(batch_size)
     batch = moved(windows.batch(indices) | {"draws": policy.draw(batch_size)}, device)

@@ -53,7 +53,7 @@ def episodes() -> list[Episode]:
     made = []
     for name, steps in (("demo_0", 30), ("demo_1", 25)):
         images = {c: rng.integers(0, 256, (steps, 84, 84, 3), np.uint8) for c in ("agentview", "robot0_eye_in_hand")}
-        proprio = rng.normal(size=(steps, 9)).astype(np.float32)
+        state = rng.normal(size=(steps, 9)).astype(np.float32)
         actions = rng.uniform(-1, 1, (steps, 7)).astype(np.float32)
-        made.append(Episode(name, images, proprio, actions, np.zeros(steps, bool), np.zeros((steps, 0))))
+        made.append(Episode(name, images, state, actions, np.zeros(steps, bool), np.zeros((steps, 0))))
     return made

@@ -15,14 +15,15 @@ import numpy as np
 import torch
 
 from prism_policy.config.settings import RunConfig
+from prism_policy.data.schema import task_schema
 from prism_policy.run_folder import make_policy, open_run, save_normalizer, save_weights
 
 
-def write_run(folder: Path, config: RunConfig, actions: int = 7) -> Path:
+def write_run(folder: Path, config: RunConfig) -> Path:
     """A run folder as training leaves it, with random weights."""
     open_run(folder, config)
     torch.manual_seed(0)
-    policy = make_policy(config, 9, actions)
+    policy = make_policy(config, task_schema(config.task))
     save_normalizer(folder, policy, config.task)
     save_weights(folder, {name: t for name, t in policy.state_dict().items() if not name.startswith("normalizer.")})
     return folder
@@ -43,7 +44,7 @@ def served(folder: Path, *arguments: str, key: str | None = None) -> Iterator[tu
                 said += line
             actual = re.search(r"at (ws://\S+)", said)
             assert actual, process.stderr and process.stderr.read()
-            assert "and proprio (9,): position x y z [m], quaternion x y z w" in said
+            assert "and state (9,): robot0_eef_pos (x, y, z), robot0_eef_quat (qx, qy, qz, qw)" in said
             yield actual[1], process
         finally:
             process.kill()
@@ -53,7 +54,7 @@ def frame(number: int) -> dict[str, Any]:
     rng = np.random.default_rng(number)
     return {
         "images": {"agentview": rng.integers(0, 256, (32, 32, 3), np.uint8)},
-        "proprio": rng.uniform(-1, 1, 9).astype(np.float32),
+        "state": rng.uniform(-1, 1, 9).astype(np.float32),
     }
 
 
@@ -62,5 +63,5 @@ def stacked(*numbers: int) -> dict[str, Any]:
     frames = [frame(number) for number in numbers]
     return {
         "images": {"agentview": np.stack([f["images"]["agentview"] for f in frames])},
-        "proprio": np.stack([f["proprio"] for f in frames]),
+        "state": np.stack([f["state"] for f in frames]),
     }

@@ -13,9 +13,9 @@ import numpy as np
 
 from commandline import prism
 from community import demo, env_args, write_file
+from panda import frames_of
 from prism_policy.cli.train import Train
 from prism_policy.config.settings import PolicyKind, RunConfig
-from prism_policy.data.frames import Frames
 from prism_policy.data.robomimic import read_demos
 from prism_policy.data.windows import Windows
 
@@ -60,7 +60,7 @@ def write_demos(path: Path, actions: int = 7, size: int = 32) -> Path:
 def small_windows(folder: Path) -> Windows:
     """Windows of the demonstrations to learn from."""
     folder.mkdir(parents=True, exist_ok=True)
-    frames = Frames.of(read_demos(write_demos(folder / "demos.hdf5")))
+    frames = frames_of(read_demos(write_demos(folder / "demos.hdf5")))
     return Windows(frames, 16, 2, 8, episodes=[0, 1, 2])
 
 

@@ -29,7 +29,7 @@ FLOORS: tuple[set[str], ...] = (
 DOORS = {"", "__init__", "__main__"}
 """Of the package itself: what users import, and `python -m prism_policy`."""
 SIMULATOR = ("robosuite", "mujoco")
-ONE_HOME = ("huggingface_hub", "libero", "ray", "rerun", "wandb", "jinja2")
+ONE_HOME = ("huggingface_hub", "libero", "pyarrow", "ray", "rerun", "wandb", "jinja2")
 """Optional or special packages that one file imports, if any."""
 
 FILES = {".".join(f.relative_to(ROOT).with_suffix("").parts): f for f in sorted(ROOT.rglob("*.py"))}

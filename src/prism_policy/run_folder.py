@@ -22,6 +22,7 @@ from prism_policy.config import config_json
 from prism_policy.config.ranges import Fraction, Natural
 from prism_policy.config.settings import ProbeConfig, RunConfig, TaskConfig, check
 from prism_policy.config.typed_json import Journal, open_file, read_journal, read_json
+from prism_policy.data.schema import Schema, task_schema
 from prism_policy.errors import PrismError
 from prism_policy.policies import Policy, build_policy
 from prism_policy.policies.instructions import instructions_of
@@ -80,8 +81,12 @@ class RunData:
     """Held-out ones."""
     train_only: str = ""
     """Why no simulation here can measure the policy; "" where one can."""
-    control_hz: float | None = None
-    """Control steps a second of the demonstrations; none where not recorded."""
+    schema: Schema | None = None
+    """What the policy takes and gives; none in a folder from before there was one."""
+    recorded: dict[str, tuple[int, int]] | None = None
+    """Sizes of the recording's images where they are resized before the policy sees them."""
+    action_range: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Lowest and highest of each number of the actions that were learned."""
 
 
 def read_data(folder: Path) -> RunData | None:
@@ -108,17 +113,21 @@ def keep_data(folder: Path, data: RunData) -> None:
 
 def check_rollouts(folder: Path) -> None:
     """Refuse to roll out the policy of a run that no simulation here can measure."""
+    if not read_run(folder).task.spec.simulated:
+        instead = f"its actions are compared with recorded ones instead: {folder / 'report.html'}"
+        raise PrismError(f"{folder} is of a task that nothing simulates, so its success cannot be measured; {instead}")
     if (data := read_data(folder)) and data.train_only:
         raise PrismError(f"{folder} was trained on demonstrations that cannot be rolled out here: {data.train_only}")
 
 
-def open_run(folder: Path, config: RunConfig) -> None:
+def open_run(folder: Path, config: RunConfig, schema: Schema | None = None) -> None:
     """Make the run folder of this configuration, or accept the one that holds it; bad input writes nothing.
 
     The demonstrations may lie elsewhere than when the run began: `keep_data` knows them by content.
     """
     check(config)
-    weightless_policy(config)  # what no network can be is refused before there is a folder
+    if schema is not None or config.task.spec.own_robot:
+        weightless_policy(config, schema or task_schema(config.task))  # refuses what no network can be
     check_layout(folder)
     if config.dataset and (folder / "data.json").exists() and (folder / "config.json").exists():
         began = config_json.load(RunConfig, folder / "config.json").dataset
@@ -179,18 +188,26 @@ def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> Ite
             yield f"{path}{key}", before, after
 
 
-def make_policy(config: RunConfig, proprio_dim: int, action_dim: int) -> Policy:
+def schema_of(folder: Path, config: RunConfig) -> Schema:
+    """What the policy of a run takes and gives, as its demonstrations said, or its simulated task does."""
+    data = read_data(folder)
+    if data is not None and data.schema is not None:
+        return data.schema
+    if not config.task.spec.own_robot:
+        raise PrismError(f"{folder / 'data.json'} does not say what the policy takes and gives; restore it")
+    return task_schema(config.task)
+
+
+def make_policy(config: RunConfig, schema: Schema) -> Policy:
     """A fresh policy for the run's task or tasks."""
-    size = config.task.render.resolution
-    cameras = dict.fromkeys(config.task.cameras, (size, size))
-    return build_policy(config.policy, cameras, proprio_dim, action_dim, instructions=instructions_of(config))
+    return build_policy(config.policy, schema, instructions=instructions_of(config))
 
 
-def weightless_policy(config: RunConfig, proprio_dim: int = 9, action_dim: int = 10) -> Policy:
+def weightless_policy(config: RunConfig, schema: Schema) -> Policy:
     """The run's policy without memory for its weights: it refuses what cannot be built, and knows every shape."""
     try:
         with torch.device("meta"):
-            return make_policy(config, proprio_dim, action_dim)
+            return make_policy(config, schema)
     except (RuntimeError, OverflowError) as error:  # of sizes whose product is beyond any number of bytes
         raise PrismError("policy: the sizes of this network are beyond any memory; choose smaller ones") from error
 
@@ -247,13 +264,13 @@ def load_policy(run_dir: Path | str, checkpoint: str = "last") -> Policy:
     """
     folder = Path(run_dir)
     config = read_run(folder)
+    schema = schema_of(folder, config)
     path = weights_path(folder, checkpoint)
     statistics = _read_statistics(folder, config.task)
     weights, _ = read_tensors(path)
-    sizes = len(statistics["proprio.scale"]), len(statistics["action.scale"])
-    check_weights(weightless_policy(config, *sizes), weights, path, folder / "config.json")
+    check_weights(weightless_policy(config, schema), weights, path, folder / "config.json")
     with torch.random.fork_rng(devices=[]):  # the weights that are replaced cost the caller no random numbers
-        policy = make_policy(config, *sizes)
+        policy = make_policy(config, schema)
     for name, normalizer in policy.normalizer.items():
         normalizer.load_statistics(statistics[f"{name}.scale"], statistics[f"{name}.offset"], name)  # type: ignore[operator]
     with torch.no_grad():
@@ -266,7 +283,7 @@ def _read_statistics(folder: Path, task: TaskConfig) -> dict[str, Tensor]:
     """Read the normalisers' statistics, and refuse a task that is not the one they belong to."""
     path = folder / "normalizer.safetensors"
     statistics, metadata = read_tensors(path)
-    expected = [f"{name}.{kind}" for name in ("proprio", "action") for kind in ("scale", "offset")]
+    expected = [f"{name}.{kind}" for name in ("state", "action") for kind in ("scale", "offset")]
     if missing := [name for name in expected if name not in statistics]:
         held = ", ".join(statistics) or "nothing"
         raise PrismError(f"{path} lacks '{missing[0]}'; it has {held}; restore the file of this run")

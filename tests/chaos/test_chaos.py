@@ -249,7 +249,7 @@ def ask(folder: Path, process: subprocess.Popen[str]) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     images = {"agentview": rng.integers(0, 256, (2, 32, 32, 3), np.uint8)}
     with PolicyClient(found[1]) as client:
-        actions = client.infer({"images": images, "proprio": np.zeros((2, 9), np.float32)})["actions"]
+        actions = client.infer({"images": images, "state": np.zeros((2, 9), np.float32)})["actions"]
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE) == 0, printed(folder)
     return {"actions": hashlib.sha256(np.asarray(actions).tobytes()).hexdigest(), "log": "Traceback" in printed(folder)}

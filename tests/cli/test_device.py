@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from prism_policy.cli.main import main
+from prism_policy.data.schema import task_schema
 from prism_policy.run_folder import make_policy, open_run, save_normalizer, save_weights
 from small_run import SETTINGS, small_config, split, write_demos
 
@@ -18,7 +19,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("device")
     config = small_config(f"--dataset {write_demos(folder / 'demos.hdf5')}")
     open_run(folder / "run", config)
-    policy = make_policy(config, 9, 7)
+    policy = make_policy(config, task_schema(config.task))
     save_normalizer(folder / "run", policy, config.task)
     weights = {name: x for name, x in policy.state_dict().items() if not name.startswith("normalizer.")}
     save_weights(folder / "run", weights)

@@ -25,6 +25,11 @@ BAD = {
     "collect": ["--num-demos 0", "--out file", "--task juggle", "--workers 0 --out new"],
     "render": ["nothing.hdf5", "file", "empty"],
     "import": ["nothing.hdf5 new", "file new", "empty new"],
+    "export": [
+        *(f"{source} --format lerobot --out new" for source in ("nothing", "file", "empty", "hf:nobody")),
+        "file --format robomimic --out file",
+        "file --format robomimic --out new --video h264",
+    ],
     "download": ["robomimic/lift/xx --out new"],
     "info": ["nothing.hdf5", "./file"],
     "probe": ["--encoders nothing --out new", "--seeds -1 --out new"],

@@ -23,7 +23,7 @@ def test_config_survives_json(encoder: str) -> None:
     [
         (
             {"trian": {}},
-            "unknown field 'trian'; RunConfig has dataset, demos, evaluate, policy, seed, task, train, train_mask",
+            "unknown field 'trian'; RunConfig has data, dataset, demos, evaluate, policy, seed, task, train",
         ),
         ({"train": {"steps": "many"}}, "train.steps: expected int, got 'many'"),
         ({"train": {"steps": True}}, "train.steps: expected int, got True"),

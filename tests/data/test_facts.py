@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import community
-from prism_policy.data.facts import read_facts, split_demos
+from prism_policy.data.facts import read_facts
 from prism_policy.data.robomimic import iter_demos, read_demos
+from prism_policy.data.source import RobomimicSource, split_demos
 from prism_policy.errors import PrismError
 
 
@@ -60,7 +61,7 @@ def test_masks_that_cannot_be_followed_are_one_sentence(
     masks: dict[str, list[str]], sentence: str, tmp_path: Path
 ) -> None:
     with pytest.raises(PrismError, match=sentence):
-        split_demos(read_facts(write(tmp_path / "a.hdf5", masks=masks)), "a.hdf5")
+        split_demos(RobomimicSource(write(tmp_path / "a.hdf5", masks=masks)))
 
 
 @pytest.mark.parametrize(
@@ -75,14 +76,14 @@ def test_masks_that_cannot_be_followed_are_one_sentence(
 def test_half_of_the_masks_is_not_read_as_none(
     masks: dict[str, list[str]], mask: str, train: list[int], valid: list[int], tmp_path: Path
 ) -> None:
-    learned, held_out, _ = split_demos(read_facts(write(tmp_path / "a.hdf5", masks=masks)), "a.hdf5", mask)
+    learned, held_out, _ = split_demos(RobomimicSource(write(tmp_path / "a.hdf5", masks=masks)), mask)
     assert (learned, held_out) == ([f"demo_{i}" for i in train], [f"demo_{i}" for i in valid])
 
 
 def test_a_mask_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
-    facts = read_facts(write(tmp_path / "a.hdf5", masks={"train": ["demo_0"], "few": ["demo_1"]}))
+    source = RobomimicSource(write(tmp_path / "a.hdf5", masks={"train": ["demo_0"], "few": ["demo_1"]}))
     with pytest.raises(PrismError, match="no mask 'some'; it has few, train"):
-        split_demos(facts, "a.hdf5", "some")
+        split_demos(source, "some")
 
 
 @pytest.mark.parametrize(

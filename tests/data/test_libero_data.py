@@ -69,9 +69,9 @@ def test_an_action_stands_beside_what_was_seen_before_it(recorded: Path) -> None
     for episode, steps in zip(libero_episodes(recorded), STEPS, strict=True):
         seen = episode.images["agentview"][:, 64, 0, 0]
         assert len(episode) == steps - 1  # nothing was recorded before the first
-        assert np.array_equal(seen, episode.states[:, 0])
+        assert np.array_equal(seen, episode.sim_states[:, 0])
         assert np.allclose(episode.actions[:, 0] * 100, seen)
-        assert np.allclose(episode.proprio[:, 0], seen + 0.2, atol=1e-5)  # the position follows the two fingers
+        assert np.allclose(episode.state[:, 0], seen + 0.2, atol=1e-5)  # the position follows the two fingers
 
 
 def test_images_stand_upright(recorded: Path) -> None:
@@ -81,8 +81,8 @@ def test_images_stand_upright(recorded: Path) -> None:
         assert (frames[:, -1] != 200).all()
 
 
-def test_proprio_is_position_quaternion_fingers(recorded: Path) -> None:
-    row = next(libero_episodes(recorded)).proprio[0]
+def test_state_is_position_quaternion_fingers(recorded: Path) -> None:
+    row = next(libero_episodes(recorded)).state[0]
     assert np.allclose(row - row[0], [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, -0.2, -0.1], atol=1e-5)
 
 
@@ -99,9 +99,9 @@ def test_an_import_reads_as_this_librarys_demonstrations(recorded: Path, tmp_pat
     ours = read_demos(target, ["agentview", "robot0_eye_in_hand"])
     for episode, theirs in zip(ours, libero_episodes(recorded), strict=True):
         assert np.array_equal(episode.images["agentview"], theirs.images["agentview"])
-        assert np.array_equal(episode.proprio, theirs.proprio)
+        assert np.array_equal(episode.state, theirs.state)
         assert np.array_equal(episode.actions, theirs.actions)
-        assert np.array_equal(episode.states, theirs.states)
+        assert np.array_equal(episode.sim_states, theirs.sim_states)
     with h5py.File(target) as file:
         assert file["data"].attrs["libero_task"] == TITLE
         assert set(file["mask"]) == {"train", "valid"}
@@ -133,9 +133,9 @@ def test_a_round_trip_keeps_every_step(recorded: Path, tmp_path: Path) -> None:
     for a, b in zip(read_demos(ours, cameras), read_demos(again, cameras), strict=True):
         for camera in cameras:
             assert np.array_equal(a.images[camera], b.images[camera])
-        assert np.array_equal(a.proprio, b.proprio)
+        assert np.array_equal(a.state, b.state)
         assert np.array_equal(a.actions, b.actions)
-        assert np.array_equal(a.states, b.states)
+        assert np.array_equal(a.sim_states, b.sim_states)
 
 
 def test_what_is_exported_has_liberos_shift_and_rows(recorded: Path, tmp_path: Path) -> None:

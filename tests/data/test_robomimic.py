@@ -45,9 +45,9 @@ def test_demos_come_back_as_written_in_numeric_order(tmp_path: Path) -> None:
     assert [episode.name for episode in episodes] == [f"demo_{i}" for i in range(11)]
     for arrays, episode in zip(written, episodes, strict=True):
         np.testing.assert_array_equal(episode.images["agentview"], arrays["obs/agentview_image"])
-        np.testing.assert_array_equal(episode.states, arrays["states"])
+        np.testing.assert_array_equal(episode.sim_states, arrays["states"])
         np.testing.assert_array_equal(episode.actions, arrays["actions"].astype(np.float32))
-        np.testing.assert_array_equal(episode.proprio[:, 3:7], arrays["obs/robot0_eef_quat"].astype(np.float32))
+        np.testing.assert_array_equal(episode.state[:, 3:7], arrays["obs/robot0_eef_quat"].astype(np.float32))
         assert len(episode) == T
 
 
@@ -88,7 +88,7 @@ def test_masks_choose_demos(tmp_path: Path) -> None:
 def test_a_file_of_states_alone_is_read(tmp_path: Path) -> None:
     arrays = {key: values for key, values in demo_arrays().items() if not key.startswith("obs/")}
     (episode,) = read_demos(write(tmp_path / "demos.hdf5", arrays))
-    assert (episode.images, episode.proprio.shape) == ({}, (T, 0))
+    assert (episode.images, episode.state.shape) == ({}, (T, 0))
 
 
 def test_an_unknown_camera_is_named_with_those_the_file_holds(tmp_path: Path) -> None:
@@ -153,8 +153,8 @@ def test_files_of_every_generation_are_read(layout: str, compression: str | None
         arrays = written[episode.name]
         np.testing.assert_array_equal(episode.images["agentview"], arrays["obs/agentview_image"])
         low_dim = [arrays[f"obs/robot0_{key}"] for key in ("eef_pos", "eef_quat", "gripper_qpos")]
-        np.testing.assert_array_equal(episode.proprio, np.concatenate(low_dim, axis=1).astype(np.float32))
-        np.testing.assert_array_equal(episode.states, arrays["states"])
+        np.testing.assert_array_equal(episode.state, np.concatenate(low_dim, axis=1).astype(np.float32))
+        np.testing.assert_array_equal(episode.sim_states, arrays["states"])
     assert read_attributes(path)["env_args"] == about
     assert [episode.name for episode in read_demos(path, [], "worse")] == ["demo_7"]
 
@@ -164,8 +164,8 @@ def test_a_demo_file_without_observations_rewards_and_env_args_is_read(tmp_path:
     written = {"demo_1": community.demo(3)}
     path = community.write_file(tmp_path / "demo.hdf5", written, None, only=("actions", "states"))
     (episode,) = read_demos(path)
-    assert (episode.images, episode.extras, episode.proprio.shape) == ({}, {}, (3, 0))
-    np.testing.assert_array_equal(episode.states, written["demo_1"]["states"])
+    assert (episode.images, episode.extras, episode.state.shape) == ({}, {}, (3, 0))
+    np.testing.assert_array_equal(episode.sim_states, written["demo_1"]["states"])
 
 
 def test_a_mask_that_names_absent_demos_is_refused(tmp_path: Path) -> None:

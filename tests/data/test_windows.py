@@ -3,13 +3,13 @@
 import numpy as np
 import torch
 
-from prism_policy.data.frames import Frames
+from panda import frames_of
 from prism_policy.data.robomimic import Episode
 from prism_policy.data.windows import Windows, batch_indices
 
 
 def test_windows_pad_one_frame_before_and_seven_actions_after(episodes: list[Episode]) -> None:
-    windows = Windows(Frames.of(episodes), horizon=16, n_obs_steps=2, n_action_steps=8)
+    windows = Windows(frames_of(episodes), horizon=16, n_obs_steps=2, n_action_steps=8)
     expected_frames, expected_actions = [], []
     first = 0
     for episode in episodes:
@@ -23,7 +23,7 @@ def test_windows_pad_one_frame_before_and_seven_actions_after(episodes: list[Epi
 
 
 def test_a_batch_pairs_frames_with_their_actions(episodes: list[Episode]) -> None:
-    windows = Windows(Frames.of(episodes), horizon=16, n_obs_steps=2, n_action_steps=8)
+    windows = Windows(frames_of(episodes), horizon=16, n_obs_steps=2, n_action_steps=8)
     batch = windows.batch(torch.tensor([5, len(windows) - 1]))
     start = 4  # window 5 starts at step 4, for the first one starts at -1
     np.testing.assert_array_equal(batch["actions"][0], episodes[0].actions[start : start + 16])
@@ -35,18 +35,18 @@ def cut(episode: Episode, steps: int, pushed: list[int] | None = None) -> Episod
     disturbed = np.zeros(steps, bool)
     disturbed[pushed or []] = True
     images = {c: x[:steps] for c, x in episode.images.items()}
-    return Episode("cut", images, episode.proprio[:steps], episode.actions[:steps], disturbed, np.zeros((steps, 0)))
+    return Episode("cut", images, episode.state[:steps], episode.actions[:steps], disturbed, np.zeros((steps, 0)))
 
 
 def test_an_episode_shorter_than_the_horizon_still_gives_windows(episodes: list[Episode]) -> None:
-    windows = Windows(Frames.of([cut(episodes[0], 5)]), horizon=16, n_obs_steps=2, n_action_steps=8)
+    windows = Windows(frames_of([cut(episodes[0], 5)]), horizon=16, n_obs_steps=2, n_action_steps=8)
     assert windows.predicted[0].tolist() == [0, 0, 1, 2, 3] + [4] * 11
     assert windows.mask.all()
 
 
 def test_pushes_and_what_follows_them_unseen_are_masked(episodes: list[Episode]) -> None:
     episode = cut(episodes[0], 12, pushed=[5, 6])
-    windows = Windows(Frames.of([episode]), horizon=4, n_obs_steps=2, n_action_steps=4)
+    windows = Windows(frames_of([episode]), horizon=4, n_obs_steps=2, n_action_steps=4)
     newest = windows.observed[:, 1].tolist()
     assert newest == [0, 1, 2, 3, 4, 7, 8, 9, 10, 11, 11]  # frames 5 and 6 are never the newest
     # The chunk of newest frame n holds the steps n - 1 .. n + 2; of n = 4, steps 5 and 6 are pushes.

@@ -70,7 +70,7 @@ def test_the_data_are_complete_and_say_how_they_were_made(states: Path, images: 
     assert len(episodes) == DEMOS.num_demos
     for episode in episodes:
         assert episode.images["agentview"].shape == (len(episode), 84, 84, 3)
-        assert episode.proprio.shape == (len(episode), 9)
+        assert episode.state.shape == (len(episode), 9)
         assert episode.extras["rewards"][-1] == 1
     attributes = read_attributes(images)
     assert attributes["render"]["resolution"] == 84
@@ -260,8 +260,8 @@ def test_images_and_scenes_are_what_their_versions_mean(tmp_path: Path) -> None:
         demo = file["data/demo_0"]
         means = [demo[f"obs/{camera}_image"][:].mean() for camera in TASK.cameras]
         np.testing.assert_allclose(means, [210.586, 207.027], atol=0.5)  # OpenGL's drivers differ a little
-        proprio = [demo[f"obs/robot0_{key}"][:].mean() for key in ("eef_pos", "eef_quat", "gripper_qpos")]
-        np.testing.assert_allclose(proprio, [0.28925, 0.2523, 0.00021], atol=1e-3)
+        state = [demo[f"obs/robot0_{key}"][:].mean() for key in ("eef_pos", "eef_quat", "gripper_qpos")]
+        np.testing.assert_allclose(state, [0.28925, 0.2523, 0.00021], atol=1e-3)
         absolute = [-0.02001, 0.02586, 0.86254, -0.1097, 0.02521, 0.01149, -0.31148]
         np.testing.assert_allclose(demo["actions_abs"][:].mean(0), absolute, atol=2e-3)
     with h5py.File(module.collect_scenes(TASK, 5, "evaluate", 0, tmp_path, workers=1)) as file:

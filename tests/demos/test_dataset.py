@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import community
+from panda import frames_in
 from prism_policy.config.settings import RunConfig
-from prism_policy.data.frames import open_frames
 from prism_policy.demos.dataset import fit_to_dataset, open_dataset
 from prism_policy.errors import PrismError
 from prism_policy.run_folder import check_rollouts, read_data
@@ -65,7 +65,8 @@ def test_a_run_that_no_simulation_can_measure_says_why(tmp_path: Path, capsys: p
     assert "No rollouts while training: expected one of robosuite's" in printed
     held = read_data(run)
     assert held is not None
-    assert held.control_hz == 10
+    assert held.schema is not None
+    assert held.schema.fps == 10
     with pytest.raises(PrismError, match=r"cannot be rolled out here: expected one of robosuite's .* 'Stack_D0'"):
         check_rollouts(run)
 
@@ -73,7 +74,7 @@ def test_a_run_that_no_simulation_can_measure_says_why(tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (("--train-mask none",), "has no mask 'none'; it has train, valid"),
+        (("--data.mask none",), "has no mask 'none'; it has train, valid"),
         (("--task.render.shadows",), "images are drawn with shadows False.* choose --task.render.shadows False"),
         (("--task.render.resolution 40",), "choose --task.render.resolution 32"),
     ],
@@ -108,18 +109,18 @@ def test_a_named_mask_is_learned(tmp_path: Path) -> None:
     data = write_demos(tmp_path / "a.hdf5")
     with h5py.File(data, "r+") as file:
         file["mask/20_percent"] = [b"demo_1"]
-    dataset = open_dataset(config_of(data, "--train-mask 20_percent"))
+    dataset = open_dataset(config_of(data, "--data.mask 20_percent"))
     assert dataset.names == (["demo_1"], ["demo_3"])
 
 
 def test_frames_zeroed_in_the_cache_are_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_demos(tmp_path / "a.hdf5")
-    images = open_frames(data, ["agentview"], tmp_path / "frames").images["agentview"].clone()
+    images = frames_in(data, ["agentview"], tmp_path / "frames").images["agentview"].clone()
     (raw,) = tmp_path.glob("frames/frames-*/image.agentview.raw")
     about = raw.stat()
     with raw.open("r+b") as file:
         file.seek(50_000)
         file.write(bytes(4096))
     os.utime(raw, ns=(about.st_atime_ns, about.st_mtime_ns))
-    assert (open_frames(data, ["agentview"], tmp_path / "frames").images["agentview"] == images).all()
+    assert (frames_in(data, ["agentview"], tmp_path / "frames").images["agentview"] == images).all()
     assert "is damaged: making it again" in capsys.readouterr().out

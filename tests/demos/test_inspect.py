@@ -185,7 +185,7 @@ class TestReplay:
         assert read_facts(images).env.cameras == ("agentview",)
         # Observations are those of the state; robosuite's, seen live, lag it by a substep of 2 ms.
         live = demos["demo_4"]["obs/robot0_eef_pos"]
-        assert np.abs(read_demos(images)[0].proprio[:, :3] - live).max() < 2e-3
+        assert np.abs(read_demos(images)[0].state[:, :3] - live).max() < 2e-3
 
     @pytest.mark.parametrize("without", ["states", "task"])
     def test_what_cannot_be_drawn_is_named(self, without: str, tmp_path: Path) -> None:

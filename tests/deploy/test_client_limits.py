@@ -23,8 +23,8 @@ from prism_policy.errors import PrismError
 
 LATE_S = 0.1
 METADATA: dict[str, Any] = {
-    "cameras": {"front": [32, 32, 3]}, "proprio_dim": 9, "n_obs_steps": 2, "n_action_steps": 8, "action_dim": 7,
-    "action_mode": "delta",
+    "cameras": {"front": [32, 32, 3]}, "state_dim": 9, "n_obs_steps": 2, "n_action_steps": 8, "action_dim": 7,
+    "action_low": [-1] * 7, "action_high": [1] * 7,
 }  # fmt: skip
 FRAME = {"front": np.zeros((32, 32, 3), np.uint8)}, np.zeros(9)
 GOOD = np.linspace(-1, 1, 56, dtype=np.float32).reshape(8, 7)
@@ -248,9 +248,9 @@ def test_two_threads_do_not_take_each_others_answers() -> None:
 
 
 BAD_METADATA: dict[str, dict[str, Any]] = {
-    "cameras": {"cameras": [1]}, "camera 'front'": {"cameras": {"front": [32, 32]}}, "proprio_dim": {"proprio_dim": -1},
+    "cameras": {"cameras": [1]}, "camera 'front'": {"cameras": {"front": [32, 32]}}, "state_dim": {"state_dim": -1},
     "n_obs_steps": {"n_obs_steps": 10**9}, "n_action_steps": {"n_action_steps": "8"}, "action_dim": {"action_dim": 7.0},
-    "action_mode": {"action_mode": 3},
+    "action_low": {"action_low": 3},
 }  # fmt: skip
 
 

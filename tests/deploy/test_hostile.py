@@ -29,7 +29,7 @@ from prism_policy.deploy.client import PolicyClient
 from prism_policy.deploy.connection import MOST_OPENING
 from prism_policy.deploy.msgpack_numpy import MOST_CONTAINERS, MOST_ENTRIES, pack, unpack
 from prism_policy.deploy.server import describe, serve
-from prism_policy.deploy.session import Session
+from prism_policy.deploy.session import Adapter, Session
 from prism_policy.deploy.turns import Turn, Turns
 from prism_policy.errors import PrismError
 from prism_policy.run_folder import load_policy
@@ -163,27 +163,27 @@ ODD_REQUESTS: list[dict[Any, Any]] = [
     {"reset": np.zeros(3)}, {"reset": "yes"}, {"task": np.zeros(3)}, {"task": [1]}, {"prompt": 1.5},
     {"images": {}}, {"images": {"y" * 50_000: np.zeros(3)}}, {"images": {"agentview": np.uint8(3)}},
     {"images": {"agentview": np.zeros((), np.uint8)}}, {"images": {"agentview": np.zeros((1, 2, 3, 4, 5), np.uint8)}},
-    {"images": {"agentview": np.zeros((0, 32, 3), np.uint8)}}, {"proprio": np.zeros((), np.float32)},
-    {"proprio": np.zeros((2, 2, 9))}, {"proprio": np.full(9, 1e300)}, {"proprio": np.zeros(9, bool)[:0]},
-    {"proprio": 1.5}, {"proprio": "z" * 9},
+    {"images": {"agentview": np.zeros((0, 32, 3), np.uint8)}}, {"state": np.zeros((), np.float32)},
+    {"state": np.zeros((2, 2, 9))}, {"state": np.full(9, 1e300)}, {"state": np.zeros(9, bool)[:0]},
+    {"state": 1.5}, {"state": "z" * 9},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("number", range(len(ODD_REQUESTS)))
 def test_odd_requests_are_one_short_sentence_and_change_nothing(run: Path, number: int) -> None:
-    session = Session(load_policy(run), False, 0)
+    session = Session(load_policy(run), 0)
     session.answer(frame(0))
     with pytest.raises(PrismError) as refused:
         session.answer(frame(1) | ODD_REQUESTS[number])
     assert len(str(refused.value)) <= 500
     assert "\n" not in str(refused.value)
-    again = Session(load_policy(run), False, 0)
+    again = Session(load_policy(run), 0)
     again.answer(frame(0))
     assert np.array_equal(session.answer(frame(2))["actions"], again.answer(frame(2))["actions"])
 
 
 def test_a_camera_more_than_the_policy_needs_is_ignored(run: Path) -> None:
-    session, again = (Session(load_policy(run), False, 0) for _ in range(2))
+    session, again = (Session(load_policy(run), 0) for _ in range(2))
     more = frame(0) | {"images": frame(0)["images"] | {"wrist": np.zeros((9, 9, 3), np.float64)}}
     assert np.array_equal(session.answer(more)["actions"], again.answer(frame(0))["actions"])
 
@@ -210,22 +210,23 @@ def test_weights_that_are_no_numbers_are_not_served(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["delta", "absolute"])
 def test_a_policy_that_computes_nonsense_is_refused_by_its_own_server(tmp_path: Path, mode: str) -> None:
     config = small_config(f"--task.action-mode {mode}")
-    policy = load_policy(write_run(tmp_path / "run", config, actions=7 if mode == "delta" else 10))
+    policy = load_policy(write_run(tmp_path / "run", config))
     policy.predict_chunk = lambda *_, **__: policy.normalizer["action"].scale.new_full(
         (1, 16, policy.action_dim), np.nan
     )  # type: ignore[method-assign]
     with pytest.raises(PrismError, match=r"expected (finite numbers|two finite rows)"):
-        Session(policy, mode == "absolute", 0).answer(stacked(0, 1))
+        Session(policy, 0, Adapter.of(policy, config)).answer(stacked(0, 1))
 
 
 @pytest.mark.parametrize("mode", ["delta", "absolute"])
 def test_actions_are_in_the_range_that_metadata_say(tmp_path: Path, mode: str) -> None:
     config = small_config(f"--task.action-mode {mode}")
-    folder = write_run(tmp_path / "run", config, actions=7 if mode == "delta" else 10)
+    folder = write_run(tmp_path / "run", config)
     policy = load_policy(folder)
-    assert "[-1, 1]" in describe(folder, "last", config, policy)["actions"]
+    told = describe(folder, "last", config, policy)
+    assert (told["action_low"][6], told["action_high"][6]) == (-1, 1)
     actions = np.concatenate(
-        [Session(policy, mode == "absolute", i).answer(stacked(0, 1))["actions"] for i in range(9)]
+        [Session(policy, i, Adapter.of(policy, config)).answer(stacked(0, 1))["actions"] for i in range(9)]
     )
     limited = actions if mode == "delta" else actions[:, 6:]
     assert np.abs(limited).max() == 1  # random weights go beyond, and are clipped

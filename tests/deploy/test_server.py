@@ -26,7 +26,7 @@ from prism_policy.config.settings import RunConfig, single_tasks
 from prism_policy.data.actions import decode_absolute
 from prism_policy.deploy.client import PolicyClient
 from prism_policy.deploy.msgpack_numpy import pack, unpack
-from prism_policy.deploy.server import Session
+from prism_policy.deploy.session import Adapter, Session
 from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.make import make_env
 from prism_policy.envs.workers import WorkerPool
@@ -61,7 +61,7 @@ def expected(policy: Policy, seed: int, *pairs: tuple[int, int]) -> list[np.ndar
         frames = stacked(*pair)
         observation = {
             "images": {c: torch.from_numpy(x)[None] for c, x in frames["images"].items()},
-            "proprio": torch.from_numpy(frames["proprio"])[None],
+            "state": torch.from_numpy(frames["state"])[None],
         }
         actions = policy.act(observation, generator)[0].numpy()
         chunks.append(np.clip(actions, -1, 1) if policy.action_dim == 7 else actions)
@@ -84,10 +84,10 @@ def test_messages_are_those_of_openpi() -> None:
 
 
 def test_openpis_own_packer_and_this_one_understand_each_other() -> None:
-    message = {"images": {"a": np.ones((2, 4, 4, 3), np.uint8)}, "proprio": np.linspace(0, 1, 9), "task": "push"}
+    message = {"images": {"a": np.ones((2, 4, 4, 3), np.uint8)}, "state": np.linspace(0, 1, 9), "task": "push"}
     for actual in (unpack(msgpack_numpy.packb(message)), msgpack_numpy.unpackb(pack(message))):
         assert np.array_equal(actual["images"]["a"], message["images"]["a"])
-        assert np.array_equal(actual["proprio"], message["proprio"])
+        assert np.array_equal(actual["state"], message["state"])
         assert actual["task"] == "push"
 
 
@@ -97,13 +97,13 @@ def test_openpis_own_client_is_served(url: str, policy: Policy) -> None:
     actual = client.infer({**frame(0), "seed": 4})
     np.testing.assert_allclose(actual["actions"], expected(policy, 4, (0, 0))[0], rtol=0, atol=1e-5)
     assert actual["server_timing"]["infer_ms"] > 0
-    with pytest.raises(RuntimeError, match="unknown key 'state'"):
-        client.infer({"state": np.zeros(9)})
+    with pytest.raises(RuntimeError, match="unknown key 'pose'"):
+        client.infer({"pose": np.zeros(9)})
 
 
 def array_message(**entries: Any) -> bytes:
     whole = {b"__ndarray__": True, b"data": bytes(8), b"dtype": "<f8", b"shape": [1]}
-    return msgpack.packb({"proprio": whole | {key.encode(): value for key, value in entries.items()}})
+    return msgpack.packb({"state": whole | {key.encode(): value for key, value in entries.items()}})
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_the_server_says_what_it_expects(url: str) -> None:
     with PolicyClient(url) as client:
         told = client.metadata
     assert told["cameras"] == {"agentview": [32, 32, 3]}
-    assert (told["proprio_dim"], told["n_obs_steps"], told["n_action_steps"]) == (9, 2, 8)
+    assert (told["state_dim"], told["n_obs_steps"], told["n_action_steps"]) == (9, 2, 8)
     assert (told["policy"], told["encoder"], told["action_mode"]) == ("flow_matching", "sspool", "delta")
     assert (told["run"], told["task"], told["instructions"]) == ("run", "lift", [])
 
@@ -151,7 +151,7 @@ def test_the_client_asks_once_a_chunk_with_frames_one_step_apart(url: str, polic
         camera, again = frame(0)["images"]["agentview"], []
         for step in range(20):
             camera[:] = frame(step)["images"]["agentview"]  # as drivers do that have one buffer
-            again.append(client.act({"agentview": camera}, frame(step)["proprio"]))
+            again.append(client.act({"agentview": camera}, frame(step)["state"]))
     want = np.concatenate(expected(policy, 5, (0, 0), (7, 8), (15, 16)))[:20]
     np.testing.assert_allclose(actions, want, rtol=0, atol=1e-5)
     assert np.array_equal(actions, again)
@@ -178,17 +178,17 @@ def test_each_connection_has_noise_of_its_own(url: str) -> None:
 @pytest.mark.parametrize(
     ("message", "sentence"),
     [
-        ({}, "expected 'images', a map of a camera's name to its frame, and 'proprio', an array"),
-        ({"images": {"agentview": [1]}, "proprio": np.zeros(9)}, "camera 'agentview': expected an array, got list"),
-        (frame(0) | {"image": 1}, "unknown key 'image'; expected images, prompt, proprio"),
+        ({}, "expected 'images', a map of a camera's name to its frame, and 'state', an array"),
+        ({"images": {"agentview": [1]}, "state": np.zeros(9)}, "camera 'agentview': expected an array, got list"),
+        (frame(0) | {"image": 1}, "unknown key 'image'; expected images, prompt, state"),
         (frame(0) | {"seed": -1}, "seed: expected an integer from 0"),
         (frame(0) | {"task": 3}, "task: expected an instruction, got int"),
         (frame(0) | {"images": {"wrist": np.zeros((32, 32, 3), np.uint8)}}, "agentview"),
         (frame(0) | {"images": {"agentview": np.zeros((48, 64, 3), np.uint8)}}, "agentview"),
         (frame(0) | {"images": {"agentview": np.zeros((32, 32, 3), np.float32)}}, "uint8"),
-        (frame(0) | {"proprio": np.zeros(8)}, r"proprio: expected \(B, 2, 9\), got \(1, 2, 8\)"),
-        (frame(0) | {"proprio": np.full(9, np.nan)}, "proprio"),
-        (stacked(0, 1, 2), r"proprio: expected \(B, 2, 9\), got \(1, 3, 9\)"),
+        (frame(0) | {"state": np.zeros(8)}, r"state: expected \(B, 2, 9\), got \(1, 2, 8\)"),
+        (frame(0) | {"state": np.full(9, np.nan)}, "state"),
+        (stacked(0, 1, 2), r"state: expected \(B, 2, 9\), got \(1, 3, 9\)"),
     ],
 )
 def test_bad_requests_are_one_sentence_and_the_server_goes_on(url: str, message: dict[str, Any], sentence: str) -> None:
@@ -213,7 +213,7 @@ def test_garbage_is_answered_in_text_and_closes_as_openpi_has_it(url: str) -> No
 
 
 def test_frames_that_change_their_size_are_refused(policy: Policy) -> None:
-    session = Session(policy, False, 0)
+    session = Session(policy, 0)
     session.answer(frame(0))
     with pytest.raises(PrismError, match="expected the cameras and sizes of the frames before"):
         session.answer(frame(0) | {"images": {"agentview": np.zeros((48, 48, 3), np.uint8)}})
@@ -221,8 +221,8 @@ def test_frames_that_change_their_size_are_refused(policy: Policy) -> None:
 
 def test_absolute_actions_are_sent_as_a_controller_takes_them(tmp_path: Path) -> None:
     config = small_config("--task.action-mode absolute")
-    absolute = load_policy(write_run(tmp_path / "run", config, actions=10))
-    actual = Session(absolute, True, 3).answer(stacked(0, 1))["actions"]
+    absolute = load_policy(write_run(tmp_path / "run", config))
+    actual = Session(absolute, 3, Adapter.of(absolute, config)).answer(stacked(0, 1))["actions"]
     want = decode_absolute(expected(absolute, 3, (0, 1))[0])
     want[:, 6] = np.clip(want[:, 6], -1, 1)  # the gripper has no metres
     np.testing.assert_allclose(actual, want, rtol=0, atol=1e-5)
@@ -309,7 +309,7 @@ def test_an_episode_through_the_server_is_that_of_evaluate(tiny_config: RunConfi
             observation, _ = env.reset(seed=stream.seed, options={"split": stream.split, "episode": episode})
             states = [env.state]
             for _ in range(20):
-                observation, _, done, _, _ = env.step(client.act(observation["images"], observation["proprio"]))
+                observation, _, done, _, _ = env.step(client.act(observation["images"], observation["state"]))
                 states.append(env.state)
                 assert not done
             assert np.array_equal(np.stack(states), np.load(states_path(tmp_path / "results", episode)))
@@ -324,8 +324,8 @@ BAD_FRAMES: dict[str, tuple[Any, Any]] = {
         np.zeros(9),
     ),
     r"camera 'agentview': expected uint8 .*, got float64": ({"agentview": np.zeros((32, 32, 3))}, np.zeros(9)),
-    r"proprio: expected \(9,\) finite numbers, got \(8,\)": (frame(0)["images"], np.zeros(8)),
-    r"proprio: expected \(9,\) finite numbers, got \(9,\).*nan": (frame(0)["images"], np.full(9, np.nan)),
+    r"state: expected \(9,\) finite numbers, got \(8,\)": (frame(0)["images"], np.zeros(8)),
+    r"state: expected \(9,\) finite numbers, got \(9,\).*nan": (frame(0)["images"], np.full(9, np.nan)),
     "expected arrays of numbers .*here": (frame(0)["images"], "here"),
     "expected arrays of numbers .*inhomogeneous": ({"agentview": [[1], [1, 2]]}, np.zeros(9)),
 }
@@ -334,10 +334,10 @@ BAD_FRAMES: dict[str, tuple[Any, Any]] = {
 def test_frames_that_the_client_refuses_are_named_and_forgotten(url: str, policy: Policy) -> None:
     with PolicyClient(url) as client:
         client.reset(seed=5)
-        for sentence, (images, proprio) in BAD_FRAMES.items():
+        for sentence, (images, state) in BAD_FRAMES.items():
             with pytest.raises(PrismError, match=sentence):
-                client.act(images, proprio)
-        actual = client.act(frame(0)["images"], frame(0)["proprio"])
+                client.act(images, state)
+        actual = client.act(frame(0)["images"], frame(0)["state"])
         np.testing.assert_allclose(actual, expected(policy, 5, (0, 0))[0][0], rtol=0, atol=1e-5)
         with pytest.raises(PrismError, match="cannot send this request: expected numbers or text, got object"):
             client.infer({"task": object()})

@@ -49,16 +49,16 @@ def test_absolute_actions_of_recorded_states_repeat_the_motion(task: str) -> Non
 def test_an_absolute_action_that_asks_for_where_the_hand_is_keeps_it_there() -> None:
     env = RobosuiteEnv(TaskConfig("lift", action_mode="absolute"), render_images=False)
     env.reset(seed=0)
-    start = env.observe()["proprio"]
+    start = env.observe()["state"]
     site = env.sim_env.sim.data.site_xmat[env.eef_site].reshape(3, 3)
     here = decode_absolute(np.concatenate([start[:3], site[:2].ravel(), [-1.0]]))
     for _ in range(10):
         env.advance(here)
-    np.testing.assert_allclose(env.observe()["proprio"][:3], start[:3], atol=2e-3)
+    np.testing.assert_allclose(env.observe()["state"][:3], start[:3], atol=2e-3)
     there = here + np.array([0, 0.05, 0.05, 0, 0, 0, 0])
     for _ in range(30):
         env.advance(there)
-    np.testing.assert_allclose(env.observe()["proprio"][:3], there[:3], atol=5e-3)
+    np.testing.assert_allclose(env.observe()["state"][:3], there[:3], atol=5e-3)
     with pytest.raises(PrismError, match=r"finite action of shape \(7,\)"):
         env.advance(np.zeros(10))
     env.close()

@@ -81,7 +81,7 @@ def test_frames_of_a_replay_equal_the_live_ones(env: RobosuiteEnv) -> None:
     for state, observation in reversed(list(zip(states, live, strict=True))):
         env.set_state(state)
         for again in (env.observe(), env.observe(state)):
-            np.testing.assert_array_equal(again["proprio"], observation["proprio"])
+            np.testing.assert_array_equal(again["state"], observation["state"])
             for camera in TASK.cameras:
                 np.testing.assert_array_equal(again["images"][camera], observation["images"][camera])
                 assert observation["images"][camera].std() > 5  # not blank
@@ -134,7 +134,7 @@ def test_a_chunk_equals_its_steps(env: RobosuiteEnv) -> None:
     assert (success, done, len(observations)) == (False, 5, 2)
     for ours, theirs in zip(observations, steps[-2:], strict=True):
         np.testing.assert_array_equal(ours["images"]["agentview"], theirs["images"]["agentview"])
-        np.testing.assert_array_equal(ours["proprio"], theirs["proprio"])
+        np.testing.assert_array_equal(ours["state"], theirs["state"])
 
 
 def test_a_chunk_ends_at_the_step_limit(env: RobosuiteEnv) -> None:
@@ -151,7 +151,7 @@ def test_observations_fit_their_space(env: RobosuiteEnv) -> None:
     assert info == {"success": False}
 
 
-def test_proprio_is_what_robosuite_reports(env: RobosuiteEnv) -> None:
+def test_state_is_what_robosuite_reports(env: RobosuiteEnv) -> None:
     import robosuite
 
     env.reset(seed=0)
@@ -161,7 +161,7 @@ def test_proprio_is_what_robosuite_reports(env: RobosuiteEnv) -> None:
     theirs.sim.forward()
     observation = theirs._get_observations(force_update=True)
     expected = [observation[f"robot0_{key}"] for key in ("eef_pos", "eef_quat", "gripper_qpos")]
-    np.testing.assert_allclose(env.observe()["proprio"], np.concatenate(expected), atol=1e-6)
+    np.testing.assert_allclose(env.observe()["state"], np.concatenate(expected), atol=1e-6)
     theirs.close()
 
 

@@ -67,7 +67,7 @@ def test_observation_follows_the_contract(envs: Envs) -> None:
     assert env.observation_space.contains(observation)
     assert {frame.shape for frame in observation["images"].values()} == {(128, 128, 3)}
     assert info == {"success": False}
-    assert np.allclose(np.linalg.norm(observation["proprio"][3:7]), 1, atol=1e-5)
+    assert np.allclose(np.linalg.norm(observation["state"][3:7]), 1, atol=1e-5)
 
 
 def test_frames_stand_upright(envs: Envs) -> None:
@@ -196,9 +196,9 @@ def test_an_exported_demonstration_is_causal_in_the_simulator(envs: Envs, tmp_pa
     arrays = {
         "actions": actions,
         "states": np.stack(env.states[:-1]),
-        "obs/robot0_eef_pos": np.stack([o["proprio"][:3] for o in seen]),
-        "obs/robot0_eef_quat": np.stack([o["proprio"][3:7] for o in seen]),
-        "obs/robot0_gripper_qpos": np.stack([o["proprio"][7:] for o in seen]),
+        "obs/robot0_eef_pos": np.stack([o["state"][:3] for o in seen]),
+        "obs/robot0_eef_quat": np.stack([o["state"][3:7] for o in seen]),
+        "obs/robot0_gripper_qpos": np.stack([o["state"][7:] for o in seen]),
         **{f"obs/{c}_image": np.stack([o["images"][c] for o in seen]) for c in env.task.cameras},
     }
     with h5py.File(tmp_path / "ours.hdf5", "w") as file:
@@ -209,11 +209,11 @@ def test_an_exported_demonstration_is_causal_in_the_simulator(envs: Envs, tmp_pa
         model = str(file["data/demo_0"].attrs["model_file"])
     episode = next(libero_episodes(path))
     start(env, "evaluate", 5)
-    env.reset(options={"state": env.whole_states(episode.states[:1], model, "demo_0")[0]})
+    env.reset(options={"state": env.whole_states(episode.sim_states[:1], model, "demo_0")[0]})
     for t, action in enumerate(episode.actions):
         now = env.observe()
         assert np.array_equal(episode.images["agentview"][t], now["images"]["agentview"])
-        assert np.allclose(episode.proprio[t], now["proprio"], atol=1e-6)
+        assert np.allclose(episode.state[t], now["state"], atol=1e-6)
         env.advance(actions[t] if np.allclose(action, actions[t], atol=1e-6) else np.zeros(7))
 
 

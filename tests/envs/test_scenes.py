@@ -20,7 +20,7 @@ def test_poses_are_those_of_the_state(env: RobosuiteEnv) -> None:
     env.reset(seed=1)
     env.set_state(state)
     data = env.sim_env.sim.data
-    np.testing.assert_allclose(poses["hand"][:3], env.observe()["proprio"][:3], atol=1e-6)
+    np.testing.assert_allclose(poses["hand"][:3], env.observe()["state"][:3], atol=1e-6)
     for thing in env.task.spec.tracked:
         np.testing.assert_allclose(poses[thing.name][:3], data.get_body_xpos(thing.body), atol=1e-9)
         axis = data.get_body_xmat(thing.body)[:, thing.heading]

@@ -13,6 +13,7 @@ import torch
 
 from journals import read_lines
 from prism_policy.config.settings import RunConfig
+from prism_policy.data.schema import task_schema
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.rollouts import episode_noise, evaluate, sample_chunks, states_path
@@ -36,7 +37,7 @@ def short(tiny_config: RunConfig) -> RunConfig:
 
 def tiny_policy(config: RunConfig) -> Policy:
     torch.manual_seed(0)
-    return make_policy(config, 9, 7).eval()
+    return make_policy(config, task_schema(config.task)).eval()
 
 
 def run(folder: Path, config: RunConfig, workers: int = 1, patience: float = 120.0, **more: Any) -> list[np.ndarray]:
@@ -166,7 +167,7 @@ def test_rows_beside_an_episode_do_not_change_its_actions(short: RunConfig) -> N
     seen = [
         {
             "images": {c: rng.integers(0, 256, (2, 84, 84, 3), np.uint8) for c in short.task.cameras},
-            "proprio": rng.normal(size=(2, 9)).astype(np.float32),
+            "state": rng.normal(size=(2, 9)).astype(np.float32),
         }
         for _ in range(5)
     ]
@@ -186,7 +187,7 @@ def test_rows_beside_an_episode_do_not_change_its_actions(short: RunConfig) -> N
     np.testing.assert_allclose(single, alone, atol=1e-5)
     batch = {
         "images": {c: torch.from_numpy(x)[None] for c, x in seen[0]["images"].items()},
-        "proprio": torch.from_numpy(seen[0]["proprio"])[None],
+        "state": torch.from_numpy(seen[0]["state"])[None],
     }
     acted = policy.act(batch, episode_noise("evaluate", 0, 0)).numpy()
     np.testing.assert_array_equal(single[:, 1:9], acted)
@@ -204,7 +205,7 @@ def test_bad_input_is_refused(tmp_path: Path, short: RunConfig) -> None:
     assert not any(tmp_path.iterdir())
     blind = replace(short, task=replace(short.task, cameras=("front",)))
     with pytest.raises(PrismError, match=r"unknown camera 'front'; this task has .*'agentview'"):
-        evaluate(tmp_path, blind, make_policy(blind, 9, 7))
+        evaluate(tmp_path, blind, make_policy(blind, task_schema(blind.task)))
 
 
 def test_a_training_that_repeats_its_updates_drops_the_episodes_of_before(tmp_path: Path, short: RunConfig) -> None:

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
+from panda import frames_of
 from prism_policy.config import presets
 from prism_policy.config.settings import RunConfig
-from prism_policy.data.frames import Frames
 from prism_policy.data.robomimic import Episode
 from prism_policy.data.windows import Windows
 from prism_policy.policies import Policy
@@ -32,7 +32,7 @@ from prism_policy.run_folder import make_policy
 from prism_policy.training import checkpoint, trainer
 from prism_policy.training.trainer import Trainer
 
-CAMERAS, PROPRIO, ACTION = ("agentview", "robot0_eye_in_hand"), 9, 7
+CAMERAS, STATE, ACTION = ("agentview", "robot0_eye_in_hand"), 9, 7
 PLANTED = ("float(loss)", "a tensor left on the CPU", "mixed types")
 
 
@@ -49,10 +49,10 @@ def some_windows(steps: int = 40) -> Windows:
     """Of one episode of random frames."""
     rng = np.random.default_rng(0)
     images = {c: rng.integers(0, 256, (steps, 84, 84, 3), np.uint8) for c in CAMERAS}
-    proprio = rng.normal(size=(steps, PROPRIO)).astype(np.float32)
+    state = rng.normal(size=(steps, STATE)).astype(np.float32)
     actions = rng.uniform(-1, 1, (steps, ACTION)).astype(np.float32)
     return Windows(
-        Frames.of([Episode("demo_0", images, proprio, actions, np.zeros(steps, bool), np.zeros((steps, 0)))]), 16, 2, 8
+        frames_of([Episode("demo_0", images, state, actions, np.zeros(steps, bool), np.zeros((steps, 0)))]), 16, 2, 8
     )
 
 
@@ -126,7 +126,7 @@ def trained(kind: str, encoder: str, resident: bool = True, planted: str = "", *
 
     def update_with_a_mistake(self: Trainer, model: Any, batch: Any) -> Tensor:
         if planted == PLANTED[1]:
-            batch["proprio"] = torch.zeros(batch["proprio"].shape)
+            batch["state"] = torch.zeros(batch["state"].shape)
         loss = update(self, model, batch)
         if planted == PLANTED[0]:
             float(loss)
@@ -156,13 +156,13 @@ def trained(kind: str, encoder: str, resident: bool = True, planted: str = "", *
 def acts(policy: Policy) -> None:
     """What rollouts, servers and saliency call."""
     images = {c: torch.zeros(4, 2, 84, 84, 3, dtype=torch.uint8) for c in CAMERAS}
-    observation = {"images": images, "proprio": torch.zeros(4, 2, PROPRIO)}
+    observation = {"images": images, "state": torch.zeros(4, 2, STATE)}
     actions = policy.act(observation)
     assert (actions.device, actions.shape) == (CUDA, (4, 8, ACTION))
     with contextlib.suppress(NotImplementedError):  # MeanFlow has no inpainting
         known = (torch.zeros(4, 16, ACTION), torch.zeros(4, 16, ACTION, dtype=torch.bool))
         policy.act(observation, known=known)
-    there = {"images": {c: x.to(CUDA) for c, x in images.items()}, "proprio": observation["proprio"].to(CUDA)}
+    there = {"images": {c: x.to(CUDA) for c, x in images.items()}, "state": observation["state"].to(CUDA)}
     policy.sample(there, policy.draw_noise(4)).sum().backward()
 
 

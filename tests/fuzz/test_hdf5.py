@@ -136,7 +136,7 @@ def readers(path: Path, config: RunConfig) -> list[Callable[[], object]]:
         lambda: read_demos(path, [CAMERA], "train", skip_bad=True),
         lambda: read_attributes(path),
         lambda: fit_to_dataset(run),
-        lambda: open_dataset(replace(run, train_mask="20_percent")),
+        lambda: open_dataset(replace(run, data=replace(run.data, mask="20_percent"))),
         lambda: check_source(path, run.task),
         lambda: list(libero_episodes(path)),
         lambda: describe_libero(path),

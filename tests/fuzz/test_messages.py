@@ -17,8 +17,8 @@ from websockets.sync.server import ServerConnection, serve
 
 from fuzz.harness import LONGEST_MESSAGE, cases, clean, flipped
 from prism_policy.deploy.client import PolicyClient
+from prism_policy.deploy.interface import Interface
 from prism_policy.deploy.msgpack_numpy import pack, unpack
-from prism_policy.deploy.schema import Schema
 from prism_policy.deploy.session import Session
 from prism_policy.policies import Policy
 from prism_policy.run_folder import load_policy
@@ -26,8 +26,8 @@ from served_run import frame, served, stacked, write_run
 from small_run import small_config
 
 METADATA: dict[str, Any] = {
-    "cameras": {"agentview": [32, 32, 3]}, "proprio_dim": 9, "n_obs_steps": 2, "n_action_steps": 8, "action_dim": 7,
-    "action_mode": "delta", "instructions": [], "control_hz": 20,
+    "cameras": {"agentview": [32, 32, 3]}, "state_dim": 9, "n_obs_steps": 2, "n_action_steps": 8, "action_dim": 7,
+    "action_low": [-1] * 7, "action_high": [1] * 7, "instructions": [], "control_hz": 20,
 }  # fmt: skip
 ANSWER = {"actions": np.linspace(-1, 1, 56, dtype=np.float32).reshape(8, 7), "server_timing": {"infer_ms": 33.1}}
 TEXTS = ("", "images", "agentview", "\0", "é" * 400, "nan", "[/red]", "x" * 3000, "line\nbreak", "<f8")
@@ -107,16 +107,16 @@ def questions(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def test_a_session_answers_or_refuses(policy: Policy) -> None:
-    schema = Schema.of(METADATA)
-    session = Session(policy, False, 0)
+    interface = Interface.of(METADATA)
+    session = Session(policy, 0)
     for case, rng in cases("messages to a session", 0.14):
         data = malformed(rng, questions(rng))
 
         def ask(data: bytes = data) -> None:
-            schema.actions(unpack(pack(session.answer(unpack(data))))["actions"])
+            interface.actions(unpack(pack(session.answer(unpack(data))))["actions"])
 
         clean(case, ask)
-    assert Session(policy, False, 0).answer(frame(0))["actions"].shape == (8, 7)
+    assert Session(policy, 0).answer(frame(0))["actions"].shape == (8, 7)
 
 
 def test_a_server_answers_or_refuses(run: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_server_answers_or_refuses(run: Path) -> None:
                     assert "\n" not in answer, f"case {case}: {answer}"
                     assert answer != "the server failed; its log says where", f"case {case}"
                 else:
-                    Schema.of(METADATA).actions(unpack(answer)["actions"])
+                    Interface.of(METADATA).actions(unpack(answer)["actions"])
         with PolicyClient(url) as client:
             assert client.infer(frame(0))["actions"].shape == (8, 7)
 
@@ -163,8 +163,11 @@ def test_the_client_acts_or_refuses() -> None:
 
             def act(url: str = url) -> None:
                 with PolicyClient(url, connect_s=5, answer_s=5) as client:
-                    images = {camera: np.zeros(size, np.uint8) for camera, size in client.schema.cameras.items()}
-                    action = client.act(images, np.zeros(client.schema.proprio_dim))
+                    images = {
+                        camera: np.zeros((*size, 3), np.uint8)
+                        for camera, size in client.interface.schema.cameras.items()
+                    }
+                    action = client.act(images, np.zeros(client.interface.schema.state_dim))
                     assert action.dtype == np.float32
                     assert np.isfinite(action).all()
 

@@ -11,6 +11,7 @@ import torch
 import prism_policy as pp
 from fuzz.harness import cases, clean, digest, flipped
 from prism_policy.config.config_json import to_json
+from prism_policy.data.schema import task_schema
 from prism_policy.evaluation.compare import compare
 from prism_policy.evaluation.results import EpisodeSet, episode_sets, summarise_run
 from prism_policy.reports.evaluate import Timings
@@ -89,7 +90,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     torch.manual_seed(0)
     open_run(folder, CONFIG)
-    policy = make_policy(CONFIG, 9, 7)
+    policy = make_policy(CONFIG, task_schema(CONFIG.task))
     save_normalizer(folder, policy, CONFIG.task)
     state = TrainState(policy, CONFIG.train)
     for parameter in state.parameters.values():
@@ -136,7 +137,7 @@ def test_tensors(copy: Path) -> None:
     """Where a damaged file is read at all, its numbers are those that were written."""
     weights = pp.load_policy(copy).fingerprint()
     torch.manual_seed(1)
-    fresh = TrainState(make_policy(CONFIG, 9, 7), CONFIG.train)
+    fresh = TrainState(make_policy(CONFIG, task_schema(CONFIG.task)), CONFIG.train)
     resumed = {}
     for case, rng in cases("tensors", 0.1):
         name = ("weights", "normalizer", "checkpoints/last", "checkpoints/update_000002")[rng.integers(4)]
@@ -190,7 +191,7 @@ def test_journals_and_results(copy: Path, run: Path) -> None:
 def test_a_folder_where_a_file_is_expected(copy: Path, name: str) -> None:
     (copy / name).unlink()
     (copy / name).mkdir()
-    state = TrainState(make_policy(CONFIG, 9, 7), CONFIG.train)
+    state = TrainState(make_policy(CONFIG, task_schema(CONFIG.task)), CONFIG.train)
     reading = (
         lambda: pp.load_policy(copy),
         lambda: write_report(copy),

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from panda import schema
 from prism_policy.config.settings import EncoderConfig, PolicyConfig, PolicyKind
 from prism_policy.policies import Policy, build_policy
 
@@ -26,7 +27,7 @@ def small_policy(kind: PolicyKind) -> Policy:
         horizon=4,
         n_action_steps=2,
     )
-    return build_policy(config, {"agentview": (84, 84)}, proprio_dim=3, action_dim=2).train()
+    return build_policy(config, schema(84, 3, 2)).train()
 
 
 def batch_of(policy: Policy) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def batch_of(policy: Policy) -> dict[str, Any]:
     mask[0, 2:] = mask[1] = False
     return {
         "images": {"agentview": torch.randint(0, 256, (8, 2, 84, 84, 3), dtype=torch.uint8, generator=generator)},
-        "proprio": torch.randn(8, 2, 3, generator=generator),
+        "state": torch.randn(8, 2, 3, generator=generator),
         "actions": torch.randn(8, 4, 2, generator=generator).clamp(-1, 1),
         "mask": mask,
         "mask_share": mask.float().mean(),

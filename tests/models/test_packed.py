@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from panda import schema
 from prism_policy.config import presets
 from prism_policy.config.settings import EncoderConfig, PolicyConfig, PolicyKind
 from prism_policy.models.encoder import VisualEncoder
@@ -101,10 +102,10 @@ def test_where_the_processor_lacks_bfloat16_operators_the_plain_layers_compute(n
 def test_acting_under_autocast_works_where_the_processor_lacks_bfloat16_operators(no_packing: None) -> None:
     torch.manual_seed(0)
     config = PolicyConfig(encoder=EncoderConfig(width=16, num_keypoints=8), down_dims=(32, 64))
-    policy = build_policy(config, {"agentview": (84, 84)}, proprio_dim=9, action_dim=7).eval()
+    policy = build_policy(config, schema(84, 9, 7)).eval()
     observation = {
         "images": {"agentview": torch.randint(0, 256, (1, 2, 84, 84, 3), dtype=torch.uint8)},
-        "proprio": torch.randn(1, 2, 9),
+        "state": torch.randn(1, 2, 9),
     }
     with torch.autocast("cpu", torch.bfloat16):
         assert policy.act(observation, torch.Generator().manual_seed(3)).isfinite().all()
@@ -158,10 +159,10 @@ def test_the_network_at_given_steps_is_its_forward() -> None:
 def test_acting_packed_gives_the_actions_of_the_plain_policy(kind: PolicyKind) -> None:
     torch.manual_seed(0)
     config = PolicyConfig(kind=kind, encoder=EncoderConfig(width=16, num_keypoints=8), down_dims=(32, 64))
-    policy: Policy = build_policy(config, {"agentview": (84, 84)}, proprio_dim=9, action_dim=7).eval()
+    policy: Policy = build_policy(config, schema(84, 9, 7)).eval()
     observation: Mapping[str, Any] = {
         "images": {"agentview": torch.randint(0, 256, (1, 2, 84, 84, 3), dtype=torch.uint8)},
-        "proprio": torch.randn(1, 2, 9),
+        "state": torch.randn(1, 2, 9),
     }
     noise: Tensor = policy.draw_noise(1, torch.Generator().manual_seed(3))
     plain = policy.sample(observation, noise)  # with gradients, through the plain layers
@@ -173,13 +174,13 @@ def test_acting_packed_gives_the_actions_of_the_plain_policy(kind: PolicyKind) -
 def test_a_normaliser_put_in_after_the_first_call_is_used() -> None:
     torch.manual_seed(0)
     config = PolicyConfig(encoder=EncoderConfig(width=16, num_keypoints=8), down_dims=(32, 64))
-    policy = build_policy(config, {"agentview": (84, 84)}, proprio_dim=9, action_dim=7).eval()
+    policy = build_policy(config, schema(84, 9, 7)).eval()
     observation: Mapping[str, Any] = {
         "images": {"agentview": torch.randint(0, 256, (1, 2, 84, 84, 3), dtype=torch.uint8)},
-        "proprio": torch.randn(1, 2, 9),
+        "state": torch.randn(1, 2, 9),
     }
     before = policy.act(observation, torch.Generator().manual_seed(3))
-    policy.normalizer["proprio"] = LinearNormalizer.min_max(np.array([[-3.0] * 9, [5.0] * 9]))
+    policy.normalizer["state"] = LinearNormalizer.min_max(np.array([[-3.0] * 9, [5.0] * 9]))
     after = policy.act(observation, torch.Generator().manual_seed(3))
     plain = policy.sample(observation, policy.draw_noise(1, torch.Generator().manual_seed(3))).detach()
     torch.testing.assert_close(after, plain[:, 1:9], atol=1e-4, rtol=1e-4)

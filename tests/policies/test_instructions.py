@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from community import demo, write_file
+from panda import frames_in, frames_of
 from prism_policy.config import config_json, presets
 from prism_policy.config.settings import RunConfig, TaskConfig, check, single_tasks
-from prism_policy.data.frames import Frames, open_frames
 from prism_policy.data.recorded_env import recorded_env
 from prism_policy.data.robomimic import Episode
+from prism_policy.data.schema import task_schema
 from prism_policy.data.windows import Windows, batch_indices
 from prism_policy.demos.dataset import fit_to_dataset, libero_files, open_dataset
 from prism_policy.errors import PrismError
@@ -126,19 +127,19 @@ def test_only_a_policy_of_several_tasks_is_told_which() -> None:
     known = instructions_of(config)
     assert known is not None
     assert known.known == tuple(task_spec(f"libero_spatial_{i}").instruction for i in NUMBERS)
-    assert make_policy(config, 9, 7).task_dim == 2
+    assert make_policy(config, task_schema(config.task)).task_dim == 2
     one = replace(config, task=replace(config.task, numbers=(3,)))
     assert instructions_of(one) is None
-    assert make_policy(one, 9, 7).task_dim == 0
+    assert make_policy(one, task_schema(one.task)).task_dim == 0
     assert task_vectors(small_config()) is None
 
 
 def test_a_policy_acts_on_an_instruction_as_on_its_vector() -> None:
     torch.manual_seed(0)
     config = suite_config()
-    policy = make_policy(config, 9, 7).eval()
+    policy = make_policy(config, task_schema(config.task)).eval()
     frames = torch.randint(0, 256, (2, 2, 32, 32, 3), dtype=torch.uint8)
-    seen = {"images": {"agentview": frames}, "proprio": torch.zeros(2, 2, 9)}
+    seen = {"images": {"agentview": frames}, "state": torch.zeros(2, 2, 9)}
     task = presets.task_config("libero_spatial_8")
 
     def act(what: object) -> Tensor:
@@ -175,7 +176,7 @@ def coloured(task: str, colour: int, action: float, steps: int) -> Episode:
 
 
 def windows_of(episodes: Sequence[Episode], config: RunConfig) -> Windows:
-    return Windows(Frames.of(episodes), 16, 2, 8, task_vectors=task_vectors(config))
+    return Windows(frames_of(episodes), 16, 2, 8, task_vectors=task_vectors(config))
 
 
 def test_a_batch_tells_each_window_s_task_and_holds_as_many_of_each() -> None:
@@ -199,7 +200,7 @@ def test_a_policy_learns_to_do_what_it_is_told(tmp_path: Path) -> None:
     policy = Trainer(tmp_path, config, windows).train()
     seen = {
         "images": {"agentview": torch.full((1, 2, 32, 32, 3), 90, dtype=torch.uint8)},
-        "proprio": torch.zeros(1, 2, 9),
+        "state": torch.zeros(1, 2, 9),
     }
     for task, expected in zip(single_tasks(config.task), (0.8, -0.8), strict=True):
         actions = policy.act({**seen, "task": task.spec.instruction}, torch.Generator().manual_seed(0))
@@ -209,7 +210,7 @@ def test_a_policy_learns_to_do_what_it_is_told(tmp_path: Path) -> None:
 def test_a_folder_with_a_file_for_each_task_is_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRISM_CACHE", str(tmp_path / "cache"))
     config = suite_config()
-    config = fit_to_dataset(replace(config, dataset=str(write_suite(tmp_path / "demos", config))))
+    config, _ = fit_to_dataset(replace(config, dataset=str(write_suite(tmp_path / "demos", config))))
     dataset = open_dataset(config)
     windows, valid = dataset.train, dataset.valid
     assert valid is not None
@@ -246,7 +247,7 @@ def test_one_task_s_file_is_a_dataset_of_that_task(tmp_path: Path) -> None:
     (task, _) = single_tasks(config.task)
     file = folder / f"{task.spec.env_name}_demo.hdf5"
     assert libero_files(file, [task]) == {task.name: file}
-    assert open_frames(file, ["agentview"], tmp_path / "cache").tasks == ()
+    assert frames_in(file, ["agentview"], tmp_path / "cache").tasks == ()
 
 
 def test_env_args_name_the_task_of_a_suite() -> None:

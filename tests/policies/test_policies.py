@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from panda import schema
 from prism_policy.config.settings import EncoderConfig, FlowMatchingConfig, PolicyConfig, PolicyKind
 from prism_policy.errors import PrismError
 from prism_policy.models.normalizer import LinearNormalizer
@@ -26,13 +27,13 @@ TINY = PolicyConfig(
 
 def tiny_policy(**changes: object) -> Policy:
     torch.manual_seed(0)
-    return build_policy(replace(TINY, **changes), {"agentview": (48, 48)}, proprio_dim=3, action_dim=2)  # type: ignore[arg-type]
+    return build_policy(replace(TINY, **changes), schema(48, 3, 2))  # type: ignore[arg-type]
 
 
 def observation(batch: int) -> dict[str, object]:
     return {
         "images": {"agentview": torch.randint(0, 256, (batch, 2, 48, 48, 3), dtype=torch.uint8)},
-        "proprio": torch.randn(batch, 2, 3),
+        "state": torch.randn(batch, 2, 3),
     }
 
 
@@ -129,10 +130,10 @@ def test_saliency_can_flow_back_to_float_images() -> None:
 
 def test_bad_observations_are_named() -> None:
     policy, obs = tiny_policy().eval(), observation(1)
-    with pytest.raises(PrismError, match=r"proprio: expected \(B, 2, 3\), got \(1, 3, 3\)"):
-        policy.act({**obs, "proprio": torch.zeros(1, 3, 3)})
+    with pytest.raises(PrismError, match=r"state: expected \(B, 2, 3\), got \(1, 3, 3\)"):
+        policy.act({**obs, "state": torch.zeros(1, 3, 3)})
     with pytest.raises(PrismError, match="NaN"):
-        policy.act({**obs, "proprio": torch.full((1, 2, 3), torch.nan)})
+        policy.act({**obs, "state": torch.full((1, 2, 3), torch.nan)})
 
 
 def test_a_chunk_too_short_for_the_executed_slice_is_refused() -> None:
@@ -155,7 +156,7 @@ def test_normalizer_inverts_and_is_safe_for_constant_dimensions() -> None:
 
 def test_a_task_embedding_conditions_the_chunk_and_its_absence_is_named() -> None:
     torch.manual_seed(0)
-    policy = build_policy(TINY, {"agentview": (48, 48)}, proprio_dim=3, action_dim=2, task_dim=5).eval()
+    policy = build_policy(TINY, schema(48, 3, 2), task_dim=5).eval()
     seen = {**observation(2), "task": torch.randn(2, 5)}
     cond = policy.condition(seen)
     assert cond.shape == (2, 2 * (policy.encoder.out_dim + 3) + TINY.task_embed_dim)
@@ -169,22 +170,22 @@ def test_a_task_embedding_conditions_the_chunk_and_its_absence_is_named() -> Non
         policy.act({**seen, "task": torch.randn(1, 5)})
 
 
-def test_images_of_other_frames_than_proprio_are_named() -> None:
+def test_images_of_other_frames_than_state_are_named() -> None:
     policy, obs = tiny_policy().eval(), observation(1)
     images = {"agentview": torch.zeros(1, 3, 48, 48, 3, dtype=torch.uint8)}
     with pytest.raises(PrismError, match=r"camera 'agentview': expected \(1, 2, 48, 48, 3\), got \(1, 3, 48, 48, 3\)"):
         policy.act({**obs, "images": images})
-    with pytest.raises(PrismError, match="the observation lacks 'proprio'; it has images"):
+    with pytest.raises(PrismError, match="the observation lacks 'state'; it has images"):
         policy.act({"images": images})
 
 
 def test_an_observation_in_millimetres_is_named() -> None:
     policy, obs = tiny_policy().eval(), observation(1)
     seen = np.random.default_rng(0).uniform([-0.3, -0.3, 0.8], [0.3, 0.3, 1.2], (100, 3))
-    policy.normalizer["proprio"] = LinearNormalizer.min_max(seen)
-    policy.act({**obs, "proprio": torch.tensor([0.2, -0.1, 1.5]).expand(1, 2, 3)})
-    with pytest.raises(PrismError, match=r"proprio, number 2: got 1100, where training saw values around 0\.999502"):
-        policy.act({**obs, "proprio": torch.tensor([0.2, -0.1, 1100]).expand(1, 2, 3)})
+    policy.normalizer["state"] = LinearNormalizer.min_max(seen)
+    policy.act({**obs, "state": torch.tensor([0.2, -0.1, 1.5]).expand(1, 2, 3)})
+    with pytest.raises(PrismError, match=r"state, number 2: got 1100, where training saw values around 0\.999502"):
+        policy.act({**obs, "state": torch.tensor([0.2, -0.1, 1100]).expand(1, 2, 3)})
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prism_policy.config import presets
 from prism_policy.config.settings import PolicyKind, RunConfig
+from prism_policy.data.schema import task_schema
 from prism_policy.data.windows import Windows
 from prism_policy.evaluation.rollouts import sample_chunks
 from prism_policy.run_folder import make_policy, open_run
@@ -61,9 +62,9 @@ def test_acting_and_validating_follow_from_the_generator(
 ) -> None:
     config = config_of(encoder, kind, shuffle)
     config = replace(config, policy=replace(config.policy, ddpm=replace(config.policy.ddpm, num_inference_steps=2)))
-    policy = make_policy(config, 9, 7).eval()
+    policy = make_policy(config, task_schema(config.task)).eval()
     batch = windows.batch(torch.tensor([3, 9]))
-    rows = [{"images": {"agentview": batch["images"]["agentview"][i].numpy()}, "proprio": batch["proprio"][i].numpy()}  # type: ignore[index]
+    rows = [{"images": {"agentview": batch["images"]["agentview"][i].numpy()}, "state": batch["state"][i].numpy()}  # type: ignore[index]
             for i in range(2)]  # fmt: skip
 
     def act(disturbance: int) -> list[Tensor]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from panda import schema
 from prism_policy.config.settings import (
     DDPMConfig,
     EncoderConfig,
@@ -43,7 +44,7 @@ def policy_of(kind: PolicyKind, **settings: Any) -> Any:
         n_action_steps=2,
         **{kind: configs[kind](**settings)},
     )
-    return build_policy(config, {"agentview": (48, 48)}, proprio_dim=3, action_dim=2)
+    return build_policy(config, schema(48, 3, 2))
 
 
 def plug_in(policy: Any, field: Field) -> None:

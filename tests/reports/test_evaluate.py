@@ -20,6 +20,7 @@ import commandline
 from journals import read_lines
 from prism_policy.config.options import EvalOptions
 from prism_policy.config.settings import RunConfig
+from prism_policy.data.schema import task_schema
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import episode_sets
 from prism_policy.policies import Policy
@@ -34,7 +35,7 @@ def write_run(folder: Path, config: RunConfig, seed: int) -> Path:
     """A run folder as training leaves it, with random weights."""
     open_run(folder, config)
     torch.manual_seed(seed)
-    policy = make_policy(config, 9, 7)
+    policy = make_policy(config, task_schema(config.task))
     save_normalizer(folder, policy, config.task)
     weights = {name: t.clone() for name, t in policy.state_dict().items() if not name.startswith("normalizer.")}
     save_weights(folder, weights)

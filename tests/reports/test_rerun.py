@@ -14,6 +14,7 @@ from prism_policy.config.settings import RunConfig
 
 pytest.importorskip("rerun", reason="needs prism-policy[rerun]")
 
+from prism_policy.data.schema import task_schema
 from prism_policy.evaluation.rollouts import episode_noise, evaluate, sample_chunks, states_path
 from prism_policy.evaluation.videos import observe_all
 from prism_policy.reports.rerun import record
@@ -30,7 +31,7 @@ def read(path: Path, contents: str) -> dict[str, list[Any]]:
 
 def test_a_recording_holds_cameras_keypoints_actions_and_chunks(tmp_path: Path, tiny_config: RunConfig) -> None:
     torch.manual_seed(0)
-    policy = make_policy(tiny_config, 9, 7).eval()
+    policy = make_policy(tiny_config, task_schema(tiny_config.task)).eval()
     evaluate(tmp_path, tiny_config, policy, replace(tiny_config.evaluate, n_episodes=1))
     states, path = states_path(tmp_path, 0), tmp_path / "recordings" / "episode_000.rrd"
     record(path, tiny_config.task, policy, states, "evaluate", 0, 0)
@@ -52,7 +53,7 @@ def test_a_recording_holds_cameras_keypoints_actions_and_chunks(tmp_path: Path, 
     # The chunk of the first step is the one that was executed.
     first = {
         "images": {c: np.stack([x, x]) for c, x in observations[0]["images"].items()},
-        "proprio": np.stack([observations[0]["proprio"]] * 2),
+        "state": np.stack([observations[0]["state"]] * 2),
     }
     chunk = sample_chunks(policy, [first], [episode_noise("evaluate", 0, 0)], [0], 1)[0]
     logged = [float(actual["/action/x:Scalar"][step][0]) for step in range(8)]
@@ -66,7 +67,7 @@ def test_a_recording_repeats_what_the_policy_did(tmp_path: Path, tiny_config: Ru
     from prism_policy.envs.robosuite import RobosuiteEnv
 
     torch.manual_seed(0)
-    policy = make_policy(tiny_config, 9, 7).eval()
+    policy = make_policy(tiny_config, task_schema(tiny_config.task)).eval()
     evaluate(tmp_path, tiny_config, policy, replace(tiny_config.evaluate, n_episodes=1))
     path = tmp_path / "episode.rrd"
     record(path, tiny_config.task, policy, states_path(tmp_path, 0), "evaluate", 0, 0)

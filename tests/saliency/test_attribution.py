@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prism_policy.config.settings import PolicyKind
+from prism_policy.data.schema import Part, Schema, task_schema
 from prism_policy.errors import PrismError
 from prism_policy.models.resnet import ResNet
 from prism_policy.policies import Policy
@@ -33,6 +34,7 @@ class WatchesRegions(nn.Module):
     """The arm's numbers are the mean of one region of the newest frame, squared; the gripper's that of another one."""
 
     action_dim, device = 3, torch.device("cpu")
+    schema = Schema({"front": (84, 84)}, (), (Part("arm", 2), Part("gripper", 1, "gripper")))
     executed = slice(1, 3)
     config = SimpleNamespace(
         kind="flow_matching",
@@ -50,17 +52,18 @@ class WatchesRegions(nn.Module):
         return torch.stack([means[0], means[0], means[1]], dim=-1)[:, None].expand(-1, 4, -1)
 
 
-def random_observation(cameras: tuple[str, ...] = ("front",), size: int = 84, batch: int = 2, proprio: int = 9) -> dict:
+def random_observation(cameras: tuple[str, ...] = ("front",), size: int = 84, batch: int = 2, state: int = 9) -> dict:
     generator = torch.Generator().manual_seed(0)
     images = {
         c: torch.randint(0, 256, (batch, 2, size, size, 3), dtype=torch.uint8, generator=generator) for c in cameras
     }
-    return {"images": images, "proprio": torch.rand(batch, 2, proprio, generator=generator)}
+    return {"images": images, "state": torch.rand(batch, 2, state, generator=generator)}
 
 
 def small_policy(kind: PolicyKind = "flow_matching", *settings: str) -> Policy:
     torch.manual_seed(0)
-    return make_policy(small_config(*settings, kind=kind), 9, 7).eval()
+    config = small_config(*settings, kind=kind)
+    return make_policy(config, task_schema(config.task)).eval()
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "layercam"])
@@ -85,7 +88,7 @@ def test_the_chunk_looks_at_both_regions() -> None:
 def test_gradient_is_the_slope_by_finite_differences(kind: PolicyKind, level: float | None) -> None:
     policy = small_policy(kind, "--policy.ddpm.num-inference-steps 5", "--policy.ddpm.no-clip-sample").double()
     observation = random_observation(("agentview",), size=32)
-    observation["proprio"] = observation["proprio"].double()
+    observation["state"] = observation["state"].double()
     noise = policy.draw_noise(2, torch.Generator().manual_seed(1)).double()
     f = Objective(policy, observation, noise, "chunk", level)
     images = {"agentview": observation["images"]["agentview"].double()}
@@ -197,7 +200,7 @@ def test_a_map_repeats_and_does_not_depend_on_the_batch(method: str) -> None:
     assert (saliency(policy, observation, how)["agentview"] == both).all()
     plain = small_policy()
     both = saliency(plain, observation, how)["agentview"]
-    one = {"images": {"agentview": observation["images"]["agentview"][1:]}, "proprio": observation["proprio"][1:]}
+    one = {"images": {"agentview": observation["images"]["agentview"][1:]}, "state": observation["state"][1:]}
     assert saliency(plain, one, how)["agentview"][0] == pytest.approx(both[1], rel=1e-3, abs=1e-3 * both.max())
     assert both.max() > 0
 
@@ -213,7 +216,7 @@ def test_saliency_is_the_input_gradient_by_default() -> None:
 def test_layercam_reads_any_stage_of_shared_and_own_trunks() -> None:
     for share in ("share-cameras", "no-share-cameras"):
         config = config_of(f"--policy.encoder.{share}")
-        policy = make_policy(config, 9, 7).eval()
+        policy = make_policy(config, task_schema(config.task)).eval()
         observation = random_observation(tuple(policy.encoder.cameras), batch=1)
         for stage in (1, 4):
             maps = saliency(policy, observation, Attribution(method="layercam", stage=stage, noise_level=1.0))
@@ -227,7 +230,10 @@ def test_layercam_reads_any_stage_of_shared_and_own_trunks() -> None:
     ("how", "message"),
     [
         (Attribution(method="magic"), "unknown method 'magic'; there are gradient, smoothgrad"),
-        (Attribution(target="7"), "unknown target '7'; expected chunk, gripper, or an action dimension from 0 to 6"),
+        (
+            Attribution(target="7"),
+            "unknown target '7'; expected chunk, position, rotation, gripper, or an action dimension from 0 to 6",
+        ),
         (Attribution(method="layercam", stage=3), "unknown stage 3; this encoder's trunk has stages 1 to 2"),
         (Attribution(stage=1), "stage 1 is for method 'layercam', got 'gradient'"),
         (Attribution(noise_level=0.0), r"noise_level: expected a number in \(0, 1\], got 0.0"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from prism_policy.data.schema import task_schema
 from prism_policy.run_folder import make_policy
 from prism_policy.saliency.attribution import Attribution, Objective, saliency
 from prism_policy.saliency.faithfulness import SHARES, curves, randomised
@@ -68,7 +69,7 @@ def test_curves_begin_and_end_where_they_must() -> None:
 
 def test_randomised_weights_are_fresh_and_the_rest_is_kept() -> None:
     torch.manual_seed(0)
-    policy = make_policy(small_config(), 9, 7).eval()
+    policy = make_policy(small_config(), task_schema(small_config().task)).eval()
     policy.normalizer["action"].scale.fill_(0.25)
     before = torch.random.get_rng_state()
     fresh = randomised(policy, seed=1)
@@ -78,6 +79,6 @@ def test_randomised_weights_are_fresh_and_the_rest_is_kept() -> None:
         torch.equal(a, b) for a, b in zip(policy.parameters(), fresh.parameters(), strict=True) if a.ndim > 1
     )
     images = torch.randint(0, 256, (1, 2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    observation = {"images": {"agentview": images}, "proprio": torch.zeros(1, 2, 9)}
+    observation = {"images": {"agentview": images}, "state": torch.zeros(1, 2, 9)}
     maps = [saliency(p, observation, Attribution())["agentview"][:, 1, 2:30, 2:30] for p in (policy, fresh)]
     assert abs(rank_correlation(*maps)[0]) < 0.5

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from prism_policy.config import presets
+from prism_policy.data.schema import task_schema
 from prism_policy.run_folder import make_policy
 from prism_policy.saliency.attribution import Objective
 from prism_policy.saliency.heatmaps import keypoint_pixels, paint
@@ -27,7 +28,7 @@ class WatchesOneRegion(nn.Module):
 def random_observation(cameras: tuple[str, ...], size: int = 84) -> dict:
     generator = torch.Generator().manual_seed(0)
     images = {c: torch.randint(0, 256, (1, 2, size, size, 3), dtype=torch.uint8, generator=generator) for c in cameras}
-    return {"images": images, "proprio": torch.rand(1, 2, 9, generator=generator)}
+    return {"images": images, "state": torch.rand(1, 2, 9, generator=generator)}
 
 
 def input_gradient(policy: nn.Module, observation: dict, noise: Tensor) -> dict[str, np.ndarray]:
@@ -74,7 +75,7 @@ def test_saliency_is_the_slope_of_the_projection() -> None:
 
 
 def test_saliency_is_zero_outside_the_crop() -> None:
-    policy = make_policy(presets.nano(), 9, 7).eval()
+    policy = make_policy(presets.nano(), task_schema(presets.nano().task)).eval()
     observation = random_observation(("agentview", "robot0_eye_in_hand"))
     maps = input_gradient(policy, observation, policy.draw_noise(1, torch.Generator().manual_seed(0)))
     for values in maps.values():

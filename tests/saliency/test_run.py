@@ -15,6 +15,7 @@ from PIL import Image
 from prism_policy.cli import main as cli
 from prism_policy.config import config_json, presets
 from prism_policy.config.settings import DemoConfig, RunConfig, TaskConfig
+from prism_policy.data.schema import task_schema
 from prism_policy.errors import PrismError
 from prism_policy.run_folder import make_policy, save_normalizer, save_weights
 from prism_policy.saliency.attribution import Attribution
@@ -31,7 +32,7 @@ def untrained_run(folder: Path, config: RunConfig) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(config_json.to_json(config))
     torch.manual_seed(config.seed)
-    policy = make_policy(config, 9, 7)
+    policy = make_policy(config, task_schema(config.task))
     save_normalizer(folder, policy, config.task)
     weights = {name: x for name, x in policy.state_dict().items() if not name.startswith("normalizer.")}
     save_weights(folder, weights)
@@ -64,7 +65,7 @@ def prism(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *argum
     [
         (["--method", "magic"], "unknown method 'magic'; there are gradient,"),
         (["--method", "layercam", "--stage", "3"], "unknown stage 3; this encoder's trunk has stages 1 to 2"),
-        (["--target", "elbow"], "unknown target 'elbow'; expected chunk, gripper,"),
+        (["--target", "elbow"], "unknown target 'elbow'; expected chunk, position, rotation, gripper,"),
         (["--camera", "nowhere"], "unknown camera 'nowhere'; these runs see agentview"),
         (["--noise-level", "2"], "noise_level: expected more than 0 to 1, got 2.0"),
         (["--frames", "0"], "frames: expected at least 1, got 0"),
@@ -129,7 +130,7 @@ def made_up_clip(cameras: tuple[str, ...], size: int = 84, frames: int = 3, epis
     masks = {c: np.zeros((frames, size, size), np.uint8) for c in cameras}
     for mask in masks.values():
         mask[:, 20:40, 30:50], mask[:, 50:60, 10:30] = 2, 1
-    observation = {"images": images, "proprio": rng.random((frames, 2, 9), np.float32)}
+    observation = {"images": images, "state": rng.random((frames, 2, 9), np.float32)}
     names = ["approach", "grasp", "lift"][:frames]
     return Clip(TaskConfig(), f"episode {episode}", episode, False, 60, np.arange(frames), names, observation, masks)
 
@@ -137,7 +138,7 @@ def made_up_clip(cameras: tuple[str, ...], size: int = 84, frames: int = 3, epis
 def untrained(name: str, seed: int = 0) -> Subject:
     torch.manual_seed(seed)
     config = presets.nano(encoder_name=name, seed=seed)
-    return Subject(Path(f"{name}-{seed}"), config, make_policy(config, 9, 7).eval())
+    return Subject(Path(f"{name}-{seed}"), config, make_policy(config, task_schema(config.task)).eval())
 
 
 def test_pictures_and_film_are_drawn_and_repeat_exactly(tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_the_experts_frames_are_its_states(tmp_path: Path) -> None:
             shown = env.observe(states[step - back])
             for camera in task.cameras:
                 assert (clip.observation["images"][camera][place, 1 - back] == shown["images"][camera]).all()
-            assert (clip.observation["proprio"][place, 1 - back] == shown["proprio"]).all()
+            assert (clip.observation["state"][place, 1 - back] == shown["state"]).all()
     env.close()
 
 

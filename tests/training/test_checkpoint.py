@@ -13,6 +13,7 @@ from torch import Tensor
 
 import prism_policy as pp
 from journals import read_lines
+from prism_policy.data.schema import task_schema
 from prism_policy.data.windows import Windows
 from prism_policy.errors import PrismError
 from prism_policy.policies import Policy
@@ -31,7 +32,7 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> Windows:
 def a_state(norm: str = "group", seed: int = 0) -> TrainState:
     torch.manual_seed(seed)
     config = small_config(f"--policy.encoder.norm {norm}")
-    policy = make_policy(config, 9, 7).to(memory_format=torch.channels_last)
+    policy = make_policy(config, task_schema(config.task)).to(memory_format=torch.channels_last)
     return TrainState(policy, config.train)
 
 

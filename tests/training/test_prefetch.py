@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from prism_policy.data.frames import Frames
+from panda import frames_of
 from prism_policy.data.robomimic import Episode
 from prism_policy.data.windows import Windows, batch_indices, rows
 from prism_policy.training.prefetch import Prefetcher, mapped, moved
@@ -91,10 +91,10 @@ def test_gathered_rows_are_a_copy() -> None:
 
 
 def test_windows_on_a_device_give_the_batches_of_those_on_the_disk(episodes: list[Episode]) -> None:
-    windows = Windows(Frames.of(episodes), 16, 2, 8)
+    windows = Windows(frames_of(episodes), 16, 2, 8)
     there = windows.to(torch.device("cpu"))
     batch, again = windows.batch(torch.tensor([2, 7])), there.batch(torch.tensor([2, 7]))
-    for name in ("proprio", "actions", "mask"):
+    for name in ("state", "actions", "mask"):
         assert torch.equal(batch[name], again[name])
     assert torch.equal(batch["images"]["agentview"], again["images"]["agentview"])
     assert len(there) == len(windows)

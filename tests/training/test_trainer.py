@@ -20,9 +20,10 @@ from torch import Tensor
 
 import prism_policy as pp
 from journals import read_lines
+from panda import frames_of
 from prism_policy.config.settings import PolicyKind, Precision, RunConfig, TrainConfig
-from prism_policy.data.frames import Frames
 from prism_policy.data.robomimic import Episode
+from prism_policy.data.schema import task_schema
 from prism_policy.data.windows import Windows, batch_indices
 from prism_policy.errors import PrismError
 from prism_policy.policies import Policy
@@ -35,7 +36,7 @@ from small_run import small_config, small_windows
 
 @pytest.fixture(scope="module")
 def windows(episodes: list[Episode]) -> Windows:
-    return Windows(Frames.of(episodes), 16, 2, 8)
+    return Windows(frames_of(episodes), 16, 2, 8)
 
 
 class Killed(Exception):
@@ -141,8 +142,8 @@ def test_statistics_that_are_missing_are_named(tmp_path: Path, tiny_config: RunC
     save_file({name: value for name, value in statistics.items() if name != "action.offset"}, path, about)
     with pytest.raises(PrismError, match=r"lacks 'action\.offset'; it has .*action\.scale"):
         pp.load_policy(tmp_path)
-    save_file({**statistics, "proprio.scale": statistics["proprio.scale"] * 0}, path, about)
-    with pytest.raises(PrismError, match=r"proprio\.scale: expected positive numbers, got 0"):
+    save_file({**statistics, "state.scale": statistics["state.scale"] * 0}, path, about)
+    with pytest.raises(PrismError, match=r"state\.scale: expected positive numbers, got 0"):
         pp.load_policy(tmp_path)
 
 
@@ -269,7 +270,7 @@ def test_a_training_is_adamw_under_a_warmed_up_cosine_with_an_average_of_the_wei
     open_run(tmp_path / "run", config)
     trained = Trainer(tmp_path / "run", config, windows).train()
     torch.manual_seed(config.seed)
-    policy = make_policy(config, 9, 7).train()
+    policy = make_policy(config, task_schema(config.task)).train()
     policy.normalizer.load_state_dict(trained.normalizer.state_dict())
     policy = policy.double()
     policy.net.register_forward_pre_hook(lambda net, inputs: tuple(x.double() for x in inputs))  # DDPM's steps too

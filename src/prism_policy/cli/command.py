@@ -42,8 +42,9 @@ class Command:
 class RunCommand(Command):
     """A command that trains: its own flags choose the defaults of all settings of a run, dotted flags change them."""
 
-    task: Annotated[str, tyro.conf.arg(name="task.name", aliases=("--task",))] = "lift"
-    """Task to learn: lift, can, square or tool_hang, or a LIBERO suite such as libero_spatial."""
+    task: Annotated[str, tyro.conf.arg(name="task.name", aliases=("--task",))] = ""
+    """Task to learn: lift, can, square or tool_hang, a LIBERO suite such as libero_spatial, or recorded for a dataset
+    that nothing simulates; by default the dataset's, else lift."""
     policy: Annotated[PolicyKind, tyro.conf.arg(name="policy.kind", aliases=("--policy",))] = "flow_matching"
     """Generative model of the actions."""
     encoder: Annotated[str, tyro.conf.arg(help=f"Visual encoder: {', '.join(presets.ENCODERS)}.")] = "prism"

@@ -1,4 +1,4 @@
-"""The commands that make files of demonstrations: collect, render, import, download."""
+"""The commands that make files of demonstrations: collect, render, import, export, download."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tyro
 
 from prism_policy.cli.command import PLAIN, Command, Flat, value_of
 from prism_policy.config.presets import demo_config, task_config
-from prism_policy.config.ranges import Natural, Workers
+from prism_policy.config.ranges import Natural, Range, Workers
 from prism_policy.config.settings import DemoConfig, RenderConfig, check_task, single_tasks
 from prism_policy.errors import PrismError
 from prism_policy.utils.progress import Bar
@@ -108,7 +108,7 @@ class Render(Command):
         from prism_policy.demos.render import render_demos
 
         with open_demos(source) as demos:
-            task = recorded_env(read_env_args(demos)).task_config(str(source), actions=False)
+            task = recorded_env(read_env_args(demos)).drawn_task(str(source))
             total = len(demos["data"])
         task = replace(task, cameras=self.cameras or task.cameras, render=self.render)
         check_task(task)
@@ -152,6 +152,51 @@ class Import(Command):
         console.print(
             f"Files: {self.out}", f"Next: {render}   (images as they will be drawn when policies are evaluated)"
         )
+
+
+@dataclass(frozen=True)
+class Export(Command):
+    """Write demonstrations in another format: LeRobot's dataset v3.0, or robomimic's HDF5.
+
+    LeRobot opens and trains on the result. Images are stored as PNG, equal to the bit; --video makes them smaller and
+    not equal. A robomimic file that is exported to LeRobot and back holds the same arrays.
+    """
+
+    source: Annotated[str, tyro.conf.Positional]
+    """HDF5 file, folder of a LeRobot dataset, or hf:USER/NAME on the Hugging Face hub."""
+    format: Literal["lerobot", "robomimic"]
+    """Format to write."""
+    out: Path
+    """New folder (lerobot) or HDF5 file (robomimic)."""
+    video: Literal["none", "h264", "av1"] = "none"
+    """Codec of LeRobot's videos; none stores PNG."""
+    episodes: tuple[str, ...] = ()
+    """Of a LeRobot dataset, which episodes: numbers and ranges such as 7 and 0:10 (0 to 9). By default all."""
+    task: str = ""
+    """What to do, in words; by default what the demonstrations say."""
+    fps: Annotated[int, Range(1, 1000)] | None = None
+    """Frames a second; by default what the demonstrations say."""
+
+    def run(self) -> None:
+        """Write it, and print where it lies."""
+        from prism_policy.data.source import open_source
+        from prism_policy.demos.cache import check_free
+        from prism_policy.demos.download import resolve_dataset
+        from prism_policy.demos.export import ExportOptions, export
+
+        check_free(self.out)
+        if self.video != "none" and self.format != "lerobot":
+            raise PrismError("video: robomimic's HDF5 holds images, not videos; leave out --video")
+        source = open_source(resolve_dataset(self.source), episodes=self.episodes)
+        for finding in source.findings:
+            console.print(f"note: {finding}", style="yellow")
+        options = ExportOptions(None if self.video == "none" else self.video, self.fps, self.task)
+        with Bar("Exporting", len(source.names)) as bar:
+            notes = export(source, self.out, self.format, options, bar.count)
+        for note in notes:
+            console.print(f"note: {note}", style="yellow")
+        file = "File" if self.format == "robomimic" else "Folder"
+        console.print(f"{file}: {self.out}", f"Next: {shell('prism', 'info', self.out)}")
 
 
 @dataclass(frozen=True)

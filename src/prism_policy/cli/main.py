@@ -12,7 +12,7 @@ from typing import Annotated, Union
 import tyro
 
 from prism_policy.cli.command import Command
-from prism_policy.cli.demos import Collect, Download, Import, Render
+from prism_policy.cli.demos import Collect, Download, Export, Import, Render
 from prism_policy.cli.deploy import Serve
 from prism_policy.cli.encoders import Info, Probe
 from prism_policy.cli.evaluate import Compare, Evaluate, Report
@@ -36,6 +36,7 @@ COMMANDS: dict[str, type[Command]] = {
     "collect": Collect,
     "render": Render,
     "import": Import,
+    "export": Export,
     "download": Download,
     "info": Info,
     "probe": Probe,

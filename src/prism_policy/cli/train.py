@@ -31,7 +31,8 @@ class Train(RunCommand):
     preset: Literal["nano", "small", "paper"] = "nano"
     """Sizes and schedule: nano for two CPU cores; small (a fifth of the updates) and paper for a GPU."""
     dataset: Path | None = None
-    """HDF5 file of demonstrations with images (of a suite: a folder); by default a scripted expert's."""
+    """Demonstrations with images: HDF5 in robomimic's layout, a LeRobot folder, a folder of either, or hf:USER/NAME;
+    by default a scripted expert's."""
     device: Device = "auto"
     """Where to compute; auto is a GPU where there is one."""
     processes: Workers = 1
@@ -46,8 +47,14 @@ class Train(RunCommand):
     def defaults(self) -> RunConfig:
         """The preset's settings."""
         preset = {"nano": presets.nano, "small": presets.small, "paper": presets.paper}[self.preset]
-        config = preset(self.task, self.policy, self.encoder, self.seed)
-        return replace(config, dataset=str(self.dataset.absolute()) if self.dataset else "")
+        if not self.dataset:
+            return preset(self.task or "lift", self.policy, self.encoder, self.seed)
+        from prism_policy.demos.dataset import task_of
+        from prism_policy.demos.download import resolve_dataset
+
+        path = resolve_dataset(self.dataset).expanduser().absolute()
+        config = preset(self.task or task_of(path), self.policy, self.encoder, self.seed)
+        return replace(config, dataset=str(path))
 
     def train(self, config: RunConfig, arguments: Sequence[str] = ()) -> None:
         """Train, in this process or in several, and print where the policy lies."""
@@ -59,12 +66,22 @@ class Train(RunCommand):
         if self.processes > 1 and not is_launched():
             launch(self.processes, ["train", *arguments])
             return
-        folder = self.out or Path("runs") / f"train-{self.task}-{self.policy}-{self.encoder}-{self.preset}-s{self.seed}"
+        name = config.task.name
+        if self.dataset and not config.task.spec.simulated:
+            name = self.dataset.stem
+        name = name.replace(":", "-")
+        folder = self.out or Path("runs") / f"train-{name}-{self.policy}-{self.encoder}-{self.preset}-s{self.seed}"
         limit = math.inf if self.max_minutes is None else 60 * self.max_minutes
         train_run(folder, config, device=self.device, track=self.track, max_s=limit)
         if not int(os.environ.get("RANK", "0")):  # of several processes, one prints
+            simulated = config.task.spec.simulated
+            if not simulated:
+                from prism_policy.reports.report import write_report
+
+                console.print(f"Report: {write_report(folder)} (open it in a browser)")
+            verb = "evaluate" if simulated else "serve"
             console.print(
-                f"Policy: {folder} (weights.safetensors; metrics.jsonl)", f"Next: {shell('prism', 'evaluate', folder)}"
+                f"Policy: {folder} (weights.safetensors; metrics.jsonl)", f"Next: {shell('prism', verb, folder)}"
             )
 
 
@@ -88,7 +105,7 @@ class Quickstart(RunCommand):
 
     def defaults(self) -> RunConfig:
         """The preset nano, or with `--smoke` the smallest sizes."""
-        config = presets.nano(self.task, self.policy, self.encoder, self.seed)
+        config = presets.nano(self.task or "lift", self.policy, self.encoder, self.seed)
         return presets.smoke(config) if self.smoke else config
 
     def train(self, config: RunConfig, arguments: Sequence[str] = ()) -> None:
@@ -101,7 +118,7 @@ class Quickstart(RunCommand):
         from prism_policy.utils.memory import PeakMemory
 
         preset = "smoke" if self.smoke else "nano"
-        name = f"{'smoke' if self.smoke else 'quickstart'}-{self.task}-{self.policy}-{self.encoder}-s{self.seed}"
+        name = f"{'smoke' if self.smoke else 'quickstart'}-{config.task.name}-{self.policy}-{self.encoder}-s{self.seed}"
         folder = self.out or Path("runs") / (name + "-absolute" * (config.task.action_mode == "absolute"))
         with PeakMemory() as memory:
             timings = folder / "results" / "timings.json"

@@ -16,7 +16,8 @@ class Attribution:
     method: str = "gradient"
     """Method: gradient, smoothgrad, integrated_gradients, layercam or occlusion."""
     target: str = "chunk"
-    """What is explained: chunk (all actions, projected on themselves), gripper, or the number of an action part."""
+    """What is explained: chunk (all actions, projected on themselves), a part of the action such as gripper, or the
+    number of one of its numbers."""
     stage: Annotated[int, Range(1, 4)] | None = None
     """Stage of the trunk for layercam; by default the deepest."""
     noise_level: Annotated[float, Range(0, 1, open_low=True)] | None = None

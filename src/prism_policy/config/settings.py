@@ -76,6 +76,10 @@ class TaskConfig:
     render: RenderConfig = RenderConfig()
     numbers: tuple[Natural, ...] = ()
     """Tasks of a suite, by their place in it; empty is all."""
+    state: tuple[str, ...] = ()
+    """Of robosuite:NAME, the parts of the state that are observed; the dataset decides."""
+    env_kwargs: str = ""
+    """Of robosuite:NAME, robots, controllers and rate as the dataset recorded them, in JSON; the dataset decides."""
 
     @property
     def spec(self) -> TaskSpec:
@@ -318,14 +322,35 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True)
+class DataConfig:
+    """What of the demonstrations is learned from; what there is, `prism info` says."""
+
+    cameras: tuple[str, ...] = ()
+    """Cameras, in this order; empty is those of the task, or of a task without a simulator all."""
+    state: tuple[str, ...] = ()
+    """Parts of the state, in this order; empty is hands and fingers where so named, else all."""
+    action: tuple[str, ...] = ()
+    """Parts of the action, in this order; empty is all."""
+    resize: str = ""
+    """Size of the images that the policy sees: 84, or 96x128 (height x width); empty is that of the recording."""
+    crop: str = ""
+    """Box that is cut out of the recording's images before: TOP,LEFT,HEIGHT,WIDTH [px]."""
+    mask: str = ""
+    """Mask to learn from, such as 20_percent; empty is `train`, or all where there are no masks."""
+    episodes: tuple[str, ...] = ()
+    """Episodes of a LeRobot dataset, numbers and ranges such as 7 and 0:10; empty is all that are there."""
+    clip_quantile: Annotated[float, Range(0, 0.5, open_high=True)] = 0.0
+    """Clip actions, and the ranges that scale state and action, to this quantile and 1 less it; 0 is off."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything a run depends on; `config.json` in the run folder."""
 
     task: TaskConfig = TaskConfig()
     dataset: str = ""
     """File of demonstrations with images; empty is a scripted expert's, collected as `demos` says."""
-    train_mask: str = ""
-    """Mask of the file to learn from, such as 20_percent; empty is its `train`, or all where it has no masks."""
+    data: DataConfig = DataConfig()
     demos: DemoConfig = DemoConfig()
     policy: PolicyConfig = PolicyConfig()
     train: TrainConfig = TrainConfig()
@@ -361,6 +386,8 @@ def single_tasks(task: TaskConfig) -> tuple[TaskConfig, ...]:
 def check_task(task: TaskConfig) -> None:
     """Refuse what no simulation can have."""
     single_tasks(task)
+    if not task.spec.simulated:
+        return
     cameras = task.spec.simulator.cameras
     if unknown := [camera for camera in task.cameras if camera not in cameras]:
         raise PrismError(f"unknown camera '{unknown[0]}'; task '{task.name}' has {', '.join(cameras)}")

@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prism_policy.config.settings import ActionMode
-from prism_policy.data.robomimic import Episode, demo_names, iter_demos, open_demos
+from prism_policy.data.episode import Episode
+from prism_policy.data.schema import Schema
+from prism_policy.data.source import Source, file_sample
 from prism_policy.errors import PrismError
 from prism_policy.utils.files import disk_errors, scratch, write_text
+from prism_policy.utils.images import Resize
 from prism_policy.utils.progress import console
 
 Progress = Callable[[int, int], None]  # called with (demonstrations done, of how many)
 
-_FORMAT = 2  # of the arrays; a change makes every cache anew
+_FORMAT = 3  # of the arrays; a change makes every cache anew
 _MANIFEST = "manifest.json"
-_SAMPLES, _SAMPLE_BYTES = 64, 65536
 _SMALL = 32 * 2**20
 """Bytes of an array whose checksum is computed at each opening, in some hundredths of a second."""
 _WILL_NEED = 3  # Linux' MADV_WILLNEED
@@ -53,11 +54,12 @@ class Frames:
     """All frames of all demonstrations, one after the other."""
 
     images: dict[str, Tensor]  # camera -> uint8 (N, H, W, 3)
-    proprio: Tensor  # float32 (N, P)
+    state: Tensor  # float32 (N, S)
     actions: Tensor  # float32 (N, A)
     disturbed: Tensor  # bool (N,): the action was forced on the demonstrator
     ends: tuple[int, ...]  # one past the last frame of each demonstration
     names: tuple[str, ...]  # names of the demonstrations; of several files, with the file's before it
+    schema: Schema  # what images, state and actions are
     tasks: tuple[str, ...] = ()  # the task of each demonstration, where there are several
     mapped: bool = False  # whether the arrays are mapped from the disk
     content: str = ""  # checksum of all arrays and names, of those that are mapped
@@ -68,7 +70,7 @@ class Frames:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        return sum(x.nbytes for x in (*self.images.values(), self.proprio, self.actions, self.disturbed))
+        return sum(x.nbytes for x in (*self.images.values(), self.state, self.actions, self.disturbed))
 
     def indices(self, names: Sequence[str]) -> list[int]:
         """Numbers of these demonstrations, such as those of a mask, for `Windows(episodes=...)`."""
@@ -79,25 +81,25 @@ class Frames:
     def to(self, device: torch.device | str) -> Frames:
         """The same frames in the memory of a device."""
         images = {camera: x.to(device) for camera, x in self.images.items()}
-        proprio, actions, disturbed = (x.to(device) for x in (self.proprio, self.actions, self.disturbed))
-        return Frames(images, proprio, actions, disturbed, self.ends, self.names, self.tasks)
+        state, actions, disturbed = (x.to(device) for x in (self.state, self.actions, self.disturbed))
+        return Frames(images, state, actions, disturbed, self.ends, self.names, self.schema, self.tasks)
 
     @classmethod
-    def of(cls, episodes: Sequence[Episode]) -> Frames:
+    def of(cls, episodes: Sequence[Episode], schema: Schema) -> Frames:
         """Frames of demonstrations that are in memory already."""
         arrays = [_arrays(episode) for episode in episodes]
         joined = {key: torch.from_numpy(np.concatenate([a[key] for a in arrays])) for key in arrays[0]}
         ends = np.cumsum([len(episode) for episode in episodes])
         tasks = [episode.task for episode in episodes]
-        return cls._from(joined, ends.tolist(), [e.name for e in episodes], tasks if any(tasks) else ())
+        return cls._from(joined, schema, ends.tolist(), [e.name for e in episodes], tasks if any(tasks) else ())
 
     @classmethod
     def _from(
-        cls, arrays: dict[str, Tensor], ends: Iterable[int], names: Iterable[str], tasks: Iterable[str]
+        cls, arrays: dict[str, Tensor], schema: Schema, ends: Iterable[int], names: Iterable[str], tasks: Iterable[str]
     ) -> Frames:
         images = {key.removeprefix("image."): x for key, x in arrays.items() if key.startswith("image.")}
-        rest = (arrays["proprio"], arrays["actions"], arrays["disturbed"])
-        return cls(images, *rest, tuple(ends), tuple(names), tuple(tasks))
+        rest = (arrays["state"], arrays["actions"], arrays["disturbed"])
+        return cls(images, *rest, tuple(ends), tuple(names), schema, tuple(tasks))
 
     def announce(self, steps: np.ndarray) -> None:
         """Tell the kernel that the images of `steps` (B, n), each row in order, are about to be read.
@@ -115,65 +117,60 @@ class Frames:
 
 
 def open_frames(
-    path: Path | Mapping[str, Path],
-    cameras: Sequence[str],
+    sources: Source | Mapping[str, Source],
+    schema: Schema,
     cache_dir: Path,
-    action_mode: ActionMode = "delta",
+    resize: Resize | None = None,
     progress: Progress | None = None,
 ) -> Frames:
-    """The demonstrations of a file in robomimic's layout, unpacked into `cache_dir` at the first call.
+    """The demonstrations of a source, unpacked into `cache_dir` at the first call.
 
-    The cache belongs to the file's size, time of change and a sample of its bytes, and to the cameras: another file, or
-    the same one changed, never finds it. Unpacking takes the memory of one demonstration.
+    The cache belongs to the source's fingerprint (of a file: size, time of change and a sample of its bytes) and to
+    what is read of it: another file, or the same one changed, never finds it. Unpacking takes the memory of one
+    demonstration, or of a few that are decoded at a time.
 
     Args:
-        path: the file, or one for each of several tasks, by the task's name.
+        sources: one, or one for each of several tasks, by the task's name.
+        schema: cameras and parts to read, at the sizes of the recording.
         cache_dir: where unpacked arrays are kept; the raw bytes of all frames are needed there.
-        action_mode: which of the actions; absolute ones are (N, 10).
+        resize: what is done to each image; the frames' own schema has the size that results.
     """
-    files = {"": path} if isinstance(path, Path) else path
-    prints: dict[str, Any] = {task: fingerprint(file) for task, file in files.items()}
-    key = {"format": _FORMAT, "cameras": list(cameras), "actions": action_mode, "file": prints.get("", prints)}
+    by_task = sources if isinstance(sources, Mapping) else {"": sources}
+    prints: dict[str, Any] = {task: source.fingerprint() for task, source in by_task.items()}
+    key = {"format": _FORMAT, "schema": asdict(schema), "resize": resize and asdict(resize)}
+    key |= {"file": prints.get("", prints)}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir.expanduser() / f"frames-{digest}"
     if not _whole(folder):
         if folder.exists():
             console.print(f"{folder} is damaged: making it again")
         with disk_errors(folder):
-            _unpack(files, _episodes(files, cameras, action_mode), folder, key, progress)
+            _unpack(by_task, _episodes(by_task, schema, resize), folder, key, progress)
     manifest = json.loads((folder / _MANIFEST).read_text())
     arrays = {name: torch.from_numpy(_map(folder, name, about)) for name, about in manifest["arrays"].items()}
-    frames = Frames._from(arrays, manifest["ends"], manifest["names"], manifest.get("tasks", ()))
+    shown = resized_schema(schema, resize)
+    frames = Frames._from(arrays, shown, manifest["ends"], manifest["names"], manifest.get("tasks", ()))
     return replace(frames, mapped=True, content=manifest["content"])
 
 
-def _episodes(files: Mapping[str, Path], cameras: Sequence[str], action_mode: ActionMode) -> Iterator[Episode]:
-    for task, file in files.items():
-        for episode in iter_demos(file, cameras, action_mode=action_mode):
-            yield replace(episode, name=f"{task}/{episode.name}", task=task) if task else episode
+def resized_schema(schema: Schema, resize: Resize | None) -> Schema:
+    """The schema with the sizes of the images that policies see."""
+    if resize is None:
+        return schema
+    return replace(schema, cameras={c: resize.output(*size, camera=c) for c, size in schema.cameras.items()})
 
 
-def fingerprint(path: Path) -> dict[str, Any]:
-    """What tells a file from its other versions without reading all of it: size, time of change, a sample of bytes."""
-    if not path.is_file():
-        raise PrismError(f"{path} not found; expected demonstrations in robomimic's HDF5 layout there")
-    about = path.stat()
-    return {"bytes": about.st_size, "changed_ns": about.st_mtime_ns, "sample": _sample(path)}
-
-
-def _sample(path: Path) -> str:
-    """Checksum of some stretches of a file, its beginning and end among them; of a small one, of all of it."""
-    size, sample = path.stat().st_size, hashlib.sha256()
-    with path.open("rb") as file:
-        for i in range(_SAMPLES):
-            file.seek(max(size - _SAMPLE_BYTES, 0) * i // (_SAMPLES - 1))
-            sample.update(file.read(_SAMPLE_BYTES))
-    return sample.hexdigest()
+def _episodes(sources: Mapping[str, Source], schema: Schema, resize: Resize | None) -> Iterator[Episode]:
+    for task, source in sources.items():
+        for episode in source.episodes(source.names, schema):
+            if resize is not None:
+                episode = replace(episode, images={c: resize(x) for c, x in episode.images.items()})
+            yield replace(episode, name=f"{task}/{episode.name}", task=task) if task else replace(episode, task="")
 
 
 def _arrays(episode: Episode) -> dict[str, np.ndarray]:
     images = {f"image.{camera}": frames for camera, frames in episode.images.items()}
-    return {**images, "proprio": episode.proprio, "actions": episode.actions, "disturbed": episode.disturbed}
+    return {**images, "state": episode.state, "actions": episode.actions, "disturbed": episode.disturbed}
 
 
 def _whole(folder: Path) -> bool:
@@ -189,7 +186,7 @@ def _whole(folder: Path) -> bool:
             if about.st_size != math.prod(x["shape"]) * np.dtype(x["dtype"]).itemsize:
                 return False
             whole = about.st_size <= _SMALL or about.st_mtime_ns != x["changed_ns"]
-            if (_sha256(raw) if whole else _sample(raw)) != x["sha256" if whole else "sample"]:
+            if (_sha256(raw) if whole else file_sample(raw)) != x["sha256" if whole else "sample"]:
                 return False
         return len(manifest["ends"]) == len(manifest["names"]) and isinstance(manifest["content"], str)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -210,15 +207,16 @@ def _map(folder: Path, name: str, about: dict[str, Any]) -> np.ndarray:
 
 
 def _unpack(
-    paths: Mapping[str, Path], episodes: Iterable[Episode], folder: Path, key: dict[str, Any], progress: Progress | None
+    sources: Mapping[str, Source],
+    episodes: Iterable[Episode],
+    folder: Path,
+    key: dict[str, Any],
+    progress: Progress | None,
 ) -> None:
     with scratch(folder.parent) as place:
         temporary = place / folder.name
         temporary.mkdir()
-        total = 0
-        for path in paths.values() if progress else ():
-            with open_demos(path) as file:
-                total += len(demo_names(file))
+        total = sum(len(source.names) for source in sources.values())
         shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
         files: dict[str, Any] = {}
         sums: dict[str, Any] = {}
@@ -228,8 +226,8 @@ def _unpack(
                 for name, values in _arrays(episode).items():
                     about = (str(values.dtype), values.shape[1:])
                     if (usual := shapes.setdefault(name, about)) != about:
-                        source = f"{paths[episode.task]}, {episode.name}"
-                        raise PrismError(f"{source}: expected {name} of {usual} as in {names[0]}, got {about}")
+                        where = f"{sources[episode.task].path}, {episode.name}"
+                        raise PrismError(f"{where}: expected {name} of {usual} as in {names[0]}, got {about}")
                     if name not in files:
                         files[name], sums[name] = (temporary / f"{name}.raw").open("wb"), hashlib.sha256()
                     content = np.ascontiguousarray(values).data
@@ -250,12 +248,12 @@ def _unpack(
         for name, (dtype, shape) in shapes.items():
             raw = temporary / f"{name}.raw"
             arrays[name] = {"dtype": dtype, "shape": [ends[-1], *shape], "sha256": sums[name].hexdigest()}
-            arrays[name] |= {"sample": _sample(raw), "changed_ns": raw.stat().st_mtime_ns}
-        sources = {task: str(path) for task, path in paths.items()}
+            arrays[name] |= {"sample": file_sample(raw), "changed_ns": raw.stat().st_mtime_ns}
+        paths = {task: str(source.path) for task, source in sources.items()}
         digests = [(name, x["dtype"], x["shape"], x["sha256"]) for name, x in sorted(arrays.items())]
         content_sum = hashlib.sha256(json.dumps([digests, names, tasks, ends]).encode()).hexdigest()
         manifest = {"arrays": arrays, "names": names, "tasks": tasks, "ends": ends, "content": content_sum, **key}
-        manifest["path"] = sources.get("", sources)
+        manifest["path"] = paths.get("", paths)
         write_text(temporary / _MANIFEST, json.dumps(manifest))
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one
         try:

@@ -114,11 +114,11 @@ def import_libero(
             arrays: dict[str, np.ndarray] = {
                 # in full precision: a replay of them should give the states
                 "actions": np.asarray(demo["actions"][-len(episode) :], np.float64),
-                "states": episode.states,
+                "states": episode.sim_states,
                 **episode.extras,
-                "obs/robot0_eef_pos": episode.proprio[:, :3],
-                "obs/robot0_eef_quat": episode.proprio[:, 3:7],
-                "obs/robot0_gripper_qpos": episode.proprio[:, 7:],
+                "obs/robot0_eef_pos": episode.state[:, :3],
+                "obs/robot0_eef_quat": episode.state[:, 3:7],
+                "obs/robot0_gripper_qpos": episode.state[:, 7:],
                 **{f"obs/{camera}_image": frames for camera, frames in episode.images.items()},
             }
             write_demo(data.create_group(episode.name), arrays, {"model_file": text(demo, "model_file")})
@@ -159,7 +159,7 @@ def _read(demo: h5py.Group, name: str, cameras: Sequence[str]) -> Episode:
     robot = finite(demo, "robot_states", (None, 9))  # fingers, position, quaternion
     check_length("robot_states", robot.shape, steps)
     robot = before(robot, "robot_states")
-    proprio = np.hstack([robot[:, 2:], robot[:, :2]]).astype(np.float32)
+    state = np.hstack([robot[:, 2:], robot[:, :2]]).astype(np.float32)
     states = np.asarray(finite(demo, "states", (None, None)), np.float64)
     check_length("states", states.shape, steps)
     extras = {}
@@ -168,7 +168,7 @@ def _read(demo: h5py.Group, name: str, cameras: Sequence[str]) -> Episode:
             values = array(demo, key, "number", (None,))
             check_length(key, values.shape, steps)
             extras[key] = np.asarray(values[kept], kind)
-    return Episode(name, images, proprio, actions[kept], np.zeros(len(actions[kept]), bool), states[kept], extras)
+    return Episode(name, images, state, actions[kept], np.zeros(len(actions[kept]), bool), states[kept], extras)
 
 
 _EXTRAS: dict[str, Any] = {"rewards": np.float64, "dones": np.int64}

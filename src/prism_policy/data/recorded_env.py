@@ -6,6 +6,7 @@ for each part of the body with a reference frame of its own.
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,8 +19,10 @@ import numpy as np
 from prism_policy.config.presets import task_config
 from prism_policy.config.settings import ActionMode, ReferenceFrame, TaskConfig
 from prism_policy.data.hdf5 import json_object, subgroup, text
+from prism_policy.data.schema import Part
 from prism_policy.errors import PrismError
 from prism_policy.tasks import SPECS
+from prism_policy.tasks.any_robosuite import PREFIX
 from prism_policy.tasks.libero import find_task
 from prism_policy.tasks.spec import CONTROL_HZ, ROBOSUITE
 from prism_policy.utils.text import listed, one_line
@@ -51,12 +54,45 @@ class RecordedEnv:
     layout: str
     """Which robomimic wrote files like this: "v0.1", "v1.4", "v1.5", or "" where there is no controller to tell by."""
     controller: str  # type of the arm's controller, such as "OSC_POSE"
+    arms: tuple[str, ...]  # type of each arm's, where recorded
     action_mode: ActionMode  # actions are changes of the hand's pose, or poses [m, rad]
     reference_frame: ReferenceFrame  # frame of the actions
     control_hz: float | None  # control steps a second; none where not recorded
     cameras: tuple[str, ...]  # cameras the environment was made with; the file's images may be of others
+    env_kwargs: (
+        str  # robots, controllers and all else that makes robosuite's environment, as JSON; "" where not recorded
+    )
     scene_trouble: str  # why recorded states cannot be drawn or restored here; "" where they can
     control_trouble: str  # why recorded actions cannot be executed here; "" where they can
+
+    def action_parts(self, width: int) -> tuple[Part, ...]:
+        """What `width` recorded numbers are: of each arm, then its gripper, where the controllers say so."""
+        several, parts = len(self.arms) > 1, list[Part]()
+        each = width // len(self.arms) if self.arms and width % len(self.arms) == 0 else 0
+        for i, controller in enumerate(self.arms):
+            prefix = f"robot{i}_" * several
+            relative = self.action_mode == "delta"
+            axes = ("dx", "dy", "dz"), ("drx", "dry", "drz")
+            if not relative:
+                axes = ("x", "y", "z"), ("rx", "ry", "rz")
+            position = Part(f"{prefix}position", 3, "position", axes[0], relative)
+            arm: dict[str, tuple[Part, ...]]
+            arm = {"OSC_POSE": (position, Part(f"{prefix}rotation", 3, "rotation", axes[1], relative))}
+            arm |= {"OSC_POSITION": (position,)}
+            joints = (Part(f"{prefix}joints", each - 1, "joint", (), True),) if "JOINT" in controller else ()
+            found = arm.get(controller, joints)
+            left = each - sum(part.size for part in found)
+            if not found or left not in (0, 1):
+                return (Part("actions", width),)
+            names = ("gripper",)
+            parts += [*found, *([Part(f"{prefix}gripper", 1, "gripper", names, shares=True)] if left else [])]
+        return tuple(parts) or (Part("actions", width),)
+
+    def drawn_task(self, source: str) -> TaskConfig:
+        """The task whose environment draws recorded states: one of this library's, or robosuite:NAME as recorded."""
+        if self.task is not None or not self.env_kwargs:
+            return self.task_config(source, actions=False)
+        return replace(task_config(f"{PREFIX}{self.env_name}"), env_kwargs=self.env_kwargs)
 
     def task_config(self, source: str, actions: bool = True) -> TaskConfig:
         """The task as recorded, with its default cameras, for `make_env`, if its `actions` or else states work here."""
@@ -127,6 +163,8 @@ def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEn
         robosuite=one_line(version, 20),
         layout=layout,
         controller=one_line(str(arm.get("type") or "")),
+        env_kwargs=_kwargs_json(env_args, kwargs, version),
+        arms=_arms(kwargs.get("controller_configs"), len(robots)),
         action_mode="absolute" if absolute or mode == "absolute" else "delta",
         reference_frame=frame,
         control_hz=float(rate) if known and rate else None,
@@ -152,6 +190,24 @@ def _controller(value: Any) -> tuple[dict[str, Any], str]:
     if value is not None and not isinstance(value, dict):
         return {}, f"expected the controller's settings, got {one_line(value)}"
     return value or {}, ""
+
+
+def _kwargs_json(env_args: dict[str, Any], kwargs: dict[str, Any], version: str) -> str:
+    name = env_args.get("env_name")
+    robosuites = env_args.get("type", _ROBOSUITE_TYPE) == _ROBOSUITE_TYPE and _numbers(version) <= NEWEST_ROBOSUITE
+    named = isinstance(name, str) and name.isidentifier() and kwargs.get("robots")
+    return json.dumps(kwargs, sort_keys=True) if robosuites and named else ""
+
+
+def _arms(value: Any, robots: int) -> tuple[str, ...]:
+    """Types of the controllers of all arms; one that is recorded for several robots is each one's."""
+    several = value if isinstance(value, list) else [value] * max(robots, 1)
+    found = []
+    for one in map(_object, several[:4]):
+        parts = _object(one.get("body_parts"))
+        sides = [_object(parts.get(s)) or _object(_object(parts.get("arms")).get(s)) for s in ("right", "left")]
+        found += [side for side in sides if side] if parts else [one]
+    return tuple(one_line(str(one.get("type")), 20) for one in found if one.get("type"))
 
 
 def _names(value: Any) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,11 @@ import h5py
 import numpy as np
 
 from prism_policy.config.settings import ActionMode
-from prism_policy.data.episode import ActionKind, cameras_of, read_actions, read_demo, states_of
+from prism_policy.data.episode import ActionKind, observations, read_actions, read_demo, states_of
 from prism_policy.data.episode import Episode as Episode  # what the readers here give
-from prism_policy.data.hdf5 import attribute, child, json_object, open_hdf5, read_errors, subgroup, texts
+from prism_policy.data.hdf5 import attribute, child, dataset, json_object, open_hdf5, read_errors, subgroup, texts
 from prism_policy.data.recorded_env import read_env_args, recorded_env, turned_far
+from prism_policy.data.schema import ABSOLUTE_ACTION, STATE, Part, PartKind, Schema
 from prism_policy.errors import PrismError
 from prism_policy.utils.files import atomic, disk_errors
 from prism_policy.utils.progress import console
@@ -74,7 +77,7 @@ def merge_demos(
                 part.copy("demo", data, name=name)
             total += int(data[name].attrs["num_samples"])
         data.attrs.update({"total": total, "env_args": env_args, **(attributes or {})})
-        _write_masks(file, masks or _split(names, valid_share=0.1, seed=0))
+        _write_masks(file, masks or split(names, valid_share=0.1, seed=0))
 
 
 def write_masks(path: Path, valid_share: float = 0.1, seed: int = 0) -> None:
@@ -86,7 +89,7 @@ def write_masks(path: Path, valid_share: float = 0.1, seed: int = 0) -> None:
     if not 0 < valid_share < 1:
         raise PrismError(f"valid_share: expected a number between 0 and 1, got {valid_share}")
     with open_demos(path) as file:
-        masks = _split(demo_names(file), valid_share, seed)
+        masks = split(demo_names(file), valid_share, seed)
     with disk_errors(path), path.open("r+b"):  # a read-only file is refused, though its folder may be written to
         pass
     with atomic(path) as temporary:
@@ -97,10 +100,11 @@ def write_masks(path: Path, valid_share: float = 0.1, seed: int = 0) -> None:
 
 def split_masks(file: h5py.File) -> None:
     """Write the masks `train` and `valid` into a file that is being made."""
-    _write_masks(file, _split(demo_names(file), valid_share=0.1, seed=0))
+    _write_masks(file, split(demo_names(file), valid_share=0.1, seed=0))
 
 
-def _split(names: Sequence[str], valid_share: float, seed: int) -> dict[str, list[str]]:
+def split(names: Sequence[str], valid_share: float, seed: int) -> dict[str, list[str]]:
+    """Masks `train` and `valid` of these names."""
     count = min(max(round(valid_share * len(names)), 1), len(names) - 1)
     valid = set(np.random.default_rng(seed).permutation(len(names))[:count])
     return {
@@ -132,9 +136,14 @@ def open_demos(path: Path) -> h5py.File:
 
 
 def demo_names(file: h5py.File, mask: str | None = None) -> list[str]:
-    """Names of the demos in numeric order, all or those of a `mask` (such as "train")."""
+    """Names of the demos in natural order, all or those of a `mask` (such as "train").
+
+    They are demo_0, demo_1, ...; in a file that has none of these, all groups with `actions`.
+    """
     with read_errors("data"):
-        names = {name for name in file["data"] if _is_demo(name)}
+        names = {name for name in file["data"] if _is_demo(name)} or {
+            name for name, item in file["data"].items() if isinstance(item, h5py.Group) and "actions" in item
+        }
     if mask is not None:
         masks, flaws = masks_of(file)
         if mask in flaws:
@@ -145,7 +154,15 @@ def demo_names(file: h5py.File, mask: str | None = None) -> list[str]:
             flaw = f"mask {mask!r} names {listed(absent, 3)}, which the file does not hold"
             raise PrismError(f"{file.filename}: {flaw}; write the masks anew with `write_masks`")
         names = set(masks[mask])
-    return sorted(names, key=lambda name: (int(name[5:]), name))
+    return sorted(names, key=natural)
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """What sorts names with their numbers as numbers: take_2 before take_10."""
+    return [(int(part), "") if part.isdecimal() and part.isascii() else (-1, part) for part in _DIGITS.split(name)]
+
+
+_DIGITS = re.compile(r"([0-9]{1,18})")
 
 
 def _is_demo(name: str) -> bool:
@@ -153,9 +170,10 @@ def _is_demo(name: str) -> bool:
 
 
 def odd_names(file: h5py.File) -> list[str]:
-    """What stands in `data` under another name than demo_0, demo_1, ..., and is not read."""
+    """What stands in `data` under another name than the demos', and is not read."""
+    names = set(demo_names(file))
     with read_errors("data"):
-        return [name for name in file["data"] if not _is_demo(name)]
+        return [name for name in file["data"] if name not in names]
 
 
 def read_masks(file: h5py.File) -> dict[str, list[str]]:
@@ -181,31 +199,79 @@ def masks_of(file: h5py.File) -> tuple[dict[str, list[str]], dict[str, str]]:
     return masks, flaws
 
 
-def usual_cameras(file: h5py.File, names: Sequence[str]) -> list[str]:
-    """Cameras that most demos hold, in the file's order."""
-    held: Counter[str] = Counter()
+def recorded_schema(file: h5py.File, names: Sequence[str], kind: ActionKind, absolute: bool = False) -> Schema:
+    """All that most demos hold, at the sizes that most have; `absolute` actions as policies learn them."""
+    sizes: dict[str, Counter[tuple[int, ...]]] = {}
     readable = 0
     for name in names:
         try:
-            held.update(cameras_of(_demo(file, name)))
+            held = observations(_demo(file, name))
             readable += 1
         except PrismError:
             continue  # the demo's own reading says why
-    return [camera for camera, count in held.items() if 2 * count >= readable]
+        for observed, (_, shape) in held.items():
+            sizes.setdefault(observed, Counter())[shape] += 1
+    usual = {name: of.most_common(1)[0][0] for name, of in sizes.items() if 2 * of.total() >= readable}
+    env = recorded_env(read_env_args(file), kind in ("absolute", "guessed"))
+    return Schema(
+        cameras={name: (shape[0], shape[1]) for name, shape in usual.items() if len(shape) == 3},
+        state=tuple(_observed_part(name, shape[0]) for name, shape in usual.items() if len(shape) == 1 and shape[0]),
+        action=ABSOLUTE_ACTION if absolute else env.action_parts(_action_width(file, names)),
+        fps=env.control_hz,
+    )
+
+
+def usual_state(schema: Schema) -> list[str]:
+    """Parts of the state that a policy gets unless others are chosen: hands and fingers of robosuite's arms, or all."""
+    arms = [part.name for part in schema.state if _ARM.fullmatch(part.name)]
+    order = ("pos", "quat", "qpos")
+    return sorted(arms, key=lambda name: (name[: name.index("_")], order.index(name.rpartition("_")[2]))) or [
+        part.name for part in schema.state
+    ]
+
+
+_ARM = re.compile(r"robot[0-9]_(right_|left_)?(eef_pos|eef_quat|gripper_qpos)")
+
+
+def _observed_part(name: str, size: int) -> Part:
+    """A part of the state, whose kind follows from robosuite's names."""
+    known = next((part for part in STATE if re.fullmatch(r"robot[0-9]" + part.name[6:], name)), None)
+    if known and known.size == size:
+        return replace(known, name=name)
+    kind: PartKind = "other"
+    if re.search(r"_quat(_site)?$", name) and size == 4:
+        kind = "rotation"
+    elif re.search(r"joint_pos$|qpos$", name):
+        kind = "joint"
+    elif re.search(r"_pos$", name):
+        kind = "position"
+    return Part(name, size, kind)
 
 
 def action_kind(file: h5py.File, names: Sequence[str]) -> ActionKind:
     """What the file's `actions` are: what `env_args` say, unless most steps of all demos are poses."""
-    if recorded_env(read_env_args(file)).action_mode == "absolute":
+    env = recorded_env(read_env_args(file))
+    if env.arms != ("OSC_POSE",) or _action_width(file, names) != 7:
+        return "other"
+    if env.action_mode == "absolute":
         return "absolute"
     far = steps = 0
     for name in names:
         try:
-            turned = turned_far(read_actions(_demo(file, name)))
+            turned = turned_far(read_actions(_demo(file, name), width=7))
         except PrismError:
             continue
         far, steps = far + int(turned.sum()), steps + len(turned)
     return "guessed" if 2 * far > steps else "delta"
+
+
+def _action_width(file: h5py.File, names: Sequence[str]) -> int:
+    """Numbers of an action in most demos that can be read; 7 where none can."""
+    widths: Counter[int] = Counter()
+    for name in names:
+        with suppress(PrismError):  # the demo's own reading says why
+            widths[dataset(_demo(file, name), "actions", shape=(None, None)).shape[1]] += 1
+    return widths.most_common(1)[0][0] if widths else 7
 
 
 def _demo(file: h5py.File, name: str) -> h5py.Group:
@@ -218,32 +284,22 @@ def _demo(file: h5py.File, name: str) -> h5py.Group:
 def bad_demos(
     file: h5py.File,
     names: Sequence[str],
-    cameras: Sequence[str] = (),
-    states: bool = False,
+    schema: Schema,
+    kind: ActionKind,
     action_mode: ActionMode = "delta",
-    kind: ActionKind | None = None,
+    states: bool = False,
 ) -> dict[str, str]:
-    """Which demos lack these cameras, states or actions, or cannot be used, and why; images are not read."""
+    """Which demos lack cameras, parts, states or actions, or cannot be used, and why; images are not read."""
     bad: dict[str, str] = {}
-    shapes: dict[str, list[tuple[int, ...]]] = {}
-    kind = kind or action_kind(file, names)
     for name in names:
         try:
             demo = _demo(file, name)
-            read_demo(demo, name, cameras, action_mode, kind, with_images=False)
+            read_demo(demo, name, schema, action_mode, kind, with_images=False)
             if states:
                 states_of(demo)
-            with read_errors("images"):
-                shapes[name] = [demo[f"obs/{camera}_image"].shape[1:] for camera in cameras]
         except PrismError as error:
             bad[name] = str(error)
-    for i, camera in enumerate(cameras):
-        sizes = {name: of_demo[i] for name, of_demo in shapes.items()}
-        for usual, _ in Counter(sizes.values()).most_common(1):
-            wanted = f"expected images of camera {camera!r} of one shape, {usual} as in most demos"
-            odd = {name: size for name, size in sizes.items() if size != usual}
-            bad = {name: f"{wanted}, got {size}; render them again" for name, size in odd.items()} | bad
-    return {name: bad[name] for name in names if name in bad}
+    return bad
 
 
 def read_demos(
@@ -252,7 +308,7 @@ def read_demos(
     """Read all demonstrations into memory.
 
     Args:
-        cameras: which images; None is all that the first demo holds.
+        cameras: which images; None is all that most demos hold.
         mask: only the demos of this list.
         skip_bad: leave out demos that cannot be used and say which and why, instead of raising.
     """
@@ -274,19 +330,32 @@ def iter_demos(
     mask: str | None = None,
     skip_bad: bool = False,
     action_mode: ActionMode = "delta",
+    schema: Schema | None = None,
+    names: Sequence[str] | None = None,
 ) -> Iterator[Episode]:
-    """The demonstrations one after the other, each read when it is needed; as `read_demos` otherwise."""
+    """The demonstrations one after the other, each read when it is needed; as `read_demos` otherwise.
+
+    Args:
+        schema: what to read; by default images of `cameras`, the usual state, and the actions.
+        names: of the demonstrations, by default all (of the mask).
+    """
     with open_demos(path) as file:
-        names = demo_names(file, mask)
+        names = list(names) if names is not None else demo_names(file, mask)
         if not names:
             raise PrismError(f"{path}: expected at least one demo in mask {mask!r}, got none")
-        kind = action_kind(file, demo_names(file))
-        wanted = list(cameras) if cameras is not None else usual_cameras(file, names)
-        bad = bad_demos(file, names, wanted, action_mode=action_mode, kind=kind)
+        every = demo_names(file)
+        kind = action_kind(file, every)
+        if schema is None:
+            schema = recorded_schema(file, every, kind, action_mode == "absolute")
+            schema = schema.select(state=usual_state(schema))
+            if cameras is not None:
+                wanted = {camera: schema.cameras.get(camera, (0, 0)) for camera in cameras}
+                schema = replace(schema, cameras=wanted)
+        bad = bad_demos(file, names, schema, kind, action_mode)
         for name in names:
             if name not in bad:
                 try:
-                    episode = read_demo(_demo(file, name), name, wanted, action_mode, kind)
+                    episode = read_demo(_demo(file, name), name, schema, action_mode, kind)
                 except PrismError as error:
                     bad[name] = str(error)
                 else:

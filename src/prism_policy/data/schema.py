@@ -6,12 +6,14 @@ robot: nothing downstream counts on nine numbers of state or seven of action.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
+from prism_policy.config.settings import TaskConfig
 from prism_policy.errors import PrismError
+from prism_policy.tasks.spec import CONTROL_HZ
 from prism_policy.utils.text import listed, quoted
 
 PartKind = Literal["position", "rotation", "gripper", "joint", "other"]
@@ -28,13 +30,26 @@ class Part:
     kind: PartKind = "other"
     names: tuple[str, ...] = ()
     """What each number is, such as a joint's name; empty where not recorded."""
+    shares: bool = False
+    """Shares of a controller's range, in [-1, 1], which clips what lies beyond."""
+
+    @property
+    def number_names(self) -> tuple[str, ...]:
+        """`names`, or made-up ones where none are recorded."""
+        if len(self.names) == self.size:
+            return self.names
+        return (self.name,) if self.size == 1 else tuple(f"{self.name}[{i}]" for i in range(self.size))
+
+    def __str__(self) -> str:
+        about = ", ".join(self.names) if 1 < len(self.names) < 13 else str(self.size)
+        return f"{self.name} ({about})"
 
 
 @dataclass(frozen=True)
 class Schema:
     """What every episode of a dataset holds, and what a policy takes and gives."""
 
-    cameras: Mapping[str, tuple[int, int]]
+    cameras: dict[str, tuple[int, int]]
     """Height and width of each one's images [px]."""
     state: tuple[Part, ...]
     action: tuple[Part, ...]
@@ -66,6 +81,39 @@ class Schema:
             )
         ]
         return replace(self, cameras=sizes, state=parts[0], action=parts[1])
+
+
+STATE = (
+    Part("robot0_eef_pos", 3, "position", ("x", "y", "z")),
+    Part("robot0_eef_quat", 4, "rotation", ("qx", "qy", "qz", "qw")),
+    Part("robot0_gripper_qpos", 2, "joint", ("left", "right")),
+)
+"""What a policy feels of a simulated arm, by robomimic's names: [m], -, [m]."""
+DELTA_ACTION = (
+    Part("position", 3, "position", ("dx", "dy", "dz"), shares=True),
+    Part("rotation", 3, "rotation", ("drx", "dry", "drz"), shares=True),
+    Part("gripper", 1, "gripper", ("gripper",), shares=True),
+)
+"""Steps of a simulated hand."""
+ABSOLUTE_ACTION = (
+    Part("position", 3, "position", ("x", "y", "z")),
+    Part("rotation", 6, "rotation", ("xx", "xy", "xz", "yx", "yy", "yz")),
+    Part("gripper", 1, "gripper", ("gripper",), shares=True),
+)
+"""Its pose in the world [m], rotation 6D, as policies learn it."""
+
+
+def task_schema(task: TaskConfig) -> Schema:
+    """What an environment of a simulated task shows and takes."""
+    size = (task.render.resolution, task.render.resolution)
+    action = DELTA_ACTION if task.action_mode == "delta" else ABSOLUTE_ACTION
+    return Schema(dict.fromkeys(task.cameras, size), STATE, action, float(CONTROL_HZ))
+
+
+def numbers_of(parts: Sequence[Part], *kinds: PartKind) -> list[int]:
+    """Which of the numbers of all parts are of these kinds."""
+    kinds_of = [part.kind for part in parts for _ in range(part.size)]
+    return [i for i, kind in enumerate(kinds_of) if kind in kinds]
 
 
 def slices(parts: Sequence[Part]) -> dict[str, slice]:

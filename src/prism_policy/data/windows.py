@@ -31,7 +31,7 @@ class Windows:
 
         windows = Windows(frames, horizon=16, n_obs_steps=2, n_action_steps=8)
         windows.batch(indices)
-        # {"images": {camera: (B, 2, H, W, 3)}, "proprio": (B, 2, P), "actions": (B, 16, A), "mask": bool (B, 16)}
+        # {"images": {camera: (B, 2, H, W, 3)}, "state": (B, 2, S), "actions": (B, 16, A), "mask": bool (B, 16)}
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Windows:
             frames.announce(observed.numpy())
         batch: Batch = {
             "images": {camera: rows(images, observed) for camera, images in frames.images.items()},
-            "proprio": rows(frames.proprio, observed),
+            "state": rows(frames.state, observed),
             "actions": rows(frames.actions, self.predicted[indices]),
             "mask": self.mask[indices],
         }

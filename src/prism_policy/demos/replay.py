@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from prism_policy.config.settings import TaskConfig
 from prism_policy.data import hdf5
-from prism_policy.data.episode import cameras_of, read_actions, states_of
+from prism_policy.data.episode import observations, read_actions, states_of
 from prism_policy.data.robomimic import open_demos
 from prism_policy.envs.make import kept_env
 from prism_policy.envs.workers import WorkerPool
@@ -61,7 +62,7 @@ def _replay(task: TaskConfig, path: Path, name: str) -> Replay:
         states = env.whole_states(states_of(demo), model, f"{path}, {name}")
 
     def hand(state: np.ndarray) -> np.ndarray:
-        return np.asarray(env.observe(state)["proprio"][:3], np.float64)
+        return np.asarray(env.observe(state)["state"][:3], np.float64)
 
     env.reset(options={"state": states[0]})
     outcomes = [env.advance(action) for action in actions]
@@ -89,10 +90,17 @@ def recorded_frames(path: Path, name: str) -> np.ndarray:
     with open_demos(path) as file:
         demo = file["data"][name]
         with hdf5.read_errors(f"{path}, {name}: images"):
-            images = [demo[f"obs/{camera}_image"] for camera in cameras_of(demo)]
-            moments = _moments(len(demo["actions"]))
-            frames = [[Image.fromarray(image[i]).resize((CELL, CELL)) for i in moments] for image in images]
-        return np.stack([[np.asarray(frame) for frame in moments] for moments in frames])
+            images = [demo[f"obs/{key}"] for key, shape in observations(demo).values() if len(shape) == 3]
+            return contact_frames(images)
+
+
+def contact_frames(images: Sequence[Any]) -> np.ndarray:
+    """Some frames of each camera's images (T, H, W, 3), for a contact sheet: uint8 (C, K, CELL, CELL, 3)."""
+    rows = []
+    for camera in images:
+        frames = [Image.fromarray(camera[i]) for i in _moments(len(camera))]
+        rows.append([np.asarray(ImageOps.pad(frame, (CELL, CELL))) for frame in frames])
+    return np.asarray(rows)
 
 
 def write_contact_sheet(path: Path, rows: Sequence[tuple[str, bool | None, np.ndarray]]) -> None:

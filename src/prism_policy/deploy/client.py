@@ -15,8 +15,8 @@ import numpy as np
 from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
+from prism_policy.deploy.interface import Interface
 from prism_policy.deploy.msgpack_numpy import pack, unpack
-from prism_policy.deploy.schema import Schema
 from prism_policy.errors import PrismError
 from prism_policy.utils.observations import Observation, stack_history
 from prism_policy.utils.text import one_line, quoted
@@ -41,7 +41,7 @@ class PolicyClient:
         with pp.PolicyClient("ws://127.0.0.1:8000") as policy:
             policy.reset()
             while not done:  # at policy.metadata["control_hz"]
-                action = policy.act({"agentview": image}, proprio)  # uint8 (H, W, 3), (P,) -> float32 (A,)
+                action = policy.act({"agentview": image}, state)  # uint8 (H, W, 3), (S,) -> float32 (A,)
 
     Args:
         api_key: what the server was given as PRISM_API_KEY.
@@ -59,9 +59,9 @@ class PolicyClient:
         limit = min(connect_s, answer_s)
         with self._exchange(limit, min(end, time.monotonic() + limit)):
             self.metadata = unpack(self._received())
-            """Of the policy: `cameras`, `proprio_dim`, `n_obs_steps`, `instructions`, ..."""
-            self.schema = Schema.of(self.metadata)
-            """Of frames and actions, checked."""
+            """Of the policy: `cameras`, `state_dim`, `n_obs_steps`, `instructions`, ..."""
+            self.interface = Interface.of(self.metadata)
+            """Of frames and actions, checked: `interface.schema` names cameras and parts."""
         self.round_trips_s: deque[float] = deque(maxlen=10_000)
         """Duration of each of the latest requests, the network included [s]."""
         self.reset()
@@ -77,13 +77,13 @@ class PolicyClient:
         options = {"task": instruction, "seed": None if seed is None else int(seed)}
         self._options = {name: value for name, value in options.items() if value is not None}
 
-    def act(self, images: Mapping[str, np.ndarray], proprio: np.ndarray) -> np.ndarray:
-        """The action to execute now, float32 (A,), of uint8 (H, W, 3) a camera, row 0 at the top, and proprio (P,).
+    def act(self, images: Mapping[str, np.ndarray], state: np.ndarray) -> np.ndarray:
+        """The action to execute now, float32 (A,), of uint8 (H, W, 3) a camera, row 0 at the top, and state (S,).
 
         Call it at every control step. A frame that does not fit raises a PrismError and is forgotten again.
         """
         started = time.monotonic()
-        frame, steps = self.schema.frame(images, proprio), self.schema.n_obs_steps
+        frame, steps = self.interface.frame(images, state), self.interface.n_obs_steps
         frames = [*self._frames, frame][-steps:] if self._frames else [frame] * steps
         if not self._actions:
             self._actions.extend(self._ask({**stack_history(frames), **self._options}, started)["actions"])
@@ -105,7 +105,7 @@ class PolicyClient:
             raise PrismError("another thread waits for an answer; give each thread a PolicyClient of its own")
         try:
             try:
-                message = pack(dict(request), self.schema.largest_question)
+                message = pack(dict(request), self.interface.largest_question)
             except (TypeError, ValueError, OverflowError) as error:
                 raise PrismError(f"cannot send this request: {one_line(error, 200)}") from error
             with self._exchange(self.answer_s, started + self.answer_s):
@@ -116,7 +116,7 @@ class PolicyClient:
                 pieces = [message[i : i + PIECE] for i in range(0, len(message), PIECE)]
                 self._connection.send(pieces[0] if len(pieces) == 1 else pieces)
                 answer = unpack(self._received())
-                answer["actions"] = self.schema.actions(answer.get("actions"))
+                answer["actions"] = self.interface.actions(answer.get("actions"))
             self.round_trips_s.append(time.monotonic() - started)
         finally:
             self._asking.release()

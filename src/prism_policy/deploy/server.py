@@ -36,23 +36,17 @@ from websockets.http11 import Request, Response
 from prism_policy.config.presets import encoder_name
 from prism_policy.config.settings import Device, RunConfig
 from prism_policy.deploy.connection import FairConnection
+from prism_policy.deploy.interface import Interface
 from prism_policy.deploy.msgpack_numpy import pack, unpack
-from prism_policy.deploy.schema import Schema
-from prism_policy.deploy.session import Session, schema_of
+from prism_policy.deploy.session import Adapter, Session
 from prism_policy.deploy.turns import Turn, Turns
 from prism_policy.errors import LONGEST_SENTENCE, PrismError
 from prism_policy.policies import Policy
 from prism_policy.run_folder import load_policy, read_data, read_run
-from prism_policy.tasks.spec import CONTROL_HZ
 from prism_policy.utils.device import pick_device
 from prism_policy.utils.progress import console
 from prism_policy.utils.text import one_line
 
-ABOUT_PROPRIO = "position x y z [m], quaternion x y z w, two fingers [m]"
-ABOUT_ACTIONS = {
-    "delta": "change of position x y z and rotation x y z as shares of the controller's range, gripper; in [-1, 1]",
-    "absolute": "position x y z [m], rotation vector [rad], gripper in [-1, 1]",
-}
 MOST_CONNECTIONS = 64
 """Of robots at a time: each may keep three of the longest questions in memory."""
 OPEN_S, CLOSE_S = 5.0, 1.0
@@ -70,6 +64,8 @@ class Server:
 
     policy: Policy
     metadata: dict[str, Any]
+    adapter: Adapter | None = None
+    """Between robots and the policy; by default that of steps of a hand."""
     seed: int = 0
     """Of the noise; each connection has its own."""
     api_key: str | None = None
@@ -84,7 +80,7 @@ class Server:
     def session(self) -> Session:
         """Start the session of a new connection."""
         self._connections += 1
-        return Session(self.policy, self.metadata["action_mode"] == "absolute", self.seed + self._connections)
+        return Session(self.policy, self.seed + self._connections, self.adapter)
 
     def warm_up(self) -> None:
         """Act once, on a frame in the middle of the training data: the first call lays out the weights.
@@ -92,13 +88,14 @@ class Server:
         Raises:
             PrismError: an action is NaN or infinite.
         """
-        images = {c: np.full((*size, 3), 128, np.uint8) for c, size in self.policy.encoder.cameras.items()}
-        zeros = torch.zeros(1, self.policy.proprio_dim, device=self.policy.device)
-        middle = self.policy.normalizer["proprio"].invert(zeros)  # type: ignore[operator]
-        request: dict[str, Any] = {"images": images, "proprio": middle[0].cpu().numpy()}
+        sizes = Interface.of(self.metadata).schema.cameras
+        images = {c: np.full((*size, 3), 128, np.uint8) for c, size in sizes.items()}
+        zeros = torch.zeros(1, self.policy.state_dim, device=self.policy.device)
+        middle = self.policy.normalizer["state"].invert(zeros)  # type: ignore[operator]
+        request: dict[str, Any] = {"images": images, "state": middle[0].cpu().numpy()}
         if instructions := self.metadata["instructions"]:
             request["task"] = instructions[0]
-        Session(self.policy, self.metadata["action_mode"] == "absolute", self.seed).answer(request)
+        Session(self.policy, self.seed, self.adapter).answer(request)
 
     def run(self, host: str, port: int, ready: Callable[[str], None] = lambda url: None) -> None:
         """Answer requests until SIGINT or SIGTERM; `ready` is called with the address. Port 0 is any that is free.
@@ -162,7 +159,7 @@ class Server:
                 host,
                 port,
                 compression=None,
-                max_size=Schema.of(self.metadata).largest_question,
+                max_size=Interface.of(self.metadata).largest_question,
                 max_queue=(0, 0),
                 open_timeout=OPEN_S,
                 close_timeout=CLOSE_S,
@@ -255,7 +252,7 @@ def _shortened(connection: ServerConnection, request: Request, response: Respons
 
 def describe(folder: Path, checkpoint: str, config: RunConfig, policy: Policy) -> dict[str, Any]:
     """The metadata that a client receives first: all it needs to send requests."""
-    task, data = config.task, read_data(folder)
+    task, interface = config.task, Adapter.of(policy, config, read_data(folder)).interface
     return {
         "protocol": "prism-policy 1",
         "run": folder.resolve().name,
@@ -265,10 +262,9 @@ def describe(folder: Path, checkpoint: str, config: RunConfig, policy: Policy) -
         "instructions": list(policy.instructions.known) if policy.instructions else [],
         "policy": config.policy.kind,
         "encoder": encoder_name(config.policy.encoder),
-        **schema_of(policy, task.action_mode == "absolute").metadata(),
-        "proprio": ABOUT_PROPRIO,
-        "actions": ABOUT_ACTIONS[task.action_mode],
-        "control_hz": data.control_hz if data else CONTROL_HZ,  # none where the demonstrations do not say
+        "action_mode": task.action_mode,
+        **interface.metadata(),
+        "control_hz": policy.schema.fps,  # none where the demonstrations do not say
     }
 
 
@@ -284,18 +280,19 @@ def serve(
     """Serve the policy of a run folder until it is stopped, then print how fast it was."""
     config = read_run(folder)
     policy = load_policy(folder, checkpoint).to(pick_device(device))
-    server = Server(policy, describe(folder, checkpoint, config, policy), seed, api_key)
+    adapter = Adapter.of(policy, config, read_data(folder))
+    server = Server(policy, describe(folder, checkpoint, config, policy), adapter, seed, api_key)
     server.warm_up()
 
     def ready(url: str) -> None:
-        about = server.metadata
+        about, schema = server.metadata, adapter.interface.schema
         frames = ", ".join(f"{camera} {size[0]} x {size[1]}" for camera, size in about["cameras"].items())
         rate = "a rate that its demonstrations do not record" if about["control_hz"] is None else "{:g} Hz"
         rate = rate.format(about["control_hz"])
         console.print(
             f"Serving {folder} ({about['policy']}, {about['encoder']}, checkpoint {checkpoint}) at {url}",
-            f"It expects {frames} and proprio ({about['proprio_dim']},): {about['proprio']}",
-            f"It answers with {about['n_action_steps']} actions at {rate}: {about['actions']}",
+            f"It expects {frames} and state ({schema.state_dim},): {', '.join(map(str, schema.state))}",
+            f"It answers with {about['n_action_steps']} actions at {rate}: {', '.join(map(str, schema.action))}",
         )
         if not _is_local(host) and not api_key:
             console.print("Anyone who reaches this machine can send requests; set PRISM_API_KEY to require a key")

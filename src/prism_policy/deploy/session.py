@@ -4,34 +4,77 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from prism_policy.config.settings import RunConfig
 from prism_policy.data.actions import decode_absolute
-from prism_policy.deploy.schema import Schema
+from prism_policy.data.schema import Part
+from prism_policy.deploy.interface import Interface, limits
 from prism_policy.errors import PrismError
 from prism_policy.policies import Policy
+from prism_policy.run_folder import RunData
+from prism_policy.utils.images import Resize
 from prism_policy.utils.observations import Observation, stack_history
 from prism_policy.utils.text import one_line, quoted
 
-KEYS = ("images", "prompt", "proprio", "reset", "seed", "task")
+KEYS = ("images", "prompt", "state", "reset", "seed", "task")
 """Of a request."""
 
 
-def schema_of(policy: Policy, absolute: bool) -> Schema:
-    """What a served policy takes and gives: absolute actions with a rotation vector, 7 numbers for its 10."""
-    config, images = policy.config, {camera: (*size, 3) for camera, size in policy.encoder.cameras.items()}
-    width, mode = (policy.action_dim - 3, "absolute") if absolute else (policy.action_dim, "delta")
-    return Schema(images, policy.proprio_dim, config.n_obs_steps, config.n_action_steps, width, mode)
+ABSOLUTE = (
+    Part("position", 3, "position", ("x", "y", "z")),
+    Part("rotation", 3, "rotation", ("rx", "ry", "rz")),
+    Part("gripper", 1, "gripper", ("gripper",), shares=True),
+)
+"""A hand's pose as robots take it: [m], rotation vector [rad]."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What stands between a policy and a robot: images are resized, rotations decoded, actions kept in their range."""
+
+    interface: Interface
+    absolute: bool = False
+    """Rotation vectors, 7 numbers, for the policy's 10."""
+    resize: Resize | None = None
+    """Applied to images of the robot's size, as it was to the demonstrations'."""
+
+    @classmethod
+    def of(cls, policy: Policy, config: RunConfig | None = None, data: RunData | None = None) -> Adapter:
+        """The adapter of a run's policy; by default of a simulated task's that makes steps."""
+        schema, settings = policy.schema, policy.config
+        absolute = config is not None and config.task.action_mode == "absolute"
+        resize = Resize.parse(config.data.resize, config.data.crop) if config and data and data.recorded else None
+        if resize and data and data.recorded:
+            schema = replace(schema, cameras=data.recorded)
+        if absolute:
+            schema = replace(schema, action=ABSOLUTE)
+        seen = data.action_range if config and data and not config.task.spec.own_robot else None
+        counts = settings.n_obs_steps, settings.n_action_steps
+        return cls(Interface(schema, *counts, *limits(schema.action, seen)), absolute, resize)
+
+    def seen(self, images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Images as the policy sees them."""
+        if self.resize is None:
+            return images
+        for camera, image in images.items():
+            height, width = self.interface.schema.cameras[camera]
+            if image.shape[-3:] != (height, width, 3):
+                expected = f"expected the recording's {height}x{width}, which is resized here"
+                raise PrismError(f"camera '{camera}': {expected}, got {one_line(image.shape, 60)}")
+        return {camera: self.resize(image) for camera, image in images.items()}
 
 
 class Session:
     """One connection's history of frames and its noise."""
 
-    def __init__(self, policy: Policy, absolute: bool, seed: int) -> None:
-        self.policy, self.absolute, self.schema = policy, absolute, schema_of(policy, absolute)
+    def __init__(self, policy: Policy, seed: int, adapter: Adapter | None = None) -> None:
+        self.policy, self.adapter = policy, adapter or Adapter.of(policy)
+        self.interface = self.adapter.interface
         self.generator = torch.Generator().manual_seed(seed)
         self.frames: list[Observation] = []
 
@@ -39,8 +82,8 @@ class Session:
         """The actions to execute now, float32 (n_action_steps, A), and `server_timing`.
 
         Args:
-            request: `images` {camera: uint8 (H, W, 3)} and `proprio` (P,) of this control step, to which the server
-                adds the history; or all of the last n_obs_steps frames, (To, H, W, 3) and (To, P). A policy of several
+            request: `images` {camera: uint8 (H, W, 3)} and `state` (S,) of this control step, to which the server
+                adds the history; or all of the last n_obs_steps frames, (To, H, W, 3) and (To, S). A policy of several
                 tasks needs `task` (or `prompt`), the instruction. `reset` clears the history; so does `seed`, which
                 also begins the noise anew.
 
@@ -52,16 +95,16 @@ class Session:
             self.frames = []
         if "seed" in request:
             self.generator.manual_seed(int(request["seed"]))
-        single = frame["proprio"].ndim == 1
+        single = frame["state"].ndim == 1
         history = self._history(frame) if single else []
         batch = stack_history([stack_history(history) if single else frame])  # of one
         started = time.perf_counter()
         actions = self.policy.act({**batch, **options}, self.generator)[0].cpu().numpy()  # (Ta, A)
         seconds = time.perf_counter() - started
-        if self.absolute:
+        if self.adapter.absolute:
             actions = decode_absolute(actions)
         # What simulators do with actions beyond the controller's range; so a robot does what was evaluated.
-        actions = self.schema.actions(self.schema.clipped(actions))
+        actions = self.interface.actions(self.interface.clipped(actions))
         self.frames = history
         return {"actions": actions, "server_timing": {"infer_ms": 1000 * seconds}}
 
@@ -69,13 +112,13 @@ class Session:
         """A request's frame or frames, and its instruction if any. Sizes are the policy's to check."""
         if other := [key for key in request if key not in KEYS]:
             raise PrismError(f"unknown key {quoted(other[0])}; expected {', '.join(KEYS)}")
-        images, proprio = request.get("images"), request.get("proprio")
-        if not isinstance(images, dict) or not isinstance(proprio, np.ndarray):
-            raise PrismError("expected 'images', a map of a camera's name to its frame, and 'proprio', an array")
-        cameras = {camera: images[camera] for camera in self.schema.cameras if camera in images}
+        images, state = request.get("images"), request.get("state")
+        if not isinstance(images, dict) or not isinstance(state, np.ndarray):
+            raise PrismError("expected 'images', a map of a camera's name to its frame, and 'state', an array")
+        cameras = {camera: images[camera] for camera in self.interface.schema.cameras if camera in images}
         if not cameras:
             got = ", ".join(quoted(camera) for camera in list(images)[:5]) or "none"
-            raise PrismError(f"images: expected {', '.join(self.schema.cameras)}, got {got}")
+            raise PrismError(f"images: expected {', '.join(self.interface.schema.cameras)}, got {got}")
         for camera, image in cameras.items():
             if not isinstance(image, np.ndarray):
                 raise PrismError(f"camera '{camera}': expected an array, got {type(image).__name__}")
@@ -87,7 +130,7 @@ class Session:
         if not isinstance(reset, (bool, int, np.bool_, type(None))):
             raise PrismError(f"reset: expected true or false, got {quoted(reset)}")
         with np.errstate(over="ignore"):  # the policy refuses infinity
-            frame = {"images": cameras, "proprio": proprio.astype(np.float32)}
+            frame = {"images": self.adapter.seen(cameras), "state": state.astype(np.float32)}
         return frame, self._instruction(request.get("task", request.get("prompt")))
 
     def _instruction(self, instruction: Any) -> dict[str, Any]:
@@ -112,5 +155,5 @@ class Session:
 
 
 def shapes(frame: Observation) -> dict[str, tuple[int, ...]]:
-    """Of a frame's images and its proprio."""
-    return {"proprio": frame["proprio"].shape, **{camera: x.shape for camera, x in frame["images"].items()}}
+    """Of a frame's images and its state."""
+    return {"state": frame["state"].shape, **{camera: x.shape for camera, x in frame["images"].items()}}

@@ -16,6 +16,7 @@ import torch
 from prism_policy.config.settings import EvalConfig, RunConfig, TaskConfig, single_tasks
 from prism_policy.config.typed_json import read_json
 from prism_policy.data.actions import decode_absolute
+from prism_policy.data.schema import task_schema
 from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.workers import Outcome, Request, WorkerPool
 from prism_policy.errors import PrismError
@@ -100,7 +101,7 @@ class _Actor:
     def __init__(self, policy: Policy, task: TaskConfig, eval_config: EvalConfig) -> None:
         self.policy, self.eval_config = policy, eval_config
         self.absolute = task.action_mode == "absolute"
-        if policy.action_dim != (expected := 10 if self.absolute else 7):
+        if task.spec.own_robot and policy.action_dim != (expected := task_schema(task).action_dim):
             raise PrismError(
                 f"expected a policy of {expected} numbers an action, as task.action_mode '{task.action_mode}' has, got "
                 f"one of {policy.action_dim}"
@@ -146,7 +147,7 @@ def as_batch(observations: Sequence[Observation]) -> dict[str, Any]:
     """Observations of numpy arrays (To, ...) as one batch of tensors (B, To, ...)."""
     batch = stack_history(observations)
     images = {camera: torch.from_numpy(x) for camera, x in batch["images"].items()}
-    return {"images": images, "proprio": torch.from_numpy(batch["proprio"])}
+    return {"images": images, "state": torch.from_numpy(batch["state"])}
 
 
 def acting_threads(policy: Policy, workers: int) -> int:

@@ -158,8 +158,8 @@ def _fit(config: RunConfig, demos: Sequence[Path]) -> RunConfig:
     *others, last = (replace(config, dataset=str(file.absolute())) for file in demos)
     for candidate in others:
         with contextlib.suppress(PrismError):
-            return fit_to_dataset(candidate)
-    return fit_to_dataset(last)
+            return fit_to_dataset(candidate)[0]
+    return fit_to_dataset(last)[0]
 
 
 def run_cell(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from prism_policy.data.schema import task_schema
 from prism_policy.evaluation.compare import paired_outcomes
 from prism_policy.evaluation.statistics import Paired, mean_and_std, pair, wilson_interval
 from prism_policy.paper.cells import Cell, run_config
 from prism_policy.paper.experiments import Comparison, Entry, Experiment, Key, Variant
-from prism_policy.probe.encoder_cost import ACTION_DIM, PROPRIO_DIM
 from prism_policy.run_folder import make_policy
 from prism_policy.tasks import task_spec
 
@@ -90,5 +90,6 @@ def stages_reached(
 def parameters(entry: Entry) -> int:
     """Of a policy with the entry's encoder at the paper's size, whatever the scale: they are counted, not trained."""
     config = run_config(entry.variants[0], 0, "paper")
+    schema = task_schema(replace(config.task, action_mode="absolute"))
     with torch.device("meta"):
-        return sum(p.numel() for p in make_policy(config, PROPRIO_DIM, ACTION_DIM).parameters())
+        return sum(p.numel() for p in make_policy(config, schema).parameters())

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from prism_policy.config.settings import PolicyConfig
+from prism_policy.data.schema import Schema
 from prism_policy.policies.base import Policy
 from prism_policy.policies.ddpm import DDPMPolicy
 from prism_policy.policies.flow_matching import FlowMatchingPolicy
@@ -16,18 +15,16 @@ __all__ = ["Policy", "build_policy"]
 
 def build_policy(
     config: PolicyConfig,
-    cameras: Mapping[str, tuple[int, int]],
-    proprio_dim: int,
-    action_dim: int,
+    schema: Schema,
     task_dim: int = 0,
     instructions: Instructions | None = None,
 ) -> Policy:
     """The policy that `config.kind` names.
 
     Args:
-        cameras: camera -> (height, width) of its images [px].
+        schema: cameras, state and actions of the robot.
         task_dim: numbers of the embedding `observation["task"]` that says what to do; 0 for a single task.
         instructions: turn an instruction into such an embedding, whose `task_dim` is theirs.
     """
     kinds = {"ddpm": DDPMPolicy, "flow_matching": FlowMatchingPolicy, "meanflow": MeanFlowPolicy}
-    return kinds[config.kind](config, cameras, proprio_dim, action_dim, task_dim, instructions)
+    return kinds[config.kind](config, schema, task_dim, instructions)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prism_policy.config.settings import PolicyConfig, TaskConfig
+from prism_policy.data.schema import Schema
 from prism_policy.errors import PrismError
 from prism_policy.models.encoder import VisualEncoder
 from prism_policy.models.normalizer import LinearNormalizer
@@ -19,7 +20,7 @@ from prism_policy.models.unet1d import ConditionalUNet1D, check_horizon
 from prism_policy.policies.instructions import Instructions
 
 Observation = Mapping[str, Any]
-"""{"images": {camera: uint8 (B, To, H, W, 3)}, "proprio": float32 (B, To, P), "task": optional float32 (B, E),
+"""{"images": {camera: uint8 (B, To, H, W, 3)}, "state": float32 (B, To, S), "task": optional float32 (B, E),
 "draws": optional, see `Policy.draw_sampling`}; to act, `task` may also be the instruction itself, or B of them."""
 
 Known = tuple[Tensor, Tensor]
@@ -98,24 +99,22 @@ class Policy(nn.Module):
     def __init__(
         self,
         config: PolicyConfig,
-        cameras: Mapping[str, tuple[int, int]],
-        proprio_dim: int,
-        action_dim: int,
+        schema: Schema,
         task_dim: int = 0,
         instructions: Instructions | None = None,
     ) -> None:
         super().__init__()
         check_policy(config)
         task_dim = task_dim if instructions is None else instructions.dim
-        self.config, self.instructions = config, instructions
-        self.action_dim, self.proprio_dim, self.task_dim = action_dim, proprio_dim, task_dim
-        self.encoder = VisualEncoder(config.encoder, cameras)
+        self.config, self.schema, self.instructions = config, schema, instructions
+        self.action_dim, self.state_dim, self.task_dim = schema.action_dim, schema.state_dim, task_dim
+        self.encoder = VisualEncoder(config.encoder, schema.cameras)
         # Of a one-hot vector this makes a learned embedding.
         self.task_encoder = nn.Linear(task_dim, config.task_embed_dim, bias=False) if task_dim else None
-        cond_dim = config.n_obs_steps * (self.encoder.out_dim + proprio_dim) + bool(task_dim) * config.task_embed_dim
+        cond_dim = config.n_obs_steps * (self.encoder.out_dim + self.state_dim) + bool(task_dim) * config.task_embed_dim
         sizes = (config.down_dims, config.kernel_size, config.n_groups, config.step_embed_dim)
-        self.net = ConditionalUNet1D(action_dim, cond_dim, *sizes)
-        dims = {"action": action_dim, "proprio": proprio_dim}
+        self.net = ConditionalUNet1D(self.action_dim, cond_dim, *sizes)
+        dims = {"action": self.action_dim, "state": self.state_dim}
         self.normalizer = nn.ModuleDict({name: LinearNormalizer(dim) for name, dim in dims.items()})
 
     @property
@@ -138,18 +137,18 @@ class Policy(nn.Module):
         return {"task": self.instructions.vector(task.spec.instruction)[None].to(self.device)}
 
     def condition(self, observation: Observation, draws: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Encode the observation to (B, To * (D_img + P) + E'): frame by frame, oldest first, then the task.
+        """Encode the observation to (B, To * (D_img + S) + E'): frame by frame, oldest first, then the task.
 
         What is random about it are `draws`, by default the observation's; without any the encoder draws anew.
         """
         draws = observation.get("draws") if draws is None else draws
         images: Mapping[str, Tensor] = observation["images"]
-        proprio: Tensor = self.normalizer["proprio"](observation["proprio"])  # (B, To, P)
-        batch, steps = proprio.shape[:2]
+        state: Tensor = self.normalizer["state"](observation["state"])  # (B, To, S)
+        batch, steps = state.shape[:2]
         if draws is not None:
             draws = {name: draws[name].flatten(0, 1) for name in draws if name.startswith(("crop.", "order."))}
         features = self.encoder({c: x.flatten(0, 1) for c, x in images.items()}, draws)  # (B * To, D_img)
-        cond = torch.cat([features.view(batch, steps, -1), proprio], dim=-1).flatten(1)
+        cond = torch.cat([features.view(batch, steps, -1), state], dim=-1).flatten(1)
         return cond if self.task_encoder is None else torch.cat([cond, self.task_encoder(observation["task"])], dim=-1)
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
@@ -245,7 +244,7 @@ class Policy(nn.Module):
     ) -> Tensor:
         """As `act`, the whole chunk (B, T, A); `draws`, of `draw_sampling`, may come from a generator for each row."""
         observation = self._checked(observation)
-        batch = len(observation["proprio"])
+        batch = len(observation["state"])
         known = None if known is None else self._checked_known(known, batch)
         draws = self.draw_sampling(batch, generator) if draws is None else draws
         normalised = packed(self).sample({**observation, "draws": draws}, draws["noise"], known)
@@ -255,27 +254,27 @@ class Policy(nn.Module):
         return chunk
 
     def _checked(self, observation: Observation) -> Observation:
-        if missing := {"images", "proprio"} - observation.keys():
+        if missing := {"images", "state"} - observation.keys():
             raise PrismError(f"the observation lacks '{min(missing)}'; it has {', '.join(observation) or 'nothing'}")
-        proprio = torch.as_tensor(observation["proprio"], dtype=torch.float32, device=self.device)
+        state = torch.as_tensor(observation["state"], dtype=torch.float32, device=self.device)
         images = {c: torch.as_tensor(x, device=self.device) for c, x in observation["images"].items()}
-        expected = (self.config.n_obs_steps, self.proprio_dim)
-        if proprio.shape[1:] != expected:
-            raise PrismError(f"proprio: expected (B, {expected[0]}, {expected[1]}), got {tuple(proprio.shape)}")
-        self.normalizer["proprio"].check(proprio, "proprio")  # type: ignore[operator]
+        expected = (self.config.n_obs_steps, self.state_dim)
+        if state.shape[1:] != expected:
+            raise PrismError(f"state: expected (B, {expected[0]}, {expected[1]}), got {tuple(state.shape)}")
+        self.normalizer["state"].check(state, "state")  # type: ignore[operator]
         for camera in self.encoder.cameras:
-            if camera in images and images[camera].shape[:2] != proprio.shape[:2]:
-                expected_shape = "(" + ", ".join(map(str, (*proprio.shape[:2], *self.encoder.cameras[camera], 3))) + ")"
+            if camera in images and images[camera].shape[:2] != state.shape[:2]:
+                expected_shape = "(" + ", ".join(map(str, (*state.shape[:2], *self.encoder.cameras[camera], 3))) + ")"
                 raise PrismError(f"camera '{camera}': expected {expected_shape}, got {tuple(images[camera].shape)}")
-        checked: dict[str, Any] = {"images": images, "proprio": proprio}
+        checked: dict[str, Any] = {"images": images, "state": state}
         if self.task_dim:
             if "task" not in observation:
                 hint = f"this policy expects an instruction or its vector (B, {self.task_dim})"
                 raise PrismError(f"task is missing; {hint}")
-            vectors = self._task_vectors(observation["task"], len(proprio))
+            vectors = self._task_vectors(observation["task"], len(state))
             checked["task"] = task = torch.as_tensor(vectors, dtype=torch.float32, device=self.device)
-            if task.shape != (len(proprio), self.task_dim):
-                raise PrismError(f"task: expected ({len(proprio)}, {self.task_dim}), got {tuple(task.shape)}")
+            if task.shape != (len(state), self.task_dim):
+                raise PrismError(f"task: expected ({len(state)}, {self.task_dim}), got {tuple(task.shape)}")
         return checked
 
     def _task_vectors(self, task: Any, batch: int) -> Any:

@@ -20,13 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prism_policy.config import presets
 from prism_policy.config.settings import Device, EncoderConfig, PolicyConfig
+from prism_policy.data.schema import ABSOLUTE_ACTION, STATE, Schema
 from prism_policy.errors import PrismError
 from prism_policy.models.encoder import VisualEncoder
 from prism_policy.policies import build_policy
 from prism_policy.utils.device import pick_device
 from prism_policy.utils.progress import Bar, console
 
-PROPRIO_DIM, ACTION_DIM = 9, 10
+PAPER = Schema({}, STATE, ABSOLUTE_ACTION)
 """Position, quaternion and two fingers; absolute position, rotation-6D and gripper."""
 BASELINE = "sspool"
 ROUNDS = 10
@@ -100,9 +101,8 @@ def _parameters(config: EncoderConfig, resolution: int) -> tuple[int, int, int]:
     def count(module: nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
 
-    cameras = {"camera": (resolution, resolution)}
     with torch.device("meta"):  # `nopool`'s policy would take gigabytes at 240 px
-        policy = build_policy(PolicyConfig(encoder=config), cameras, PROPRIO_DIM, ACTION_DIM)
+        policy = build_policy(PolicyConfig(encoder=config), replace(PAPER, cameras={"camera": (resolution,) * 2}))
     return policy.encoder.out_dim, count(policy.encoder), count(policy)
 
 
@@ -191,7 +191,7 @@ def print_encoders(
         bar.update(len(rows), f"{len(rows)} counted and timed")
     console.print(encoder_table(rows))
     console.print(
-        f"Numbers a camera. Policy: one camera, 2 frames, proprioception of {PROPRIO_DIM}, actions of {ACTION_DIM}, "
+        f"Numbers a camera. Policy: one camera, 2 frames, state of {PAPER.state_dim}, actions of {PAPER.action_dim}, "
         f"U-Net 256/512/1024.",
         "GFLOPs: one image's forward, convolutions and matrix products; a multiply-add counts as 2.",
         f"Forward: a batch of {batch_size} in evaluation mode, float32, on {name}; median of {ROUNDS}.",

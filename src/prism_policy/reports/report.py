@@ -10,14 +10,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from prism_policy.config.presets import encoder_name
 from prism_policy.config.settings import RunConfig
 from prism_policy.config.typed_json import Journal, read_json
+from prism_policy.evaluation.open_loop import read_open_loop
 from prism_policy.evaluation.results import EpisodeSet, Summary, episode_sets, stages_of_failures
 from prism_policy.reports.charts import loss_curve
 from prism_policy.reports.html import data_url, percent, render
-from prism_policy.run_folder import MetricsLine, read_metrics, read_run
+from prism_policy.run_folder import MetricsLine, read_data, read_metrics, read_run, schema_of
 from prism_policy.tasks import task_spec
 from prism_policy.utils.files import write_text
+from prism_policy.utils.terminal import shell
 
 NUM_VIDEOS = 6
 MAX_VIDEO_BYTES = 24 * 2**20  # a page of this size still opens at once; base64 adds a third
@@ -28,6 +31,8 @@ Sets = Sequence[tuple[EpisodeSet, list[dict[str, Any]]]]
 def write_report(run_dir: Path) -> Path:
     """Write `report.html` into a run folder from what lies there, and return its path."""
     run = read_run(run_dir)
+    if not run.task.spec.simulated:
+        return _write_recorded(run_dir, run)
     summary = _read_summary(run_dir / "results" / "summary.json")
     checkpoint, split = str(summary.get("checkpoint", "last")), str(summary.get("split", "evaluate"))
     sets = [(s, s.records()) for s in episode_sets(run_dir, checkpoint, split)]
@@ -61,6 +66,34 @@ def write_report(run_dir: Path) -> Path:
         run=run,
         encoder=shlex.quote(str(summary.get("encoder", "prism"))),
         code=shlex.quote(f"import prism_policy as pp; print(pp.load_policy({json.dumps(str(run_dir))}))"),
+    )
+    path = run_dir / "report.html"
+    write_text(path, page)
+    return path
+
+
+def _write_recorded(run_dir: Path, run: RunConfig) -> Path:
+    """The report of a run that nothing simulates: what was measured, and what was not."""
+    data, result, picture = read_data(run_dir), read_open_loop(run_dir), run_dir / "figures" / "open_loop.png"
+    name = Path(run.dataset).name
+    facts = {
+        "Demonstrations": f"{len(data.train)} of {name}, {len(data.valid)} held out" if data else name,
+        "Policy": run.policy.kind.replace("_", " "),
+        "Encoder": encoder_name(run.policy.encoder),
+        "Seed": run.seed,
+    }
+    page = render(
+        "reports/recorded.html",
+        title=f"{name}: predicted against recorded actions",
+        facts=facts,
+        result=result,
+        why=f"{data.train_only[:1].upper()}{data.train_only[1:]}." if data and data.train_only else "",
+        picture=data_url(picture, "image/png") if picture.is_file() else "",
+        schema=schema_of(run_dir, run),
+        recorded=data.recorded if data else None,
+        **_training(read_metrics(run_dir, MetricsLine)),
+        settings=list(_flat(dataclasses.asdict(run))),
+        serve=shell("prism", "serve", run_dir),
     )
     path = run_dir / "report.html"
     write_text(path, page)

@@ -57,7 +57,7 @@ def _log(
     episode: int,
 ) -> None:
     n_obs, n_act = policy.config.n_obs_steps, policy.config.n_action_steps
-    hand = np.stack([o["proprio"][:3] for o in observations])
+    hand = np.stack([o["state"][:3] for o in observations])
     actions = np.zeros((0, 7))
     for step, observation in enumerate(observations):
         recording.set_time("step", sequence=step)

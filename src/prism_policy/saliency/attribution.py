@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prism_policy.config.options import Attribution
+from prism_policy.data.schema import slices
 from prism_policy.errors import PrismError
 
 if TYPE_CHECKING:
@@ -28,9 +29,10 @@ def check(how: Attribution, policy: Policy) -> None:
     """Refuse what this policy does not have."""
     if how.method not in METHODS:
         raise PrismError(f"unknown method '{how.method}'; there are {', '.join(METHODS)}")
-    if how.target not in ("chunk", "gripper", *map(str, range(policy.action_dim))):
+    parts = list(slices(policy.schema.action))
+    if how.target not in ("chunk", *parts, *map(str, range(policy.action_dim))):
         dimensions = f"an action dimension from 0 to {policy.action_dim - 1}"
-        raise PrismError(f"unknown target '{how.target}'; expected chunk, gripper, or {dimensions}")
+        raise PrismError(f"unknown target '{how.target}'; expected chunk, {', '.join(parts)}, or {dimensions}")
     deepest = policy.config.encoder.stages_read[-1]
     if how.stage is not None and not 1 <= how.stage <= deepest:
         raise PrismError(f"unknown stage {how.stage}; this encoder's trunk has stages 1 to {deepest}")
@@ -70,9 +72,10 @@ class Objective:
             self.direction = chunk
         else:
             self.direction = torch.zeros_like(chunk)
-            dimension = -1 if target == "gripper" else int(target)
+            number = int(target) if target.isdecimal() else None
+            numbers = slices(policy.schema.action)[target] if number is None else slice(number, number + 1)
             executed = policy.executed
-            self.direction[:, executed, dimension] = 1 / (executed.stop - executed.start)
+            self.direction[:, executed, numbers] = 1 / (executed.stop - executed.start)
 
     def chunk(self, images: Images, rows: Tensor | None = None) -> Tensor:
         """Normalised chunks (N, T, A) of images (N, To, H, W, 3) of the observations `rows` (N,); None is all."""
@@ -242,13 +245,13 @@ def objectives(policy: Policy, observation: Observation, how: Attribution) -> It
     calls = getattr(policy.config, policy.config.kind).num_inference_steps if how.noise_level is None else 1
     batch = max(1, min(16, 160 // calls))
     noise = policy.draw_noise(1, torch.Generator().manual_seed(how.seed))
-    for first in range(0, len(observation["proprio"]), batch):
+    for first in range(0, len(observation["state"]), batch):
         rows = slice(first, first + batch)
         part: dict[str, Any] = {
             n: torch.as_tensor(x[rows]).to(policy.device) for n, x in observation.items() if n != "images"
         }
         images = {c: torch.as_tensor(observation["images"][c][rows]).to(policy.device) for c in policy.encoder.cameras}
-        some = noise.expand(len(part["proprio"]), *noise.shape[1:])
+        some = noise.expand(len(part["state"]), *noise.shape[1:])
         yield Objective(policy, {"images": images, **part}, some, how.target, how.noise_level)
 
 

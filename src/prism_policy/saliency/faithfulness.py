@@ -98,9 +98,8 @@ def randomised(policy: Policy, seed: int = 0) -> Policy:
 
     A map that stays the same is one of edges, not of the policy (Adebayo et al., 2018, arXiv:1810.03292).
     """
-    sizes = policy.proprio_dim, policy.action_dim, policy.task_dim
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = build_policy(policy.config, policy.encoder.cameras, *sizes)
+        fresh = build_policy(policy.config, policy.schema, policy.task_dim)
     fresh.normalizer.load_state_dict(policy.normalizer.state_dict())
     return fresh.to(policy.device).eval()

@@ -108,7 +108,7 @@ def observation_for(policy: Policy, clip: Clip) -> dict[str, Any]:
     steps = policy.config.n_obs_steps
     images = {c: clip.observation["images"][c][:, -steps:] for c in policy.encoder.cameras}
     task = {name: x.expand(len(clip), -1) for name, x in policy.task_condition(clip.task).items()}
-    return {**clip.observation, "images": images, "proprio": clip.observation["proprio"][:, -steps:], **task}
+    return {**clip.observation, "images": images, "state": clip.observation["state"][:, -steps:], **task}
 
 
 def saliency_maps(policy: Policy, clip: Clip, how: Attribution) -> Maps:

@@ -1,22 +1,31 @@
 """What each task is; no torch, no simulator. A file here declares a task, and `SPECS` lists it."""
 
 from prism_policy.errors import PrismError
+from prism_policy.tasks.any_robosuite import PREFIX, any_robosuite
 from prism_policy.tasks.can import CAN
 from prism_policy.tasks.libero import LIBERO_SPECS
 from prism_policy.tasks.lift import LIFT, LIFT_LADDER
+from prism_policy.tasks.recorded import RECORDED
 from prism_policy.tasks.spec import TaskSpec
 from prism_policy.tasks.square import SQUARE
+from prism_policy.tasks.stack import STACK
 from prism_policy.tasks.tool_hang import TOOL_HANG
 from prism_policy.utils.text import quoted
 
-SPECS: dict[str, TaskSpec] = {spec.name: spec for spec in (LIFT, CAN, SQUARE, TOOL_HANG, *LIFT_LADDER, *LIBERO_SPECS)}
-"""Every task and suite by its name."""
+SPECS: dict[str, TaskSpec] = {
+    spec.name: spec for spec in (LIFT, CAN, SQUARE, TOOL_HANG, STACK, *LIFT_LADDER, *LIBERO_SPECS)
+}
+"""Every simulated task and suite by its name."""
 
 
 def task_spec(name: str) -> TaskSpec:
-    """What is known of a task or suite."""
+    """What is known of a task or suite; of `recorded`, whatever nothing simulates, nothing."""
+    if name == RECORDED.name:
+        return RECORDED
+    if name.startswith(PREFIX):
+        return any_robosuite(name)
     if name not in SPECS:
-        single = "single tasks of a suite such as libero_spatial_3"
+        single = "single tasks of a suite such as libero_spatial_3, robosuite:NAME of a dataset, and recorded"
         raise PrismError(f"unknown task {quoted(name)}; there are {', '.join(task_names())}, and {single}")
     return SPECS[name]
 

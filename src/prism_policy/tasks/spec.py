@@ -29,6 +29,8 @@ class Simulator:
     """All cameras of its scenes."""
 
 
+NO_SIMULATOR = Simulator("", "", "", "", (), ())
+"""Of what was recorded elsewhere, such as on a robot."""
 _PACKAGES = ("robosuite", "mujoco")
 ROBOSUITE = Simulator("robosuite", "prism_policy.envs.robosuite:RobosuiteEnv", "robosuite", "sim", _PACKAGES)
 LIBERO = Simulator("LIBERO", "prism_policy.envs.libero:LiberoEnv", "libero", "libero", (*_PACKAGES, "rpent-libero"))
@@ -86,6 +88,8 @@ class TaskSpec:
     """What the spatial probe asks for, besides the hand; without any there is no probe of this task."""
     spread: float = 0.0
     """The probe's scenes move objects by up to this from where the task puts them, along x and y [m]."""
+    any_robot: bool = False
+    """Its robot, and so what state and actions are, is that of the demonstrations."""
     suite: str = ""
     """The suite it belongs to."""
     number: int = 0
@@ -98,6 +102,16 @@ class TaskSpec:
     """What of that task's model is otherwise: (element's name, attribute, value), as in MuJoCo's XML."""
     wordings: tuple[str, ...] = ()
     """Sentences that say what to do; the first one is what language-conditioned policies get."""
+
+    @property
+    def own_robot(self) -> bool:
+        """Whether it says itself what state and actions are; else the demonstrations do."""
+        return self.simulated and not self.any_robot
+
+    @property
+    def simulated(self) -> bool:
+        """Whether there is a simulator of it."""
+        return self.simulator != NO_SIMULATOR
 
     @property
     def instruction(self) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from prism_policy.config.settings import RunConfig
+from prism_policy.data.schema import Schema
 from prism_policy.data.windows import batch_indices
 from prism_policy.errors import PrismError
 from prism_policy.run_folder import weightless_policy
@@ -67,7 +68,7 @@ def check_compiler() -> None:
         raise PrismError("train.compile needs a C++ compiler, found no g++; install one, or choose --train.no-compile")
 
 
-def check_memory(config: RunConfig, device: torch.device, processes: int = 1) -> None:
+def check_memory(config: RunConfig, schema: Schema, device: torch.device, processes: int = 1) -> None:
     """Refuse what cannot fit into memory by arithmetic alone: the network's numbers, and the images of a batch.
 
     All that a training needs besides (features, gradients of activations) is more; what fits here may still not fit.
@@ -77,13 +78,13 @@ def check_memory(config: RunConfig, device: torch.device, processes: int = 1) ->
     place = f"the {total / 2**30:.0f} GiB of this {'GPU' if on_gpu else 'machine'}"
     here = 1 if on_gpu else processes
     # Weights, gradients, moving average and two moments, in float32.
-    network = here * 20 * sum(p.numel() for p in weightless_policy(config).parameters())
+    network = here * 20 * sum(p.numel() for p in weightless_policy(config, schema).parameters())
     if network > total:
         needs = f"training this network takes at least {network / 2**30:.0f} GiB, more than {place}"
         raise PrismError(f"policy: {needs}; choose smaller sizes")
-    encoder, pixels = config.policy.encoder, config.task.render.resolution**2
+    encoder, pixels = config.policy.encoder, sum(height * width for height, width in schema.cameras.values())
     # Each frame as bytes, and as the network's float32 input.
-    window = config.policy.n_obs_steps * len(config.task.cameras) * pixels * 3 * (1 + 4 * encoder.crop**2)
+    window = config.policy.n_obs_steps * pixels * 3 * (1 + 4 * encoder.crop**2)
     most = int((total - network) / window) * processes // here
     if config.train.batch_size > most:
         expected = f"expected at most {most}, whose images alone fill {place}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from prism_policy.config.settings import Device, RunConfig, Tracker, check, single_tasks
 from prism_policy.demos.dataset import Dataset, file_prints, fit_to_dataset, open_dataset
 from prism_policy.envs.workers import WorkerPool
+from prism_policy.evaluation.open_loop import in_words, measure_open_loop
 from prism_policy.evaluation.results import summarise
 from prism_policy.evaluation.rollouts import evaluate
 from prism_policy.policies import Policy
@@ -47,12 +48,12 @@ def train_run(
     check_trackers(track)
     with join(device) as group, ExitStack() as locks:
         torch_device = pick_device(device, group.local_rank)
-        config = fit_to_dataset(config)
+        config, schema = fit_to_dataset(config)
         check(config)  # bad settings are refused before anything is made
         group.check(config)
         with group.main_process_first():
-            check_memory(config, torch_device, group.world_size)
-            open_run(folder, config)
+            check_memory(config, schema, torch_device, group.world_size)
+            open_run(folder, config, schema)
             if is_trained(folder):  # weights are the last thing that a training writes
                 sweep(folder)
                 console.print(f"{folder} is trained already: nothing is written")
@@ -82,13 +83,24 @@ def train_run(
             trainer = Trainer(
                 folder, config, dataset.train, on_update, dataset.valid, max_s, rollout, group, torch_device
             )
-            trainer.train()
+            policy = trainer.train()
         _summary(folder, config)
+        if group.is_main_process and not config.task.spec.simulated:
+            compare_actions(folder, policy, dataset)
+
+
+def compare_actions(folder: Path, policy: Policy, dataset: Dataset) -> None:
+    """Measure what can be measured without a simulator: predicted against recorded actions."""
+    windows = dataset.valid or dataset.train
+    names = dataset.names[1] if dataset.valid else dataset.names[0]
+    result = measure_open_loop(folder, policy, windows, windows.frames.indices(names), dataset.valid is not None)
+    console.print(in_words(result), f"Picture: {folder / 'figures' / 'open_loop.png'}")
 
 
 def _run_data(dataset: Dataset) -> RunData:
     train, valid = (tuple(names) for names in dataset.names)
-    return RunData(dataset.content, dataset.files, train, valid, dataset.train_only, dataset.control_hz)
+    facts = dataset.schema, dataset.recorded, dataset.action_range
+    return RunData(dataset.content, dataset.files, train, valid, dataset.train_only, *facts)
 
 
 def _note_other_data(folder: Path, config: RunConfig) -> None:

@@ -9,10 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from prism_policy.config.settings import RunConfig, TrainConfig
+from prism_policy.data.schema import slices
 from prism_policy.data.windows import Windows, batch_indices
 from prism_policy.errors import PrismError
 from prism_policy.models.normalizer import LinearNormalizer
@@ -57,17 +59,32 @@ def update_seed(seed: int, step: int) -> int:
     return (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xBF58476D1CE4E5B9) % 2**63
 
 
-def fit_normalizers(policy: Policy, windows: Windows) -> None:
-    """Min-max for positions and finger widths; rotations and the gripper command pass unchanged."""
-    actions, fit = windows.frames.actions.cpu(), LinearNormalizer.min_max
-    policy.normalizer["proprio"] = fit(windows.frames.proprio.cpu().numpy(), keep=range(3, 7))
-    policy.normalizer["action"] = normalizer = fit(actions.numpy(), keep=range(3, actions.shape[1]))
-    largest = normalizer(actions).abs().amax(dim=0)
-    if (worst := int(largest.argmax())) >= 3 and largest[worst] > 1 + 1e-4:
-        raise PrismError(
-            f"actions, number {worst}: expected rotations and gripper within [-1, 1], got {float(largest[worst]):.4g}; "
-            "delta actions are shares of the controller's range, absolute ones need data.actions.encode_absolute"
-        )
+def fit_normalizers(policy: Policy, windows: Windows, clip_quantile: float = 0.0) -> None:
+    """Min-max of each number of state and action, within their quantiles; rotations and grippers pass unchanged.
+
+    Those of other robots that leave [-1, 1], such as Euler angles or widths of a gripper, are scaled like the rest.
+    """
+    frames, schema = windows.frames, policy.schema
+    for name, values, parts in (("state", frames.state, schema.state), ("action", frames.actions, schema.action)):
+        numbers, keep = values.cpu().numpy(), list[int]()
+        for part, where in zip(parts, slices(parts).values(), strict=True):
+            if part.kind not in ("rotation", "gripper"):
+                continue
+            for i in range(where.start, where.stop):
+                largest = float(np.abs(numbers[:, i]).max(initial=0))
+                quaternion_or_rows = part.kind == "rotation" and part.size in (4, 6) and not part.shares
+                if quaternion_or_rows or not largest > 1 + 1e-4:  # `min_max` refuses NaN
+                    keep.append(i)
+                elif part.shares:
+                    raise PrismError(
+                        f"actions, number {i}: expected rotations and gripper within [-1, 1], got {largest:.4g}; "
+                        "delta actions are shares of the controller's range, absolute ones need "
+                        "data.actions.encode_absolute"
+                    )
+        if clip_quantile:
+            low, high = np.quantile(numbers, (clip_quantile, 1 - clip_quantile), axis=0).astype(np.float32)
+            numbers = np.clip(numbers, low, high)
+        policy.normalizer[name] = LinearNormalizer.min_max(numbers, keep)
 
 
 class Due(NamedTuple):
@@ -118,8 +135,8 @@ class Trainer:
         self.rows = group.local_rows(self.settings.batch_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.policy = make_policy(config, windows.frames.proprio.shape[1], windows.frames.actions.shape[1])
-        fit_normalizers(self.policy, windows)
+            self.policy = make_policy(config, windows.frames.schema)
+        fit_normalizers(self.policy, windows, config.data.clip_quantile)
         self.policy.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.state = TrainState(self.policy, self.settings)
         self.windows = resident(windows, device)

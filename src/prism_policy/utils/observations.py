@@ -1,4 +1,4 @@
-"""Observations `{"images": {camera: uint8 (H, W, 3)}, "proprio": float32 (S,)}` and their history."""
+"""Observations `{"images": {camera: uint8 (H, W, 3)}, "state": float32 (S,)}` and their history."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 
 Observation = dict[str, Any]
-PROPRIO = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
-"""What makes up `proprio`, in this order, by robomimic's names, and its widths: [m], x y z w, [m]."""
 
 
 def stack_history(frames: Sequence[Observation]) -> Observation:
-    """Stack consecutive observations, oldest first, along a new first axis To: images, proprio and all other arrays."""
+    """Stack consecutive observations, oldest first, along a new first axis To: images, state and all other arrays."""
     return {
         name: {part: np.stack([frame[name][part] for frame in frames]) for part in value}
         if isinstance(value, dict)
