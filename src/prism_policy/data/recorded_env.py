@@ -7,6 +7,7 @@ for each part of the body with a reference frame of its own.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -152,7 +153,7 @@ def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEn
         robosuite=one_line(version, 20),
         layout=layout,
         controller=one_line(str(arm.get("type") or "")),
-        arms=_arms(kwargs.get("controller_configs"), arm),
+        arms=_arms(kwargs.get("controller_configs"), arm, robots),
         action_mode="absolute" if absolute or mode == "absolute" else "delta",
         reference_frame=frame,
         control_hz=float(rate) if known and rate else None,
@@ -180,13 +181,19 @@ def _controller(value: Any) -> tuple[dict[str, Any], str]:
     return value or {}, ""
 
 
-def _arms(value: Any, arm: dict[str, Any]) -> tuple[str, ...]:
+_TWO_ARMED = ("Baxter", "Tiago", "GR1", "Yumi", "Aloha")
+"""How the names of robots with two arms begin; robosuite 1.5 lists controllers of two for any other robot, too."""
+
+
+def _arms(value: Any, arm: dict[str, Any], robots: Sequence[str]) -> tuple[str, ...]:
     """Types of the controllers of all arms."""
     if isinstance(value, list) and len(value) > 1:
         return tuple(one_line(str(_object(one).get("type") or ""), 20) for one in value[:4])
     parts = _object(_object(value).get("body_parts"))
     both = [_object(parts.get(side)) or _object(_object(parts.get("arms")).get(side)) for side in ("right", "left")]
     found = [one for one in both if one] or [arm]
+    if len(robots) == 1 and not robots[0].startswith(_TWO_ARMED):
+        found = found[:1]
     return tuple(one_line(str(one.get("type")), 20) for one in found if one.get("type"))
 
 

@@ -10,7 +10,9 @@ from prism_policy.tasks.square import SQUARE
 from prism_policy.tasks.stack import STACK
 from prism_policy.tasks.tool_hang import TOOL_HANG
 
-SPECS: dict[str, TaskSpec] = {spec.name: spec for spec in (LIFT, CAN, SQUARE, TOOL_HANG, STACK, *LIFT_LADDER, *LIBERO_SPECS)}
+SPECS: dict[str, TaskSpec] = {
+    spec.name: spec for spec in (LIFT, CAN, SQUARE, TOOL_HANG, STACK, *LIFT_LADDER, *LIBERO_SPECS)
+}
 """Every simulated task and suite by its name."""
 
 
