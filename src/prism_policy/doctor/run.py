@@ -1,0 +1,1 @@
+"""Checks with a run."""

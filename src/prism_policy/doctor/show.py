@@ -1,0 +1,86 @@
+"""Findings for people and for programs: lines of text, JSON, and a page."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prism_policy.doctor.finding import SEVERITIES, Finding, Place, worst_first
+from prism_policy.reports.html import render
+from prism_policy.utils.files import write_text
+from prism_policy.utils.progress import console
+from prism_policy.utils.text import one_line
+
+MOST_PLACES = 6
+"""Places of a finding that are shown as text; JSON holds all."""
+WIDTH = 110
+STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+
+
+def as_json(data: str, run: str, episodes: int, steps: int, findings: Sequence[Finding]) -> dict[str, Any]:
+    """All that was found, worst first."""
+    counts = Counter(one.severity for one in findings)
+    return {
+        "data": data,
+        "run": run,
+        "episodes": episodes,
+        "steps": steps,
+        **{f"{severity}s": counts[severity] for severity in SEVERITIES},
+        "findings": [one.as_json() for one in worst_first(findings)],
+    }
+
+
+def print_json(report: dict[str, Any], file: Path | None = None) -> None:
+    """Write the report to a file, or to standard output."""
+    text = json.dumps(report, indent=2)
+    if file is None:
+        console.data(text)
+    else:
+        write_text(file, text + "\n")
+
+
+def counted(findings: Sequence[Finding]) -> str:
+    """`1 error, 2 warnings`, or `nothing found`."""
+    counts = Counter(one.severity for one in findings)
+    texts = [f"{counts[s]} {s}{'s' * (counts[s] != 1)}" for s in SEVERITIES if counts[s]]
+    return ", ".join(texts) or "nothing found"
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """Print each finding in a few lines, worst first."""
+    for one in worst_first(findings):
+        console.print("", f"{one.severity}: {one.title}", style=STYLES[one.severity])
+        rows = {"": capital(one.what), "where": places(one.where), "why": one.why, "do": one.do}
+        for label, text in rows.items():
+            if text:
+                lines = textwrap.wrap(one_line(text, 2000), WIDTH - 8) or [""]
+                console.print(*(f"  {label if i == 0 else '':<6}{line}" for i, line in enumerate(lines)))
+
+
+def capital(sentence: str) -> str:
+    """A sentence that begins with a capital, unless it begins with a name."""
+    first = sentence.partition(" ")[0]
+    return sentence if not first.isalpha() or first != first.lower() else sentence[:1].upper() + sentence[1:]
+
+
+def places(where: Sequence[Place], most: int = MOST_PLACES) -> str:
+    """The first few places, and how many more there are."""
+    some = "; ".join(map(str, where[:most]))
+    return f"{some} and {len(where) - most} more" if len(where) > most else some
+
+
+def write_page(path: Path, report: dict[str, Any], findings: Sequence[Finding]) -> None:
+    """Write a page that loads nothing from elsewhere."""
+    facts = {"Episodes": report["episodes"], "Steps": report["steps"], "Found": counted(findings)}
+    rows = [
+        {"severity": one.severity, "title": one.title, "what": capital(one.what), "why": one.why, "do": one.do,
+         "where": places(one.where, 40)}
+        for one in worst_first(findings)
+    ]  # fmt: skip
+    title = f"{Path(report['data']).name}: what is wrong with it"
+    page = render("doctor/doctor.html", title=title, facts=facts, run=report["run"], findings=rows)
+    write_text(path, page)
