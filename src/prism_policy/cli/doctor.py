@@ -28,7 +28,7 @@ class Doctor(Command):
     data: Annotated[str, tyro.conf.Positional] = ""
     """HDF5 file in robomimic's layout, LeRobot folder, folder of either, hf:USER/NAME, or a run folder, whose
     demonstrations are taken."""
-    run_folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None
+    run_folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
     """A run that learned from them, to be checked, too."""
     task: str = ""
     """In place of DATA: the scripted demonstrations of a task, such as lift, made where they are missing."""

@@ -101,8 +101,8 @@ def open_sources(data: str, config: RunConfig | None, options: DoctorOptions) ->
         task, demos = config.task, config.demos
     else:
         raise PrismError(
-            "expected demonstrations: prism doctor DATA (an HDF5 file, a LeRobot folder, hf:USER/NAME or a run folder), "
-            "or --task lift for scripted ones"
+            "expected demonstrations: prism doctor DATA (an HDF5 file, a LeRobot folder, hf:USER/NAME or a run "
+            "folder), or --task lift for scripted ones"
         )
     # A program reads standard output: what the stages print about themselves goes to the other one.
     with redirect_stdout(sys.stderr) if options.json else nullcontext():

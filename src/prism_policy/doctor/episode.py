@@ -132,18 +132,20 @@ def is_gripper(part: Part) -> bool:
     return part.kind == "gripper" or "gripper" in part.name.lower()
 
 
-def motion(values: np.ndarray, parts: Sequence[Part]) -> np.ndarray:
+def motion(values: np.ndarray, parts: Sequence[Part], tail: float = 0.02) -> np.ndarray:
     """Positions and joints (T, D), each part as a share of the widest range that one of its numbers has here.
 
-    A share of the part's and not the number's own range, so that the noise of what stands still stays small. Where
-    there are neither positions nor joints, everything but rotations and grippers.
+    A share of the part's and not the number's own range, so that the noise of what stands still stays small; between
+    quantiles, without the `tail` at each end, so that a spike is no range. Where there are neither positions nor
+    joints, everything but rotations and grippers.
     """
     chosen = [part for part in parts if part.kind in ("position", "joint") and not is_gripper(part)]
     chosen = chosen or [part for part in parts if part.kind == "other"]
     columns, where = [np.zeros((len(values), 0))], slices(parts)
     for part in chosen:
         of_part = values[:, where[part.name]]
-        if (widest := float(np.ptp(of_part, axis=0).max())) > 1e-6:
+        low, high = np.quantile(of_part, (tail, 1 - tail), axis=0)
+        if (widest := float((high - low).max())) > 1e-6:
             columns.append(of_part / widest)
     return np.concatenate(columns, axis=1)
 
@@ -169,7 +171,9 @@ def spikes(episode: str, values: np.ndarray, parts: Sequence[Part]) -> list[Mark
     padded = np.pad(values, ((2, 2), (0, 0)), mode="edge")
     smooth = np.median(np.stack([padded[i : i + len(values)] for i in range(5)]), axis=0)
     each = np.ptp(smooth, axis=0)
-    widest = np.concatenate([np.full(part.size, each[of].max()) for part, of in zip(parts, slices(parts).values())])
+    widest = np.concatenate(
+        [np.full(part.size, each[of].max()) for part, of in zip(parts, slices(parts).values(), strict=True)]
+    )
     beyond = np.abs(values - smooth) > np.maximum(1.5 * widest, 1e-4)
     names, kinds = number_names(parts), _of_each(parts)
     return [

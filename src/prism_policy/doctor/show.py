@@ -54,11 +54,13 @@ def print_findings(findings: Sequence[Finding]) -> None:
     """Print each finding in a few lines, worst first."""
     for one in worst_first(findings):
         console.print("", f"{one.severity}: {one.title}", style=STYLES[one.severity])
-        rows = {"": capital(one.what), "where": places(one.where), "why": one.why, "do": one.do}
-        for label, text in rows.items():
+        console.print(
+            *textwrap.wrap(one_line(capital(one.what), 2000), WIDTH, initial_indent="  ", subsequent_indent="  ")
+        )
+        for label, text in {"where": places(one.where), "why": one.why, "do": one.do}.items():
             if text:
-                lines = textwrap.wrap(one_line(text, 2000), WIDTH - 8) or [""]
-                console.print(*(f"  {label if i == 0 else '':<6}{line}" for i, line in enumerate(lines)))
+                lines = textwrap.wrap(one_line(text, 2000), WIDTH - 10)
+                console.print(*(f"    {label if i == 0 else '':<6}{line}" for i, line in enumerate(lines)))
 
 
 def capital(sentence: str) -> str:
