@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext, redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prism_policy.config.presets import demo_config, task_config
@@ -15,6 +16,7 @@ from prism_policy.demos.dataset import scripted_demos
 from prism_policy.demos.download import resolve_dataset
 from prism_policy.doctor.dataset import Examination, examine
 from prism_policy.doctor.finding import Finding
+from prism_policy.doctor.run import UPDATES, RunExamination, examine_run
 from prism_policy.doctor.show import as_json, counted, print_findings, print_json, write_page
 from prism_policy.errors import PrismError
 from prism_policy.run_folder import read_run
@@ -59,12 +61,14 @@ def diagnose(data: str, run: Path | None, options: DoctorOptions) -> bool:
     for source in sources:
         one = _examined(source, options.json)
         findings, episodes, steps = [*findings, *one.findings], episodes + one.episodes, steps + one.steps
+    measured = list[str]()
     if run is not None and config is not None:
-        from prism_policy.doctor.run import examine_run
-
-        findings += examine_run(run, config, data, options.minutes, options.device, quiet=options.json)
+        if data:
+            config = replace(config, dataset=str(sources[0].path.absolute()))
+        of_run = _examined_run(run, config, sources, options)
+        findings, measured = [*findings, *of_run.findings], of_run.measured
     names = ", ".join(str(source.path) for source in sources)
-    report = as_json(names, str(run or ""), episodes, steps, findings)
+    report = as_json(names, str(run or ""), episodes, steps, findings, measured)
     if options.html:
         write_page(options.html, report, findings)
     if options.json:
@@ -72,7 +76,7 @@ def diagnose(data: str, run: Path | None, options: DoctorOptions) -> bool:
     else:
         console.print(f"{names}: {episodes} episodes, {steps} steps: {counted(findings)}", style="bold")
         print_findings(findings)
-        console.print("")
+        console.print("", *measured, *[""] * bool(measured))
         if options.html:
             console.print(f"Page: {options.html} (open it in a browser)")
         console.print(f"Next: {_next(sources[0], run, findings)}")
@@ -84,6 +88,17 @@ def _examined(source: Source, quiet: bool) -> Examination:
         return examine(source)
     with Bar("Episodes", len(source.names)) as bar:
         return examine(source, bar.count)
+
+
+def _examined_run(run: Path, config: RunConfig, sources: list[Source], options: DoctorOptions) -> RunExamination:
+    only = sources[0] if len(sources) == 1 else None
+    with ExitStack() as stack:
+        progress: Callable[[int, int], None] = lambda done, total: None  # noqa: E731 (a default)
+        if options.json:
+            stack.enter_context(redirect_stdout(sys.stderr))
+        elif options.minutes:
+            progress = stack.enter_context(Bar("Ten windows", UPDATES)).count
+        return examine_run(run, config, only, options.minutes, options.device, progress)
 
 
 def open_sources(data: str, config: RunConfig | None, options: DoctorOptions) -> list[Source]:

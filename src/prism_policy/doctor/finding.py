@@ -90,6 +90,45 @@ def spread(values: Sequence[float], unit: str = "") -> str:
 
 
 ADVICE: dict[str, Advice] = {
+    "served-otherwise": Advice(
+        "error",
+        "The server shows the policy other images than training did",
+        "A policy knows only what training showed it; a pixel's shift is enough to make it worse.",
+        "Train again with this version, or restore config.json and data.json of the run: data.resize and data.crop.",
+    ),
+    "other-demonstrations": Advice(
+        "warning",
+        "The run learned from other demonstrations",
+        "What is said of its policy below is measured on these and not on its own.",
+        "Name the demonstrations that it learned from, or train again.",
+    ),
+    "cannot-overfit": Advice(
+        "error",
+        "A fresh policy cannot learn ten windows by heart",
+        "What cannot learn ten windows learns nothing: settings or data are broken, not the amount of data.",
+        "Look at the learning rate (train.lr), the scale of state and actions above, and whether images and actions "
+        "belong together.",
+    ),
+    "no-better-than-still": Advice(
+        "error",
+        "No better than holding still",
+        "The policy's actions are as far from the demonstrated ones as none at all.",
+        "Train longer and look at the loss; if it is low, the episodes that are held out are unlike the others.",
+    ),
+    "no-better-than-repeating": Advice(
+        "warning",
+        "No better than repeating the last action",
+        "It has learned where actions usually go on, but not what the images ask for.",
+        "Train longer, with more demonstrations; if actions come after the motion (see above), repair that first.",
+    ),
+    "encoder-blind": Advice(
+        "warning",
+        "The encoder does not see where things are",
+        "A linear map of its numbers says little more about the positions than their mean does, so the policy acts on "
+        "the state alone.",
+        "Larger images (data.resize) or a crop around the workspace (data.crop), another camera, an encoder that keeps "
+        "positions (--encoder prism); `prism saliency` shows what it looks at.",
+    ),
     "unusable-episode": Advice(
         "error",
         "Episodes that cannot be read",

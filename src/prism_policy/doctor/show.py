@@ -21,8 +21,10 @@ WIDTH = 110
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
-def as_json(data: str, run: str, episodes: int, steps: int, findings: Sequence[Finding]) -> dict[str, Any]:
-    """All that was found, worst first."""
+def as_json(
+    data: str, run: str, episodes: int, steps: int, findings: Sequence[Finding], measured: Sequence[str]
+) -> dict[str, Any]:
+    """All that was found, worst first, and what was measured of the run."""
     counts = Counter(one.severity for one in findings)
     return {
         "data": data,
@@ -30,6 +32,7 @@ def as_json(data: str, run: str, episodes: int, steps: int, findings: Sequence[F
         "episodes": episodes,
         "steps": steps,
         **{f"{severity}s": counts[severity] for severity in SEVERITIES},
+        "measured": list(measured),
         "findings": [one.as_json() for one in worst_first(findings)],
     }
 
@@ -84,5 +87,7 @@ def write_page(path: Path, report: dict[str, Any], findings: Sequence[Finding]) 
         for one in worst_first(findings)
     ]  # fmt: skip
     title = f"{Path(report['data']).name}: what is wrong with it"
-    page = render("doctor/doctor.html", title=title, facts=facts, run=report["run"], findings=rows)
+    page = render(
+        "doctor/doctor.html", title=title, facts=facts, run=report["run"], findings=rows, measured=report["measured"]
+    )
     write_text(path, page)
