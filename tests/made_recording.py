@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from community import env_args, write_file
 from prism_policy.data.episode import Episode
-from prism_policy.data.schema import DELTA_ACTION, STATE, Schema
+from prism_policy.data.schema import DELTA_ACTION, STATE, Part, Schema, slices
 from prism_policy.errors import PrismError
 
 CAMERAS = {"front": (32, 40), "wrist": (32, 40)}
@@ -95,3 +96,18 @@ def episode(number: int) -> Episode:
 def clean(count: int = 12) -> list[Episode]:
     """Episodes without a fault."""
     return [episode(i) for i in range(count)]
+
+
+def write(path: Path, episodes: Sequence[Episode], masks: dict[str, list[str]] | None = None) -> Path:
+    """The episodes as a file in robomimic's layout, of an environment that nothing here simulates."""
+    demos = {}
+    for one in episodes:
+        arrays = {"actions": one.actions, "timestamps": one.times}
+        arrays |= {f"obs/{camera}_image": x for camera, x in one.images.items()}
+        arrays |= {f"obs/{part.name}": one.state[:, where] for part, where in _parts()}
+        demos[one.name] = {key: x for key, x in arrays.items() if x is not None}
+    return write_file(path, demos, env_args("v1.4", env_name="Poke"), masks)
+
+
+def _parts() -> list[tuple[Part, slice]]:
+    return list(zip(SCHEMA.state, slices(SCHEMA.state).values(), strict=True))

@@ -25,8 +25,10 @@ BAD = {
     "collect": ["--num-demos 0", "--out file", "--task juggle", "--workers 0 --out new"],
     "render": ["nothing.hdf5", "file", "empty"],
     "import": ["nothing.hdf5 new", "file new", "empty new"],
+    "export": ["nothing.hdf5 --format lerobot --out new", "file --format robomimic --out new"],
     "download": ["robomimic/lift/xx --out new"],
     "info": ["nothing.hdf5", "./file"],
+    "doctor": ["nothing.hdf5", "file", "empty", "", "--task juggle", "file --task lift", "file nothing"],
     "probe": ["--encoders nothing --out new", "--seeds -1 --out new"],
 }
 

@@ -30,7 +30,7 @@ ARGUMENTS = {
     "quickstart": "--smoke --out run", "train": "--dataset x.hdf5 --out run", "evaluate": "run", "compare": "a b",
     "reproduce": "table1 --smoke --dry-run", "saliency": "run", "serve": "run", "report": "run", "collect": "--out a",
     "render": "x.hdf5", "import": "x.hdf5 y.hdf5", "download": "robomimic/lift/ph --out a", "info": "encoders --json",
-    "probe": "--out a",
+    "probe": "--out a", "doctor": "x.hdf5", "export": "x.hdf5 --format lerobot --out a",
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from prism_policy.demos.download import resolve_dataset
 from prism_policy.doctor.dataset import Examination, examine
 from prism_policy.doctor.finding import Finding
 from prism_policy.doctor.run import UPDATES, RunExamination, examine_run
-from prism_policy.doctor.show import as_json, counted, print_findings, print_json, write_page
+from prism_policy.doctor.show import as_json, counted, keep, print_findings, print_json, write_page
 from prism_policy.errors import PrismError
 from prism_policy.run_folder import read_run
 from prism_policy.utils.progress import Bar, console
@@ -71,6 +71,7 @@ def diagnose(data: str, run: Path | None, options: DoctorOptions) -> bool:
     report = as_json(names, str(run or ""), episodes, steps, findings, measured)
     if options.html:
         write_page(options.html, report, findings)
+    page = keep(run, report, findings) if run is not None else None
     if options.json:
         print_json(report)
     else:
@@ -79,6 +80,8 @@ def diagnose(data: str, run: Path | None, options: DoctorOptions) -> bool:
         console.print("", *measured, *[""] * bool(measured))
         if options.html:
             console.print(f"Page: {options.html} (open it in a browser)")
+        if page is not None:
+            console.print(f"Report: {page}, with what was found")
         console.print(f"Next: {_next(sources[0], run, findings)}")
     return bool({"error", "warning"} & set(Counter(one.severity for one in findings)))
 
@@ -127,7 +130,9 @@ def open_sources(data: str, config: RunConfig | None, options: DoctorOptions) ->
 
 def _next(source: Source, run: Path | None, findings: list[Finding]) -> str:
     """What to do after reading all this."""
-    if run is not None:
-        return shell("prism", "train", "--help") + "   (once what was found is repaired)"
-    verb = "once what was found is repaired" if findings else "learn from it"
-    return f"{shell('prism', 'train', '--dataset', source.path)}   ({verb})"
+    train = shell("prism", "train", "--dataset", source.path)
+    if {"error", "warning"} & {one.severity for one in findings}:
+        return f"{train}   (once the worst of it is repaired)"
+    if run is None:
+        return train
+    return shell("prism", "evaluate" if read_run(run).task.spec.simulated else "serve", run)

@@ -11,6 +11,7 @@ from typing import Any
 
 from prism_policy.doctor.finding import SEVERITIES, Finding, Place, worst_first
 from prism_policy.reports.html import render
+from prism_policy.reports.report import FoundFault, findings_path, write_report
 from prism_policy.utils.files import write_text
 from prism_policy.utils.progress import console
 from prism_policy.utils.text import one_line
@@ -37,13 +38,9 @@ def as_json(
     }
 
 
-def print_json(report: dict[str, Any], file: Path | None = None) -> None:
-    """Write the report to a file, or to standard output."""
-    text = json.dumps(report, indent=2)
-    if file is None:
-        console.data(text)
-    else:
-        write_text(file, text + "\n")
+def print_json(report: dict[str, Any]) -> None:
+    """Write the report to standard output."""
+    console.data(json.dumps(report, indent=2))
 
 
 def counted(findings: Sequence[Finding]) -> str:
@@ -78,16 +75,30 @@ def places(where: Sequence[Place], most: int = MOST_PLACES) -> str:
     return f"{some} and {len(where) - most} more" if len(where) > most else some
 
 
+def rows(findings: Sequence[Finding]) -> list[FoundFault]:
+    """The findings as the page shows them."""
+    return [
+        FoundFault(
+            severity=one.severity,
+            title=one.title,
+            what=capital(one.what),
+            where=places(one.where, 40),
+            why=one.why,
+            do=one.do,
+        )
+        for one in worst_first(findings)
+    ]
+
+
 def write_page(path: Path, report: dict[str, Any], findings: Sequence[Finding]) -> None:
     """Write a page that loads nothing from elsewhere."""
     facts = {"Episodes": report["episodes"], "Steps": report["steps"], "Found": counted(findings)}
-    rows = [
-        {"severity": one.severity, "title": one.title, "what": capital(one.what), "why": one.why, "do": one.do,
-         "where": places(one.where, 40)}
-        for one in worst_first(findings)
-    ]  # fmt: skip
     title = f"{Path(report['data']).name}: what is wrong with it"
-    page = render(
-        "doctor/doctor.html", title=title, facts=facts, run=report["run"], findings=rows, measured=report["measured"]
-    )
-    write_text(path, page)
+    about = {name: report[name] for name in ("run", "measured")}
+    write_text(path, render("doctor/doctor.html", title=title, facts=facts, findings=rows(findings), **about))
+
+
+def keep(run: Path, report: dict[str, Any], findings: Sequence[Finding]) -> Path | None:
+    """Keep what was found in the run folder; returns its report, if it has one, with that in it."""
+    write_text(findings_path(run), json.dumps({**report, "shown": rows(findings)}, indent=2) + "\n")
+    return write_report(run) if (run / "report.html").is_file() else None

@@ -293,7 +293,7 @@ def _exchanged(one: Summary, a: str, b: str, usual: dict[str, np.ndarray]) -> bo
 
 
 def few(summaries: Sequence[Summary], schema: Schema) -> Iterator[Finding]:
-    """Fewer episodes than five, or than three for each direction in which their starts differ.
+    """Fewer episodes than five, or than two for each direction in which their starts differ.
 
     Directions are counted by the participation ratio of the variances of state and first images: n equal ones count n.
     """
@@ -302,8 +302,8 @@ def few(summaries: Sequence[Summary], schema: Schema) -> Iterator[Finding]:
     columns = [scaled_starts(summaries, schema)]
     columns += [np.stack([o.first_views[c].reshape(-1) for o in summaries]) / 255 for c in schema.cameras]
     directions = max(participation(x) for x in columns)
-    if len(summaries) < max(FEWEST, 3 * directions):
-        about = f"starts differ in about {directions:.0f} directions; 3 demonstrations for each is the least"
+    if len(summaries) < max(FEWEST, 2 * directions):
+        about = f"starts differ in about {directions:.0f} directions; 2 demonstrations for each is the least"
         count = numbered(len(summaries), "demonstration")
         yield finding("few-episodes", f"{count}" + (f", and their {about}" if directions >= 1.5 else ""))
 
