@@ -59,7 +59,7 @@ def test_ten_windows_are_learned_unless_nothing_can_be(trained: Trained, monkeyp
     policy, config, dataset = trained
     finding, sentence = by_heart(policy, config, dataset.train, 60, no_progress)
     assert finding is None, sentence
-    assert "Ten windows by heart: error 0." in sentence
+    assert "Ten windows by heart: loss 0." in sentence
     monkeypatch.setattr("prism_policy.doctor.run.UPDATES", 50)
     stuck = replace(config, train=replace(config.train, lr=1e-12))
     finding, sentence = by_heart(policy, stuck, dataset.train, 60, no_progress)

@@ -93,7 +93,7 @@ def rows(findings: Sequence[Finding]) -> list[FoundFault]:
 def write_page(path: Path, report: dict[str, Any], findings: Sequence[Finding]) -> None:
     """Write a page that loads nothing from elsewhere."""
     facts = {"Episodes": report["episodes"], "Steps": report["steps"], "Found": counted(findings)}
-    title = f"{Path(report['data']).name}: what is wrong with it"
+    title = f"{Path(report['data']).name}: what the doctor found"
     about = {name: report[name] for name in ("run", "measured")}
     write_text(path, render("doctor/doctor.html", title=title, facts=facts, findings=rows(findings), **about))
 

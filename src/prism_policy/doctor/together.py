@@ -302,10 +302,12 @@ def few(summaries: Sequence[Summary], schema: Schema) -> Iterator[Finding]:
     columns = [scaled_starts(summaries, schema)]
     columns += [np.stack([o.first_views[c].reshape(-1) for o in summaries]) / 255 for c in schema.cameras]
     directions = max(participation(x) for x in columns)
-    if len(summaries) < max(FEWEST, 2 * directions):
-        about = f"starts differ in about {directions:.0f} directions; 2 demonstrations for each is the least"
-        count = numbered(len(summaries), "demonstration")
-        yield finding("few-episodes", f"{count}" + (f", and their {about}" if directions >= 1.5 else ""))
+    count = numbered(len(summaries), "demonstration")
+    if len(summaries) < FEWEST:
+        yield finding("few-episodes", f"{count}; with fewer than {FEWEST} nothing shows how a start may differ")
+    elif len(summaries) < 2 * directions:
+        about = f"their starts differ in about {directions:.0f} directions"
+        yield finding("few-episodes", f"{count}, and {about}; 2 demonstrations for each is the least")
 
 
 def participation(values: np.ndarray) -> float:
