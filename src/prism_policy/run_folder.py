@@ -126,7 +126,7 @@ def open_run(folder: Path, config: RunConfig, schema: Schema | None = None) -> N
     The demonstrations may lie elsewhere than when the run began: `keep_data` knows them by content.
     """
     check(config)
-    if schema is not None or config.task.spec.simulated:
+    if schema is not None or config.task.spec.own_robot:
         weightless_policy(config, schema or task_schema(config.task))  # refuses what no network can be
     check_layout(folder)
     if config.dataset and (folder / "data.json").exists() and (folder / "config.json").exists():
@@ -193,7 +193,7 @@ def schema_of(folder: Path, config: RunConfig) -> Schema:
     data = read_data(folder)
     if data is not None and data.schema is not None:
         return data.schema
-    if not config.task.spec.simulated:
+    if not config.task.spec.own_robot:
         raise PrismError(f"{folder / 'data.json'} does not say what the policy takes and gives; restore it")
     return task_schema(config.task)
 

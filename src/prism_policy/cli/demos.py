@@ -108,7 +108,7 @@ class Render(Command):
         from prism_policy.demos.render import render_demos
 
         with open_demos(source) as demos:
-            task = recorded_env(read_env_args(demos)).task_config(str(source), actions=False)
+            task = recorded_env(read_env_args(demos)).drawn_task(str(source))
             total = len(demos["data"])
         task = replace(task, cameras=self.cameras or task.cameras, render=self.render)
         check_task(task)

@@ -69,6 +69,7 @@ class Train(RunCommand):
         name = config.task.name
         if self.dataset and not config.task.spec.simulated:
             name = self.dataset.stem
+        name = name.replace(":", "-")
         folder = self.out or Path("runs") / f"train-{name}-{self.policy}-{self.encoder}-{self.preset}-s{self.seed}"
         limit = math.inf if self.max_minutes is None else 60 * self.max_minutes
         train_run(folder, config, device=self.device, track=self.track, max_s=limit)

@@ -76,6 +76,10 @@ class TaskConfig:
     render: RenderConfig = RenderConfig()
     numbers: tuple[Natural, ...] = ()
     """Tasks of a suite, by their place in it; empty is all."""
+    state: tuple[str, ...] = ()
+    """Of robosuite:NAME, the parts of the state that are observed; the dataset decides."""
+    env_kwargs: str = ""
+    """Of robosuite:NAME, robots, controllers and rate as the dataset recorded them, in JSON; the dataset decides."""
 
     @property
     def spec(self) -> TaskSpec:

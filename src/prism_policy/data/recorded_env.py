@@ -6,10 +6,12 @@ for each part of the body with a reference frame of its own.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -22,6 +24,7 @@ from prism_policy.data.hdf5 import json_object, subgroup, text
 from prism_policy.data.schema import Part
 from prism_policy.errors import PrismError
 from prism_policy.tasks import SPECS
+from prism_policy.tasks.any_robosuite import PREFIX
 from prism_policy.tasks.libero import find_task
 from prism_policy.tasks.spec import CONTROL_HZ, ROBOSUITE
 from prism_policy.utils.text import listed, one_line
@@ -58,6 +61,9 @@ class RecordedEnv:
     reference_frame: ReferenceFrame  # frame of the actions
     control_hz: float | None  # control steps a second; none where not recorded
     cameras: tuple[str, ...]  # cameras the environment was made with; the file's images may be of others
+    env_kwargs: (
+        str  # robots, controllers and all else that makes robosuite's environment, as JSON; "" where not recorded
+    )
     scene_trouble: str  # why recorded states cannot be drawn or restored here; "" where they can
     control_trouble: str  # why recorded actions cannot be executed here; "" where they can
 
@@ -83,6 +89,12 @@ class RecordedEnv:
             names = ("gripper",)
             parts += [*found, *([Part(f"{prefix}gripper", 1, "gripper", names, shares=True)] if left else [])]
         return tuple(parts) or (Part("actions", width),)
+
+    def drawn_task(self, source: str) -> TaskConfig:
+        """The task whose environment draws recorded states: one of this library's, or robosuite:NAME as recorded."""
+        if self.task is not None or not self.env_kwargs:
+            return self.task_config(source, actions=False)
+        return replace(task_config(f"{PREFIX}{self.env_name}"), env_kwargs=self.env_kwargs)
 
     def task_config(self, source: str, actions: bool = True) -> TaskConfig:
         """The task as recorded, with its default cameras, for `make_env`, if its `actions` or else states work here."""
@@ -153,7 +165,8 @@ def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEn
         robosuite=one_line(version, 20),
         layout=layout,
         controller=one_line(str(arm.get("type") or "")),
-        arms=_arms(kwargs.get("controller_configs"), arm, robots),
+        env_kwargs=_kwargs_json(env_args, kwargs, version),
+        arms=_arms(kwargs.get("controller_configs"), robots),
         action_mode="absolute" if absolute or mode == "absolute" else "delta",
         reference_frame=frame,
         control_hz=float(rate) if known and rate else None,
@@ -181,19 +194,28 @@ def _controller(value: Any) -> tuple[dict[str, Any], str]:
     return value or {}, ""
 
 
+def _kwargs_json(env_args: dict[str, Any], kwargs: dict[str, Any], version: str) -> str:
+    name = env_args.get("env_name")
+    robosuites = env_args.get("type", _ROBOSUITE_TYPE) == _ROBOSUITE_TYPE and _numbers(version) <= NEWEST_ROBOSUITE
+    named = isinstance(name, str) and name.isidentifier() and kwargs.get("robots")
+    return json.dumps(kwargs, sort_keys=True) if robosuites and named else ""
+
+
 _TWO_ARMED = ("Baxter", "Tiago", "GR1", "Yumi", "Aloha")
 """How the names of robots with two arms begin; robosuite 1.5 lists controllers of two for any other robot, too."""
 
 
-def _arms(value: Any, arm: dict[str, Any], robots: Sequence[str]) -> tuple[str, ...]:
-    """Types of the controllers of all arms."""
-    if isinstance(value, list) and len(value) > 1:
-        return tuple(one_line(str(_object(one).get("type") or ""), 20) for one in value[:4])
-    parts = _object(_object(value).get("body_parts"))
-    both = [_object(parts.get(side)) or _object(_object(parts.get("arms")).get(side)) for side in ("right", "left")]
-    found = [one for one in both if one] or [arm]
-    if len(robots) == 1 and not robots[0].startswith(_TWO_ARMED):
-        found = found[:1]
+def _arms(value: Any, robots: Sequence[str]) -> tuple[str, ...]:
+    """Types of the controllers of all arms; one that is recorded for several robots is each one's."""
+    several = value if isinstance(value, list) else [value] * max(len(robots), 1)
+    found = []
+    for one, robot in zip_longest(map(_object, several[:4]), robots[:4], fillvalue=""):
+        if not isinstance(one, dict):
+            continue
+        parts = _object(one.get("body_parts"))
+        sides = [_object(parts.get(s)) or _object(_object(parts.get("arms")).get(s)) for s in ("right", "left")]
+        there = [side for side in sides if side]
+        found += (there if str(robot).startswith(_TWO_ARMED) else there[:1]) if parts else [one]
     return tuple(one_line(str(one.get("type")), 20) for one in found if one.get("type"))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from prism_policy.config.settings import DemoConfig, RunConfig, TaskConfig, single_tasks
+from prism_policy.data.episode import Episode
 from prism_policy.data.frames import Frames, open_frames, resized_schema
 from prism_policy.data.recorded_env import read_env_args, recorded_env
 from prism_policy.data.robomimic import open_demos, usual_state
@@ -21,9 +22,11 @@ from prism_policy.data.windows import Windows
 from prism_policy.demos.cache import Progress
 from prism_policy.demos.collect import collect
 from prism_policy.demos.render import render_demos
+from prism_policy.envs.simulators import robosuite_knows
 from prism_policy.errors import PrismError
 from prism_policy.policies.instructions import task_vectors
 from prism_policy.tasks import SPECS
+from prism_policy.tasks.any_robosuite import PREFIX
 from prism_policy.tasks.recorded import RECORDED
 from prism_policy.utils.files import default_cache_dir
 from prism_policy.utils.images import Resize
@@ -58,14 +61,19 @@ class Dataset:
 
 
 def task_of(path: Path) -> str:
-    """The task of a dataset: one that this library knows, or of a folder the suite of its files; else `recorded`."""
+    """The task of a dataset: one that this library knows, of a folder the suite of its files, or robosuite:NAME where
+    the robosuite that is installed has it; else `recorded`.
+    """
     files = sorted(path.glob("*.hdf5")) if path.is_dir() else [path]
     names = set[str | None]()
     for file in files:
         if not file.is_file() or not h5py.is_hdf5(file):
             return RECORDED.name
         with open_demos(file) as opened:
-            names.add(recorded_env(read_env_args(opened)).task)
+            env = recorded_env(read_env_args(opened))
+        if path.is_file() and env.task is None and env.env_kwargs and robosuite_knows(env.env_name):
+            return f"{PREFIX}{env.env_name}"
+        names.add(env.task)
     tasks = {name if path.is_file() or name is None else SPECS[name].suite for name in names}
     return (tasks.pop() if len(tasks) == 1 else None) or RECORDED.name
 
@@ -73,15 +81,30 @@ def task_of(path: Path) -> str:
 def fit_to_dataset(config: RunConfig) -> tuple[RunConfig, Schema]:
     """The run with what its demonstrations decide, such as the frame of delta actions; and what its policy sees."""
     sources = _open_sources(config)
-    if not config.task.spec.simulated:
+    if not config.task.spec.own_robot:
         (source,) = sources.values()
         config = replace(config, task=replace(config.task, cameras=tuple(_chosen(config, source))))
+        if isinstance(source, RobomimicSource) and config.task.spec.any_robot:
+            config = replace(config, task=_as_recorded(config, source))
     elif sources and not single_tasks(config.task)[0].spec.suite:
         (source,) = sources.values()
         if isinstance(source, RobomimicSource):
             frame = source.facts.env.reference_frame
             config = replace(config, task=replace(config.task, reference_frame=frame))
     return config, resized_schema(_selected(config, sources), Resize.parse(config.data.resize, config.data.crop))
+
+
+def _as_recorded(config: RunConfig, source: RobomimicSource) -> TaskConfig:
+    """robosuite:NAME with the robots, controllers and rate of a file, and what its policy observes."""
+    env, spec = source.facts.env, config.task.spec
+    if env.env_name != spec.env_name or not env.env_kwargs:
+        raise PrismError(f"{source.path}: expected demonstrations of robosuite's {spec.env_name}, got {env.env_name!r}")
+    state = tuple(part.name for part in _selected(config, {config.task.name: source}).state)
+    sizes = {size for camera, size in source.schema.cameras.items() if camera in config.task.cameras}
+    render = config.task.render
+    if len(sizes) == 1 and len(set(size := next(iter(sizes)))) == 1:
+        render = replace(render, **{**(source.facts.render or {}), "resolution": size[0]})
+    return replace(config.task, env_kwargs=env.env_kwargs, state=state, render=render)
 
 
 def _chosen(config: RunConfig, source: Source) -> list[str]:
@@ -97,7 +120,7 @@ def _chosen(config: RunConfig, source: Source) -> list[str]:
 
 def _selected(config: RunConfig, sources: Mapping[str, Source]) -> Schema:
     """Cameras and parts that the policy gets, at the recording's sizes."""
-    if config.task.spec.simulated:
+    if config.task.spec.own_robot:
         if config.data.state or config.data.action:
             raise PrismError(
                 f"data.state and data.action: expected none, as {config.task.name!r} is simulated and its simulator "
@@ -123,14 +146,14 @@ def _select(source: Source, *names: Sequence[str], **more: Sequence[str]) -> Sch
 def _open_sources(config: RunConfig) -> dict[str, Source]:
     """The run's datasets by the task's name, if they are of its images and actions; of scripted ones none."""
     if not config.dataset:
-        if not config.task.spec.simulated:
+        if not config.task.spec.own_robot:
             raise PrismError(f"task {config.task.name!r}: expected a dataset (--dataset PATH), got none")
         return {}
     path = Path(config.dataset)
     tasks = single_tasks(config.task)
     if tasks[0].spec.suite:
         return {name: _check_file(config, file, name) for name, file in libero_files(path, tasks).items()}
-    if config.task.spec.simulated:
+    if config.task.spec.own_robot:
         if path.is_dir():
             raise PrismError(f"{path}: expected a file of demonstrations of {config.task.name}, got a folder")
         return {config.task.name: _check_file(config, path, config.task.name)}
@@ -218,10 +241,10 @@ def open_dataset(config: RunConfig, stage: Stage = untimed) -> Dataset:
         files = scripted_demos(tasks, config.demos, stage)
         sources = {name: RobomimicSource(path, config.task.action_mode) for name, path in files.items()}
     else:
-        _tell(sources)
+        _tell(config, sources)
     parts: tuple[list[str], list[str]] = ([], [])  # to learn from, and held out
     for name, source in sources.items():
-        train, valid, how = split_demos(source, config.data.mask, hold_out=not config.task.spec.simulated)
+        train, valid, how = split_demos(source, config.data.mask, hold_out=not config.task.spec.own_robot)
         if config.dataset and how != "mask 'train'":
             console.print(f"{source.path.name}: learning from {how}: {len(train)}, held out {len(valid)}")
         for part, demos in zip(parts, (train, valid), strict=True):
@@ -251,15 +274,25 @@ def open_dataset(config: RunConfig, stage: Stage = untimed) -> Dataset:
     )
 
 
-def _tell(sources: Mapping[str, Source]) -> None:
+def read_demonstration(config: RunConfig, number: int) -> Episode:
+    """One demonstration of a run's dataset, as its policy sees it."""
+    ((task, source),) = _open_sources(config).items()
+    if not 0 <= number < len(source.names):
+        raise PrismError(f"{source.path} has no demonstration {number}; it has 0 to {len(source.names) - 1}")
+    (episode,) = source.episodes([source.names[number]], _selected(config, {task: source}))
+    resize = Resize.parse(config.data.resize, config.data.crop)
+    return replace(episode, images={c: resize(x) for c, x in episode.images.items()}) if resize else episode
+
+
+def _tell(config: RunConfig, sources: Mapping[str, Source]) -> None:
     """Print what is to be known of the datasets before learning from them."""
     for source in sources.values():
         for finding in source.findings:
             console.print(f"{source.path.name}: {finding}")
         if not isinstance(source, RobomimicSource):
             continue
-        if source.facts.train_only:
-            console.print(f"{source.path.name}: to train only, no rollouts: {source.facts.train_only}")
+        if train_only := _train_only(config, {"": source}):
+            console.print(f"{source.path.name}: to train only, no rollouts: {train_only}")
         elif source.facts.render is None:
             unknown = "how its images were drawn is not recorded; rollouts are drawn as task.render says"
             console.print(f"{source.path.name}: {unknown}")
@@ -269,10 +302,22 @@ def _train_only(config: RunConfig, sources: Mapping[str, Source]) -> str:
     """Why nothing that learned from these can be simulated; "" where it can."""
     if not config.dataset:
         return ""
+    if config.task.spec.any_robot:
+        return _any_trouble(config)
     troubles = [source.facts.train_only for source in sources.values() if isinstance(source, RobomimicSource)]
     if not config.task.spec.simulated:
         return next((trouble for trouble in troubles if trouble), "it was recorded elsewhere, and nothing simulates it")
     return next((trouble for trouble in troubles if trouble), "")
+
+
+def _any_trouble(config: RunConfig) -> str:
+    """Why robosuite:NAME cannot measure what learns from these images and parts; "" where it can."""
+    sizes = set(_selected(config, _open_sources(config)).cameras.values())
+    if sizes != {(config.task.render.resolution,) * 2} or config.data.resize or config.data.crop:
+        return "rollouts draw square images of one size, and these are others; draw them with `prism render`"
+    if config.data.action:
+        return "rollouts need the whole action, and only parts of it are learned"
+    return ""
 
 
 def clipped(frames: Frames, quantile: float) -> Frames:

@@ -21,8 +21,8 @@ from prism_policy.data.robomimic import (
     masks_of,
     odd_names,
     open_demos,
+    recorded_schema,
 )
-from prism_policy.data.schema import STATE, slices, task_schema
 from prism_policy.demos.cache import Progress, cached, instruction_attribute, make_missing, sha256, versions, write_part
 from prism_policy.envs.make import kept_env
 from prism_policy.envs.workers import WorkerPool
@@ -54,19 +54,20 @@ def check_source(states: Path, task: TaskConfig) -> Source:
         settings = read_env_args(file)
         kind = action_kind(file, names)
         translated = recorded_env(settings, kind != "delta")
-        recorded = translated.task_config(str(states), actions=False)
+        recorded = translated.drawn_task(str(states))
         task = dataclasses.replace(task, action_mode="delta", reference_frame=recorded.reference_frame)
+        task = dataclasses.replace(task, env_kwargs=recorded.env_kwargs)
         if recorded.name != task.name:
             raise PrismError(f"{states}: expected demonstrations of task {task.name!r}, got {recorded.name!r}")
-        schema = task_schema(task)  # of the file's actions
-        unseen = dataclasses.replace(schema, cameras={}, state=())
+        unseen = dataclasses.replace(recorded_schema(file, names, kind), cameras={}, state=())
         for name, reason in bad_demos(file, names, unseen, kind, states=True).items():
             raise PrismError(f"{states}, {name}: {reason}")
         notes = [f"left out {listed(odd)}: expected names demo_0, demo_1, ..."] if (odd := odd_names(file)) else []
         if others := _datasets(file["data"][names[0]])[1]:
             notes.append(f"left out {listed(others)}, which hold no numbers for each step")
     notes += [*flaws.values(), *[GUESSED] * (kind == "guessed")]
-    return Source(task, names, masks, settings, kind != "delta", not translated.control_trouble, notes)
+    absolute = kind in ("absolute", "guessed")
+    return Source(task, names, masks, settings, absolute, not translated.control_trouble, notes)
 
 
 def render_demos(
@@ -131,7 +132,8 @@ def _render_part(
         arrays = {path: array(demo, path) for path in _datasets(demo)[0]}
         with read_errors(f"{states}, {name}"):
             attributes = {key: value for key in demo.attrs if (value := attribute(demo, key)) is not None}
-    arrays["states"] = env.whole_states(arrays["states"], str(attributes.get("model_file", "")), f"{states}, {name}")
+    model_file = _model_of(states, str(attributes.get("model_file", "")))
+    arrays["states"] = env.whole_states(arrays["states"], model_file, f"{states}, {name}")
     attributes |= {"fixtures": list(env.fixtures)} if env.fixtures else {}
     observations, absolute = [], []
     for state, action in zip(arrays["states"], arrays["actions"], strict=True):
@@ -150,9 +152,18 @@ def _render_part(
             )
     for camera in task.cameras:
         arrays[f"obs/{camera}_image"] = np.stack([o["images"][camera] for o in observations])
-    state = np.stack([o["state"] for o in observations])  # (T, 9)
-    arrays.update({f"obs/{name}": state[:, where] for name, where in slices(STATE).items()})
+    state = np.stack([o["state"] for o in observations])  # (T, S)
+    columns = np.split(state, np.cumsum(list(env.part_sizes.values()))[:-1], axis=1)
+    arrays.update({f"obs/{key}": values for key, values in zip(env.part_sizes, columns, strict=True)})
     write_part(path, arrays, attributes, True, env.metadata_json())
+
+
+def _model_of(states: Path, model_file: str) -> str:
+    """The XML of a recording's model: in the file, or as robosuite's first collections have it, in a folder beside."""
+    beside = states.parent / "models" / model_file
+    if model_file.endswith(".xml") and Path(model_file).name == model_file and beside.is_file():
+        return beside.read_text()
+    return model_file if "<" in model_file else ""
 
 
 def _datasets(demo: h5py.Group) -> tuple[list[str], list[str]]:

@@ -53,7 +53,7 @@ class Adapter:
             schema = replace(schema, cameras=data.recorded)
         if absolute:
             schema = replace(schema, action=ABSOLUTE)
-        seen = data.action_range if config and data and not config.task.spec.simulated else None
+        seen = data.action_range if config and data and not config.task.spec.own_robot else None
         counts = settings.n_obs_steps, settings.n_action_steps
         return cls(Interface(schema, *counts, *limits(schema.action, seen)), absolute, resize)
 

@@ -23,7 +23,7 @@ import numpy as np
 from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.libero_install import INSTALL, prepare_libero
 from prism_policy.envs.rendering import Renderer
-from prism_policy.envs.robosuite import ENV_KWARGS, RobosuiteEnv
+from prism_policy.envs.robosuite import ENV_KWARGS, RobosuiteEnv, fixture_poses
 from prism_policy.envs.simulators import mujoco, robosuite
 from prism_policy.errors import PrismError
 from prism_policy.tasks.spec import LIBERO
@@ -119,24 +119,6 @@ class LiberoEnv(RobosuiteEnv):
                 bodies[name].set(key, " ".join(map(repr, getattr(body, key).tolist())))
         return ElementTree.tostring(root, encoding="unicode")
 
-    @property
-    def state(self) -> np.ndarray:
-        """(time, qpos, qvel, pose of each fixture as position and quaternion w x y z), float64 (S,)."""
-        ids = self._fixture_ids
-        return np.concatenate([super().state, np.hstack([self.model.body_pos[ids], self.model.body_quat[ids]]).ravel()])
-
-    def set_state(self, state: np.ndarray) -> None:
-        """Put the simulation into `state` (S,), which may lack the fixtures: they stay where they are then."""
-        plain = self._state_size
-        if len(state) == plain + 7 * len(self.fixtures):
-            self._arrange(self.model, state[plain:])
-            state = state[:plain]
-        super().set_state(state)
-
-    def _arrange(self, model: mujoco.MjModel, fixtures: np.ndarray) -> None:
-        poses = fixtures.reshape(-1, 7)
-        model.body_pos[self._fixture_ids], model.body_quat[self._fixture_ids] = poses[:, :3], poses[:, 3:]
-
     def whole_states(self, states: np.ndarray, model_file: str, source: str) -> np.ndarray:
         """Recorded states (T, ...) with the fixtures where the recording's XML has them, unless they are in there."""
         spec = self.task.spec
@@ -217,8 +199,7 @@ class LiberoEnv(RobosuiteEnv):
         return float(np.linalg.norm(moved, axis=1).max())
 
     def _pose_in(self, renderer: Renderer, state: np.ndarray) -> mujoco.MjData:
-        model = renderer.model  # a copy, made in another episode perhaps
-        self._arrange(model, state[1 + model.nq + model.nv :])
+        model = renderer.model
         for site, address, threshold in self._lamps:
             model.site_rgba[site, 3] = float(state[1 + address] >= threshold)
         return super()._pose_in(renderer, state)
@@ -243,15 +224,6 @@ def _lamps(sim_env: Any) -> list[tuple[int, int, float]]:
             threshold = min(thing.object_properties["articulation"]["default_turnon_ranges"])
             lamps.append((model.site_name2id(site), int(model.get_joint_qpos_addr(thing.joints[0])), threshold))
     return lamps
-
-
-def fixture_poses(xml: str, names: Sequence[str]) -> np.ndarray:
-    """Where bodies stand in a model's XML, such as a demonstration's `model_file`: (n, 7), quaternions w x y z."""
-    bodies = {body.get("name"): body for body in ElementTree.fromstring(xml).iter("body")}
-    if absent := [name for name in names if name not in bodies]:
-        raise PrismError(f"expected a model with {', '.join(names)}, this one lacks {', '.join(absent)}")
-    values = {name: (bodies[name].get("pos", "0 0 0"), bodies[name].get("quat", "1 0 0 0")) for name in names}
-    return np.array([" ".join(values[name]).split() for name in names], np.float64).reshape(-1, 7)
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -19,7 +19,7 @@ from prism_policy.envs.simulators import mujoco, prepare_robosuite, robosuite
 from prism_policy.errors import PrismError
 from prism_policy.tasks import SPECS, task_names
 from prism_policy.tasks.spec import CONTROL_HZ, ROBOSUITE, Simulator, TaskSpec
-from prism_policy.utils.observations import STATE, Observation
+from prism_policy.utils.observations import Observation
 
 ENV_KWARGS = {
     "control_freq": CONTROL_HZ, "has_renderer": False, "has_offscreen_renderer": False, "use_camera_obs": False,
@@ -60,12 +60,14 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
 
     simulator: ClassVar[Simulator] = ROBOSUITE
     fixtures: Sequence[str] = ()  # bodies whose poses a state ends with, 7 numbers each
+    _fixture_ids: Sequence[int] = ()
     _renderer: Renderer | None = None
     _segmenter: Renderer | None = None
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012 (declared so by gymnasium)
 
     def __init__(self, task: TaskConfig, render_images: bool = True) -> None:
-        if task.name not in SPECS or task.spec.simulator != self.simulator:
+        known = task.name in SPECS or task.spec.any_robot
+        if not known or task.spec.simulator != self.simulator:
             names = ", ".join(name for name in task_names() if SPECS[name].simulator == self.simulator)
             raise PrismError(f"unknown task {task.name!r}; there are {names}")
         prepare_robosuite()
@@ -86,13 +88,14 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
 
         size = task.render.resolution
         image = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
-        self._limit = np.full(7, np.inf if task.action_mode == "absolute" else 1.0)
-        self._limit[6] = 1.0
+        width = int(self.sim_env.action_dim)
+        self._limit = np.full(width, np.inf if task.action_mode == "absolute" else 1.0)
+        self._limit[6:] = 1.0
         self.action_space = gymnasium.spaces.Box(-self._limit.astype(np.float32), self._limit.astype(np.float32))
         self.observation_space = gymnasium.spaces.Dict(
             {
                 "images": gymnasium.spaces.Dict(dict.fromkeys(task.cameras, image)),
-                "state": gymnasium.spaces.Box(-np.inf, np.inf, (sum(STATE.values()),), np.float32),
+                "state": gymnasium.spaces.Box(-np.inf, np.inf, (sum(self.part_sizes.values()),), np.float32),
             }
         )
 
@@ -144,8 +147,14 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
 
     @property
     def state(self) -> np.ndarray:
-        """The simulator's state as robomimic stores it: (time, qpos, qvel), float64 (S,)."""
-        return np.asarray(self.sim_env.sim.get_state().flatten())
+        """The simulator's state as robomimic stores it: (time, qpos, qvel), float64 (S,).
+
+        Then the pose of each fixture, position and quaternion w x y z, where there are any.
+        """
+        plain, ids = np.asarray(self.sim_env.sim.get_state().flatten()), self._fixture_ids
+        if not ids:
+            return plain
+        return np.concatenate([plain, np.hstack([self.model.body_pos[ids], self.model.body_quat[ids]]).ravel()])
 
     def whole_states(self, states: np.ndarray, model_file: str, source: str) -> np.ndarray:
         """Recorded states (T, S), completed by what this environment's hold beyond them, which is nothing.
@@ -162,7 +171,13 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         return states
 
     def set_state(self, state: np.ndarray) -> None:
-        """Put the simulation into `state` (S,), with the solver's memory wiped so that nothing else matters."""
+        """Put the simulation into `state` (S,), with the solver's memory wiped so that nothing else matters.
+
+        It may lack the fixtures, which stay where they are then.
+        """
+        if self.fixtures and len(state) == self._state_size + 7 * len(self.fixtures):
+            self._arrange(self.model, state[self._state_size :])
+            state = state[: self._state_size]
         if state.shape != (self._state_size,) or not np.isfinite(state).all():
             size = f"{self._state_size} numbers for task {self.task.name!r}"
             raise PrismError(f"expected a finite state of {size}, got shape {state.shape}")
@@ -170,6 +185,11 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         sim.set_state_from_flattened(state)
         sim.data._data.qacc_warmstart[:] = 0
         sim.forward()
+
+    def _arrange(self, model: mujoco.MjModel, fixtures: np.ndarray) -> None:
+        """Put the fixtures where they stand."""
+        poses = fixtures.reshape(-1, 7)
+        model.body_pos[self._fixture_ids], model.body_quat[self._fixture_ids] = poses[:, :3], poses[:, 3:]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -184,14 +204,15 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         options = options or {}
         env = self.sim_env
         env.rng = episode_rng(options.get("split", "evaluate"), seed or 0, options.get("episode", 0))
-        initializer = env.placement_initializer
-        for sampler in (initializer, *getattr(initializer, "samplers", {}).values()):
+        initializer = getattr(env, "placement_initializer", None)
+        for sampler in (initializer, *getattr(initializer, "samplers", {}).values()) if initializer else ():
             sampler.rng = env.rng
         env.reset()
         self.set_state(np.asarray(options.get("state", self.state), np.float64))
-        for controller in env.robots[0].part_controllers.values():
+        for controller in (c for robot in env.robots for c in robot.part_controllers.values()):
             # The null space pulls towards the start's joint positions, which are the state's now.
-            controller.update_initial_joints(env.sim.data.qpos[controller.qpos_index])
+            if hasattr(controller, "update_initial_joints"):
+                controller.update_initial_joints(env.sim.data.qpos[controller.qpos_index])
         self.set_state(self.state)
         self.states = [self.state]
         return self.observe(), {"success": self.success}
@@ -218,8 +239,8 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     def advance(self, action: np.ndarray) -> bool:
         """One control step without an observation; returns success."""
         action = np.asarray(action, np.float64)
-        if action.shape != (7,) or not np.isfinite(action).all():
-            raise PrismError(f"expected a finite action of shape (7,), got {action}")
+        if action.shape != self._limit.shape or not np.isfinite(action).all():
+            raise PrismError(f"expected a finite action of shape {self._limit.shape}, got {action}")
         self.sim_env.step(np.clip(action, -self._limit, self._limit))
         self.states.append(self.state)
         return self.success
@@ -238,9 +259,18 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     def observe(self, state: np.ndarray | None = None) -> Observation:
         """The observation of `state` (S,), by default the current one; without images if `render_images` is off."""
         data = self._pose(state)
-        parts = [data.site_xpos[self.eef_site], np.roll(data.xquat[self._eef_body], -1), data.qpos[self.fingers]]
+        parts = self._state_parts(data)
         images = {camera: self._draw(camera) for camera in self.task.cameras} if self.render_images else {}
         return {"images": images, "state": np.concatenate(parts).astype(np.float32)}
+
+    @property
+    def part_sizes(self) -> dict[str, int]:
+        """Parts of the observed state, by robomimic's names, and their numbers."""
+        return {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
+
+    def _state_parts(self, data: mujoco.MjData) -> list[np.ndarray]:
+        """Position [m] and quaternion x y z w of the hand, fingers [m]."""
+        return [data.site_xpos[self.eef_site], np.roll(data.xquat[self._eef_body], -1), data.qpos[self.fingers]]
 
     def render(
         self, camera: str | None = None, resolution: int | None = None, state: np.ndarray | None = None
@@ -286,8 +316,19 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
 
     def _pose_in(self, renderer: Renderer, state: np.ndarray) -> mujoco.MjData:
         """Have a renderer show `state`."""
+        if self.fixtures:  # the renderer's copy of the model may be of another episode
+            self._arrange(renderer.model, state[1 + renderer.model.nq + renderer.model.nv :])
         return renderer.pose(state[1 : 1 + self.model.nq])
 
     def _draw(self, camera: str, resolution: int | None = None) -> np.ndarray:
         assert self._renderer is not None
         return self._renderer.draw(camera, resolution)
+
+
+def fixture_poses(xml: str, names: Sequence[str]) -> np.ndarray:
+    """Where bodies stand in a model's XML, such as a demonstration's `model_file`: (n, 7), quaternions w x y z."""
+    bodies = {body.get("name"): body for body in ElementTree.fromstring(xml).iter("body")}
+    if absent := [name for name in names if name not in bodies]:
+        raise PrismError(f"expected a model with {', '.join(names)}, this one lacks {', '.join(absent)}")
+    values = {name: (bodies[name].get("pos", "0 0 0"), bodies[name].get("quat", "1 0 0 0")) for name in names}
+    return np.array([" ".join(values[name]).split() for name in names], np.float64).reshape(-1, 7)

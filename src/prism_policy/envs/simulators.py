@@ -7,6 +7,7 @@ temporary folder then. Importing this library must do nothing of that, and OpenG
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import os
 import re
@@ -175,3 +176,10 @@ def _trial(code: str, environment: Mapping[str, str]) -> str:
         return ""
     said = trial.stderr.strip() if trial.returncode > 0 else ""
     return one_line(said.partition("\n")[0], 130) or how_it_ended(trial.returncode)
+
+
+def robosuite_knows(env_name: str) -> bool:
+    """Whether robosuite is installed and has a task of this name."""
+    if not importlib.util.find_spec("robosuite"):
+        return False
+    return env_name in robosuite.ALL_ENVIRONMENTS

@@ -101,7 +101,7 @@ class _Actor:
     def __init__(self, policy: Policy, task: TaskConfig, eval_config: EvalConfig) -> None:
         self.policy, self.eval_config = policy, eval_config
         self.absolute = task.action_mode == "absolute"
-        if policy.action_dim != (expected := task_schema(task).action_dim):
+        if task.spec.own_robot and policy.action_dim != (expected := task_schema(task).action_dim):
             raise PrismError(
                 f"expected a policy of {expected} numbers an action, as task.action_mode '{task.action_mode}' has, got "
                 f"one of {policy.action_dim}"

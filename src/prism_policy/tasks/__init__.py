@@ -1,6 +1,7 @@
 """What each task is; no torch, no simulator. A file here declares a task, and `SPECS` lists it."""
 
 from prism_policy.errors import PrismError
+from prism_policy.tasks.any_robosuite import PREFIX, any_robosuite
 from prism_policy.tasks.can import CAN
 from prism_policy.tasks.libero import LIBERO_SPECS
 from prism_policy.tasks.lift import LIFT, LIFT_LADDER
@@ -20,8 +21,10 @@ def task_spec(name: str) -> TaskSpec:
     """What is known of a task or suite; of `recorded`, whatever nothing simulates, nothing."""
     if name == RECORDED.name:
         return RECORDED
+    if name.startswith(PREFIX):
+        return any_robosuite(name)
     if name not in SPECS:
-        single = "single tasks of a suite such as libero_spatial_3"
+        single = "single tasks of a suite such as libero_spatial_3, robosuite:NAME of a dataset, and recorded"
         raise PrismError(f"unknown task {name!r}; there are {', '.join(task_names())}, and {single}")
     return SPECS[name]
 

@@ -88,6 +88,8 @@ class TaskSpec:
     """What the spatial probe asks for, besides the hand; without any there is no probe of this task."""
     spread: float = 0.0
     """The probe's scenes move objects by up to this from where the task puts them, along x and y [m]."""
+    any_robot: bool = False
+    """Its robot, and so what state and actions are, is that of the demonstrations."""
     suite: str = ""
     """The suite it belongs to."""
     number: int = 0
@@ -100,6 +102,11 @@ class TaskSpec:
     """What of that task's model is otherwise: (element's name, attribute, value), as in MuJoCo's XML."""
     wordings: tuple[str, ...] = ()
     """Sentences that say what to do; the first one is what language-conditioned policies get."""
+
+    @property
+    def own_robot(self) -> bool:
+        """Whether it says itself what state and actions are; else the demonstrations do."""
+        return self.simulated and not self.any_robot
 
     @property
     def simulated(self) -> bool:

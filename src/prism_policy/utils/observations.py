@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 
 Observation = dict[str, Any]
-STATE = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
-"""What makes up `state`, in this order, by robomimic's names, and its widths: [m], x y z w, [m]."""
 
 
 def stack_history(frames: Sequence[Observation]) -> Observation:
