@@ -22,7 +22,7 @@ FLOORS: tuple[set[str], ...] = (
     {"evaluation", "deploy"},
     {"training", "saliency", "probe"},
     {"reports"},
-    {"paper"},
+    {"paper", "doctor"},
     {"cli"},
 )
 """The rooms, lowest first: each imports from lower floors only. Those of one floor never import one another."""

@@ -32,6 +32,7 @@ BAD = {
     ],
     "download": ["robomimic/lift/xx --out new"],
     "info": ["nothing.hdf5", "./file"],
+    "doctor": ["nothing.hdf5", "file", "empty", "", "--task juggle", "file --task lift", "file nothing"],
     "probe": ["--encoders nothing --out new", "--seeds -1 --out new"],
 }
 

@@ -40,6 +40,16 @@ def test_robosuite_15_without_a_reference_frame_means_the_base() -> None:
     assert recorded_env(about).controller == "OSC_POSE"
 
 
+@pytest.mark.parametrize(("robot", "arms"), [("Panda", 1), ("Baxter", 2)])
+def test_a_left_arm_that_the_robot_does_not_have_is_no_arm(robot: str, arms: int) -> None:
+    """robosuite 1.5 writes the controllers of both for any robot, as in this library's own demonstrations."""
+    about = env_args("v1.5")
+    about["env_kwargs"]["robots"] = robot
+    parts = about["env_kwargs"]["controller_configs"]["body_parts"]
+    parts["left"] = parts["right"]
+    assert [part.name for part in recorded_env(about).action_parts(7 * arms)][-1].endswith("gripper")
+
+
 @pytest.mark.parametrize(
     ("layout", "controller", "mode"),
     [

@@ -15,8 +15,9 @@ from commandline import prism
 from prism_policy.config.settings import check
 from prism_policy.errors import PrismError
 from prism_policy.paper import study
-from prism_policy.paper.study import Cell, Line, missing_cells, plan_cells, read_cells, ridge_error, run_cells, settings
+from prism_policy.paper.study import Cell, Line, missing_cells, plan_cells, read_cells, run_cells, settings
 from prism_policy.paper.study_report import CLAIMS, Finding, correlations, findings, report
+from prism_policy.probe.ridge import ridge_error
 
 Rates = dict[str, float]
 

@@ -14,6 +14,7 @@ import tyro
 from prism_policy.cli.command import Command
 from prism_policy.cli.demos import Collect, Download, Export, Import, Render
 from prism_policy.cli.deploy import Serve
+from prism_policy.cli.doctor import Doctor
 from prism_policy.cli.encoders import Info, Probe
 from prism_policy.cli.evaluate import Compare, Evaluate, Report
 from prism_policy.cli.paper import Reproduce
@@ -39,6 +40,7 @@ COMMANDS: dict[str, type[Command]] = {
     "export": Export,
     "download": Download,
     "info": Info,
+    "doctor": Doctor,
     "probe": Probe,
 }
 
@@ -55,7 +57,7 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
 
 
 def main() -> None:
-    """Run a command: exit code 0 on success, 2 on bad input."""
+    """Run a command: exit code 0 on success, 2 on bad input; `doctor` gives 1 where it found a fault."""
     arguments = sys.argv[1:]
     launched = "TORCHELASTIC_ERROR_FILE" in os.environ  # one of several processes
     # Of several processes the one that started them says that they are alive; a server has nothing to say by itself.

@@ -21,6 +21,8 @@ ActionKind = Literal["delta", "absolute", "guessed", "other"]
 """What the `actions` of a file are: steps or poses of one hand, as recorded; poses though nothing says so but most of
 their steps; or anything else."""
 EXTRAS = ("rewards", "dones", "stages")
+TIMES = ("timestamps", "timestamp")
+"""Where a demonstration may hold the time of each step [s]; robomimic has no place for it."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Episode:
     """LIBERO's name of the task, "" elsewhere."""
     clipped: int = 0
     """Steps whose recorded share of the controller's range leaves [-1, 1]; robosuite clips it, and so is it here."""
+    times: np.ndarray | None = None
+    """float64 (T,) time of each step [s]; None where not recorded."""
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -136,6 +140,7 @@ def read_demo(
         np.zeros((steps, 0)) if states is None else states,
         extras,
         clipped=clipped,
+        times=next((x for key in TIMES if (x := _times(demo, key, steps)) is not None), None),
     )
 
 
@@ -193,6 +198,14 @@ def _state(
         else:
             columns.append(finite(demo, key, (None, part.size)))
     return np.concatenate(columns, axis=1).astype(np.float32)
+
+
+def _times(demo: h5py.Group, key: str, steps: int) -> np.ndarray | None:
+    """Optional time stamps (T,) [s]; of another shape they are something else."""
+    item = child(demo, key)
+    if not isinstance(item, h5py.Dataset) or item.shape not in ((steps,), (steps, 1)) or item.dtype.kind not in "fiu":
+        return None
+    return array(demo, key).astype(np.float64).reshape(-1)
 
 
 def _of_steps(demo: h5py.Group, key: str, steps: int) -> np.ndarray | None:

@@ -71,6 +71,8 @@ class DatasetFacts:
     mask_flaws: dict[str, str]  # mask that is no list of names -> what is wrong
     findings: tuple[str, ...]
     """What to know before learning from it, a sentence each; bad demonstrations and `train_only` are beside it."""
+    reading: tuple[str, ...]
+    """Those of `findings` that say how the file is read, and not what it holds."""
 
     @property
     def train_only(self) -> str:
@@ -135,7 +137,8 @@ def _read_facts(path: Path, action_mode: ActionMode, version: str) -> DatasetFac
             names=tuple(names),
             members={mask: tuple(members) for mask, members in masks.items()},
             mask_flaws=mask_flaws,
-            findings=tuple(_findings(file, joined, recorded, kind, masks, mask_flaws)),
+            findings=(*(reading := _reading(file, kind, masks, mask_flaws)), *_findings(joined, recorded, kind, masks)),
+            reading=reading,
         )
 
 
@@ -154,31 +157,34 @@ def _statistics(actions: np.ndarray, parts: Sequence[Part]) -> list[ActionStatis
     ]
 
 
-def _findings(
-    file: h5py.File,
-    actions: np.ndarray,
-    parts: Sequence[Part],
-    kind: ActionKind,
-    masks: dict[str, list[str]],
-    mask_flaws: dict[str, str],
-) -> list[str]:
-    found = []
-    names = set(demo_names(file))
+def _reading(
+    file: h5py.File, kind: ActionKind, masks: dict[str, list[str]], mask_flaws: dict[str, str]
+) -> tuple[str, ...]:
+    """What is left out or guessed."""
+    found, names = list[str](), set(demo_names(file))
     if odd := odd_names(file):
         kinds = described(file["data"].get(odd[0]))
         found.append(f"left out {listed(odd)} ({kinds}): expected demonstrations named demo_0, demo_1, ...")
     if kind == "guessed":
         found.append(GUESSED)
+    found += mask_flaws.values()
+    for mask, members in masks.items():
+        if absent := [name for name in members if name not in names]:
+            found.append(f"mask {mask!r} names {listed(absent, 3)}, which the file does not hold")
+    return tuple(found)
+
+
+def _findings(
+    actions: np.ndarray, parts: Sequence[Part], kind: ActionKind, masks: dict[str, list[str]]
+) -> tuple[str, ...]:
+    """What is odd about what is held."""
+    found = []
     if kind not in ("absolute", "guessed") and (clipped := clip_shares(actions, parts)[1]):
         found.append(clip_text(clipped, len(actions)))
     if any(set(np.unique(actions[:, i])) == {0.0, 1.0} for i in numbers_of(parts, "gripper")):
         found.append(
             "gripper commands are 0 and 1; robosuite opens at -1 and closes at 1, and at 0 holds still: write 2 x - 1"
         )
-    found += mask_flaws.values()
-    for mask, members in masks.items():
-        if absent := [name for name in members if name not in names]:
-            found.append(f"mask {mask!r} names {listed(absent, 3)}, which the file does not hold")
     if both := sorted(set(masks.get("train", ())) & set(masks.get("valid", ()))):
         found.append(f"masks 'train' and 'valid' share {listed(both, 3)}")
-    return found
+    return tuple(found)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -164,7 +166,7 @@ def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEn
         layout=layout,
         controller=one_line(str(arm.get("type") or "")),
         env_kwargs=_kwargs_json(env_args, kwargs, version),
-        arms=_arms(kwargs.get("controller_configs"), len(robots)),
+        arms=_arms(kwargs.get("controller_configs"), robots),
         action_mode="absolute" if absolute or mode == "absolute" else "delta",
         reference_frame=frame,
         control_hz=float(rate) if known and rate else None,
@@ -199,14 +201,21 @@ def _kwargs_json(env_args: dict[str, Any], kwargs: dict[str, Any], version: str)
     return json.dumps(kwargs, sort_keys=True) if robosuites and named else ""
 
 
-def _arms(value: Any, robots: int) -> tuple[str, ...]:
+_TWO_ARMED = ("Baxter", "Tiago", "GR1", "Yumi", "Aloha")
+"""How the names of robots with two arms begin; robosuite 1.5 lists controllers of two for any other robot, too."""
+
+
+def _arms(value: Any, robots: Sequence[str]) -> tuple[str, ...]:
     """Types of the controllers of all arms; one that is recorded for several robots is each one's."""
-    several = value if isinstance(value, list) else [value] * max(robots, 1)
+    several = value if isinstance(value, list) else [value] * max(len(robots), 1)
     found = []
-    for one in map(_object, several[:4]):
+    for one, robot in zip_longest(map(_object, several[:4]), robots[:4], fillvalue=""):
+        if not isinstance(one, dict):
+            continue
         parts = _object(one.get("body_parts"))
         sides = [_object(parts.get(s)) or _object(_object(parts.get("arms")).get(s)) for s in ("right", "left")]
-        found += [side for side in sides if side] if parts else [one]
+        there = [side for side in sides if side]
+        found += (there if str(robot).startswith(_TWO_ARMED) else there[:1]) if parts else [one]
     return tuple(one_line(str(one.get("type")), 20) for one in found if one.get("type"))
 
 

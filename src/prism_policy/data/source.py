@@ -56,7 +56,7 @@ class RobomimicSource:
         self.names = tuple(name for name in self.every if name not in self.facts.bad)
         self.masks: Mapping[str, tuple[str, ...]] = self.facts.members
         self.mask_flaws, self.bad = self.facts.mask_flaws, self.facts.bad
-        self.findings = self.facts.findings
+        self.findings, self.reading = self.facts.findings, self.facts.reading
 
     def fingerprint(self) -> dict[str, Any]:
         """Size, time of change and a sample of the file, and which of its actions."""
@@ -84,6 +84,8 @@ class FolderSource:
         self.path, self.schema, self.sources = path, first.schema, sources
         self.names = tuple(f"{name}/{episode}" for name, source in sources.items() for episode in source.names)
         self.findings = tuple(f"{name}: {finding}" for name, source in sources.items() for finding in source.findings)
+        reading = {name: getattr(source, "reading", source.findings) for name, source in sources.items()}
+        self.reading = tuple(f"{name}: {finding}" for name, findings in reading.items() for finding in findings)
         masks: dict[str, tuple[str, ...]] = {}
         for name, source in sources.items():
             for mask, members in source.masks.items():

@@ -38,6 +38,7 @@ from prism_policy.paper.cells import run_config
 from prism_policy.paper.experiments import Variant
 from prism_policy.policies import Policy
 from prism_policy.probe.encoder_cost import device_name
+from prism_policy.probe.ridge import ridge_error
 from prism_policy.probe.train import Scenes, read_scenes
 from prism_policy.run_folder import load_policy, read_metrics
 from prism_policy.saliency.clips import Source, draw_clips
@@ -275,7 +276,6 @@ def measure(cell: Cell, folder: Path) -> Line:
 
 
 PROBE_SCENES: Mapping[Split, int] = {"collect": 300, "evaluate": 200}
-RIDGE = 1e-2
 
 
 @torch.no_grad()
@@ -299,18 +299,6 @@ def spatial_probe(policy: Policy, task: TaskConfig) -> dict[str, float]:
         y[split] = some.poses[thing][:, :2].double().numpy()
     error = ridge_error(x["collect"], y["collect"], x["evaluate"], y["evaluate"])
     return {"probe_cm": round(100 * error, 3)}
-
-
-def ridge_error(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> float:
-    """Mean distance between truth and a ridge regression from standardised features (N, D) to positions (N, 2)."""
-    mean, scale = x.mean(0), x.std(0) + 1e-6
-    a, b = (x - mean) / scale, (x_test - mean) / scale
-    centred = y - y.mean(0)
-    # In the dual, as there may be more features than scenes; a unit of strength for each feature.
-    kernel = a @ a.T / a.shape[1]
-    weights = np.linalg.solve(kernel + RIDGE * np.eye(len(a)), centred)
-    predicted = b @ a.T / a.shape[1] @ weights + y.mean(0)
-    return float(np.linalg.norm(predicted - y_test, axis=1).mean())
 
 
 def saliency_lift(folder: Path, config: RunConfig) -> dict[str, float]:

@@ -8,7 +8,7 @@ import math
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from prism_policy.config.presets import encoder_name
 from prism_policy.config.settings import RunConfig
@@ -58,6 +58,7 @@ def write_report(run_dir: Path) -> Path:
         failures=stages_of_failures(run.task.name, summary.get("failures_by_stage", {})),
         pictures=_pictures(run_dir / "figures", run),
         failure=_failure(sets),
+        findings=read_findings(run_dir),
         **_training(read_metrics(run_dir, MetricsLine)),
         times={k: t for k, t in (summary.get("wall_s") or {}).items() if isinstance(t, int | float) and t > 0},
         peak_mib=summary.get("peak_rss_mib"),
@@ -91,6 +92,7 @@ def _write_recorded(run_dir: Path, run: RunConfig) -> Path:
         picture=data_url(picture, "image/png") if picture.is_file() else "",
         schema=schema_of(run_dir, run),
         recorded=data.recorded if data else None,
+        findings=read_findings(run_dir),
         **_training(read_metrics(run_dir, MetricsLine)),
         settings=list(_flat(dataclasses.asdict(run))),
         serve=shell("prism", "serve", run_dir),
@@ -98,6 +100,36 @@ def _write_recorded(run_dir: Path, run: RunConfig) -> Path:
     path = run_dir / "report.html"
     write_text(path, page)
     return path
+
+
+class FoundFault(TypedDict):
+    """A finding of `prism doctor` as the page shows it."""
+
+    severity: str
+    title: str
+    what: str
+    where: str
+    why: str
+    do: str
+
+
+class Findings(TypedDict):
+    """What doctor.json holds."""
+
+    shown: tuple[FoundFault, ...]
+
+
+def findings_path(run_dir: Path) -> Path:
+    """Where `prism doctor` keeps what it found in a run."""
+    return run_dir / "results" / "doctor.json"
+
+
+def read_findings(run_dir: Path) -> tuple[FoundFault, ...] | None:
+    """What `prism doctor` found, worst first; none where it was not asked."""
+    if not (path := findings_path(run_dir)).is_file():
+        return None
+    found: Findings = read_json(path, Findings, "run `prism doctor` on the run again")
+    return found["shown"]
 
 
 def _read_summary(path: Path) -> dict[str, Any]:

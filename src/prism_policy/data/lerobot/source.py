@@ -241,6 +241,7 @@ class LeRobotSource:
             beside.get("states", np.zeros((steps, 0))),
             {extra: beside[extra][:, 0] for extra in EXTRAS if extra in beside},
             self._task(columns["task_index"], where),
+            times=times,
         )
 
     def _rows(self, one: Recording) -> tuple[Table, tuple[int, int]]:
