@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,7 +70,7 @@ class Train(RunCommand):
         name = config.task.name
         if self.dataset and not config.task.spec.simulated:
             name = self.dataset.stem
-        name = name.replace(":", "-")
+        name = re.sub(r"[^\w.-]+", "-", name)
         folder = self.out or Path("runs") / f"train-{name}-{self.policy}-{self.encoder}-{self.preset}-s{self.seed}"
         limit = math.inf if self.max_minutes is None else 60 * self.max_minutes
         train_run(folder, config, device=self.device, track=self.track, max_s=limit)
