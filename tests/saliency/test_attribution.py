@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prism_policy.config.settings import PolicyKind
-from prism_policy.data.schema import task_schema
+from prism_policy.data.schema import Part, Schema, task_schema
 from prism_policy.errors import PrismError
 from prism_policy.models.resnet import ResNet
 from prism_policy.policies import Policy
@@ -34,6 +34,7 @@ class WatchesRegions(nn.Module):
     """The arm's numbers are the mean of one region of the newest frame, squared; the gripper's that of another one."""
 
     action_dim, device = 3, torch.device("cpu")
+    schema = Schema({"front": (84, 84)}, (), (Part("arm", 2), Part("gripper", 1, "gripper")))
     executed = slice(1, 3)
     config = SimpleNamespace(
         kind="flow_matching",
@@ -229,7 +230,10 @@ def test_layercam_reads_any_stage_of_shared_and_own_trunks() -> None:
     ("how", "message"),
     [
         (Attribution(method="magic"), "unknown method 'magic'; there are gradient, smoothgrad"),
-        (Attribution(target="7"), "unknown target '7'; expected chunk, gripper, or an action dimension from 0 to 6"),
+        (
+            Attribution(target="7"),
+            "unknown target '7'; expected chunk, position, rotation, gripper, or an action dimension from 0 to 6",
+        ),
         (Attribution(method="layercam", stage=3), "unknown stage 3; this encoder's trunk has stages 1 to 2"),
         (Attribution(stage=1), "stage 1 is for method 'layercam', got 'gradient'"),
         (Attribution(noise_level=0.0), r"noise_level: expected a number in \(0, 1\], got 0.0"),

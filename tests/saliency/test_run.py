@@ -65,7 +65,7 @@ def prism(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *argum
     [
         (["--method", "magic"], "unknown method 'magic'; there are gradient,"),
         (["--method", "layercam", "--stage", "3"], "unknown stage 3; this encoder's trunk has stages 1 to 2"),
-        (["--target", "elbow"], "unknown target 'elbow'; expected chunk, gripper,"),
+        (["--target", "elbow"], "unknown target 'elbow'; expected chunk, position, rotation, gripper,"),
         (["--camera", "nowhere"], "unknown camera 'nowhere'; these runs see agentview"),
         (["--noise-level", "2"], "noise_level: expected more than 0 to 1, got 2.0"),
         (["--frames", "0"], "frames: expected at least 1, got 0"),

@@ -164,7 +164,7 @@ def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEn
         layout=layout,
         controller=one_line(str(arm.get("type") or "")),
         env_kwargs=_kwargs_json(env_args, kwargs, version),
-        arms=_arms(kwargs.get("controller_configs"), arm),
+        arms=_arms(kwargs.get("controller_configs"), len(robots)),
         action_mode="absolute" if absolute or mode == "absolute" else "delta",
         reference_frame=frame,
         control_hz=float(rate) if known and rate else None,
@@ -199,13 +199,14 @@ def _kwargs_json(env_args: dict[str, Any], kwargs: dict[str, Any], version: str)
     return json.dumps(kwargs, sort_keys=True) if robosuites and named else ""
 
 
-def _arms(value: Any, arm: dict[str, Any]) -> tuple[str, ...]:
-    """Types of the controllers of all arms."""
-    if isinstance(value, list) and len(value) > 1:
-        return tuple(one_line(str(_object(one).get("type") or ""), 20) for one in value[:4])
-    parts = _object(_object(value).get("body_parts"))
-    both = [_object(parts.get(side)) or _object(_object(parts.get("arms")).get(side)) for side in ("right", "left")]
-    found = [one for one in both if one] or [arm]
+def _arms(value: Any, robots: int) -> tuple[str, ...]:
+    """Types of the controllers of all arms; one that is recorded for several robots is each one's."""
+    several = value if isinstance(value, list) else [value] * max(robots, 1)
+    found = []
+    for one in map(_object, several[:4]):
+        parts = _object(one.get("body_parts"))
+        sides = [_object(parts.get(s)) or _object(_object(parts.get("arms")).get(s)) for s in ("right", "left")]
+        found += [side for side in sides if side] if parts else [one]
     return tuple(one_line(str(one.get("type")), 20) for one in found if one.get("type"))
 
 

@@ -192,9 +192,10 @@ def split_demos(source: Source, mask: str = "", hold_out: bool = False) -> tuple
         raise PrismError(f"{source.path} has no mask {mask!r}; it has {listed(list(source.masks), 8)}")
     if train is not None and not train:
         raise PrismError(f"{source.path}: expected demonstrations in the mask {wanted!r}, got none; see `write_masks`")
-    if train is None and valid is None and hold_out and len(everything) > 3:
+    whole = train is None or len(train) == len(everything)  # as nearly all of LeRobot's are
+    if hold_out and whole and not valid and not mask and len(everything) > 3:
         masks = split(everything, valid_share=0.1, seed=0)
-        return masks["train"], masks["valid"], "nine of ten, as there are no masks"
+        return masks["train"], masks["valid"], "nine of ten, as no mask holds any out"
     if train is None:
         train = [name for name in everything if name not in (valid or ())]
         how = "all that 'valid' leaves" if valid else "all, as there are no masks"

@@ -58,6 +58,10 @@ def collect(
     Raises:
         PrismError: the simulator is missing, the disk is full, a worker died, or the expert fails too often.
     """
+    if not task.spec.expert:
+        raise PrismError(
+            f"task {task.name!r} has no scripted expert; train on demonstrations of a file (--dataset PATH)"
+        )
     # The expert's actions are its own, whatever the policy's will say.
     task = dataclasses.replace(task, action_mode="delta", reference_frame="base")
     key: dict[str, Any] = {"kind": "states", "task": task.name, "demos": dataclasses.asdict(demos)}

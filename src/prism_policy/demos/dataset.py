@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from prism_policy.config.settings import DemoConfig, RunConfig, TaskConfig, single_tasks
+from prism_policy.data.episode import Episode
 from prism_policy.data.frames import Frames, open_frames, resized_schema
 from prism_policy.data.recorded_env import read_env_args, recorded_env
 from prism_policy.data.robomimic import open_demos, usual_state
@@ -292,6 +293,16 @@ def open_dataset(config: RunConfig, stage: Stage = untimed) -> Dataset:
         train_only=_train_only(config, sources),
         recorded=dict(schema.cameras) if resize else None,
     )
+
+
+def read_demonstration(config: RunConfig, number: int) -> Episode:
+    """One demonstration of a run's dataset, as its policy sees it."""
+    ((task, source),) = _open_sources(config).items()
+    if not 0 <= number < len(source.names):
+        raise PrismError(f"{source.path} has no demonstration {number}; it has 0 to {len(source.names) - 1}")
+    (episode,) = source.episodes([source.names[number]], _selected(config, {task: source}))
+    resize = Resize.parse(config.data.resize, config.data.crop)
+    return replace(episode, images={c: resize(x) for c, x in episode.images.items()}) if resize else episode
 
 
 def _tell(config: RunConfig, sources: Mapping[str, Source]) -> None:

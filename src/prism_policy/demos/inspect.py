@@ -16,10 +16,13 @@ from rich.table import Table
 from prism_policy.config.presets import task_config
 from prism_policy.config.settings import RenderConfig
 from prism_policy.data.facts import DatasetFacts, read_facts
-from prism_policy.demos.replay import Replay, recorded_frames, replay_demos, write_contact_sheet
+from prism_policy.data.source import Source, open_source
+from prism_policy.demos.download import resolve_dataset
+from prism_policy.demos.replay import Replay, contact_frames, recorded_frames, replay_demos, write_contact_sheet
 from prism_policy.errors import PrismError
 from prism_policy.utils.progress import Bar, console
 from prism_policy.utils.terminal import shell
+from prism_policy.utils.text import listed
 
 REPLAYS = 3  # demonstrations that are replayed by default
 MOST_BAD = 10  # bad demonstrations that are printed
@@ -35,6 +38,10 @@ def print_demos(path: Path, replay: int | None = None, out: Path | None = None, 
     """
     if replay is not None and replay < 0:
         raise PrismError(f"replay: expected 0 or more demonstrations, got {replay}")
+    path = resolve_dataset(path)
+    if path.is_dir():
+        _print_source(open_source(path), out, as_json)
+        return
     facts = read_facts(path)
     if not as_json:
         _print_facts(path, facts)
@@ -80,6 +87,36 @@ def print_demos(path: Path, replay: int | None = None, out: Path | None = None, 
     if sheet:
         console.print(f"Frames: {sheet} (a demonstration a row, time to the right)")
     console.print(f"Next:   {_next_step(path, facts)}")
+
+
+def _print_source(source: Source, out: Path | None, as_json: bool) -> None:
+    """Print what a folder holds: nothing here replays it, as no simulator recorded it."""
+    schema, masks = source.schema, {mask: len(names) for mask, names in source.masks.items()}
+    if as_json:
+        about = {"path": str(source.path), "schema": asdict(schema), "names": source.names, "masks": masks}
+        console.data(json.dumps({**about, "findings": source.findings}, indent=2))
+        return
+    rate = "at an unknown rate" if schema.fps is None else f"at {schema.fps:g} Hz"
+    console.print(f"{source.path.name}: {len(source.names)} demonstrations {rate}", "")
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    table.add_row(
+        "images", ", ".join(f"{camera} {width}x{height}" for camera, (height, width) in schema.cameras.items())
+    )
+    for title, parts in (("state", schema.state), ("action", schema.action)):
+        for part in parts:
+            table.add_row(title, f"{part.name} ({part.size}), {part.kind}: {listed(part.number_names, 8)}")
+    table.add_row("masks", ", ".join(f"{mask} {count}" for mask, count in masks.items()) or "none")
+    console.print(table)
+    for finding in source.findings:
+        console.print(f"note: {finding}", style="yellow")
+    first = next(source.episodes(source.names[:1], schema))
+    sheet = out or Path(f"{source.path.name}-contact.png")
+    text = f"{first.name}: {len(first)} steps"
+    write_contact_sheet(sheet, [(text, None, contact_frames(list(first.images.values())))])
+    console.print(f"Frames: {sheet} (a demonstration a row, time to the right)")
+    console.print(f"Next:   {shell('prism', 'train', '--dataset', source.path, '--data.resize', '84')}")
 
 
 def _rows(
@@ -174,8 +211,8 @@ def _next_step(path: Path, facts: DatasetFacts) -> str:
         words = ("prism", "train", "--task", facts.env.task, "--dataset", path)
         return shell(*words, *_flags(facts).split())
     if facts.images:
-        return f"prism_policy.data.robomimic.read_demos(Path({str(path)!r})) reads it (docs/data.md)"
-    if facts.states and not facts.env.scene_trouble:
+        return shell("prism", "train", "--dataset", path)
+    if facts.states and (facts.env.env_kwargs or not facts.env.scene_trouble):
         return shell("prism", "render", path)
     return "take a file with images or with simulator states of one of this library's tasks (docs/data.md)"
 

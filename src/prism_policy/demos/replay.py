@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from prism_policy.config.settings import TaskConfig
 from prism_policy.data import hdf5
@@ -90,9 +91,16 @@ def recorded_frames(path: Path, name: str) -> np.ndarray:
         demo = file["data"][name]
         with hdf5.read_errors(f"{path}, {name}: images"):
             images = [demo[f"obs/{key}"] for key, shape in observations(demo).values() if len(shape) == 3]
-            moments = _moments(len(demo["actions"]))
-            frames = [[Image.fromarray(image[i]).resize((CELL, CELL)) for i in moments] for image in images]
-        return np.stack([[np.asarray(frame) for frame in moments] for moments in frames])
+            return contact_frames(images)
+
+
+def contact_frames(images: Sequence[Any]) -> np.ndarray:
+    """Some frames of each camera's images (T, H, W, 3), for a contact sheet: uint8 (C, K, CELL, CELL, 3)."""
+    rows = []
+    for camera in images:
+        frames = [Image.fromarray(camera[i]) for i in _moments(len(camera))]
+        rows.append([np.asarray(ImageOps.pad(frame, (CELL, CELL))) for frame in frames])
+    return np.asarray(rows)
 
 
 def write_contact_sheet(path: Path, rows: Sequence[tuple[str, bool | None, np.ndarray]]) -> None:

@@ -320,7 +320,8 @@ def saliency_lift(folder: Path, config: RunConfig) -> dict[str, float]:
         names, held_out = demo_names(file), read_masks(file).get("valid") or demo_names(file)
     history = config.policy.n_obs_steps
     chosen = [names.index(name) for name in held_out[:3]]
-    wanted = [(Source(config.task, history, i, f"demonstration {i}", dataset=images), 6, "even") for i in chosen]
+    run = replace(config, dataset=str(images))
+    wanted = [(Source(config.task, history, i, f"demonstration {i}", run=run), 6, "even") for i in chosen]
     clips = draw_clips(wanted, workers=1)  # type: ignore[arg-type]
     study = run_study(load_subjects([folder], "cpu"), clips, Attribution(), config.task.cameras, checked=0)
     return {f"saliency_{name}": round(float(np.nanmean(study.values(name))), 4) for name in ("lift", "entropy")}

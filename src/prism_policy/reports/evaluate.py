@@ -276,6 +276,9 @@ def print_summary(folder: Path, summary: dict[str, Any]) -> None:
     other = "sspool" if summary["encoder"] == "prism" else "prism"
     task = "" if summary["task"] == "lift" else f" --task {summary['task']}"
     command = "train" if "tasks" in summary else "quickstart"
+    if task_spec(summary["task"]).any_robot:
+        console.print(f"Next:    {shell(program, 'serve', folder)}   (the policy for a robot or simulator of your own)")
+        return
     console.print(f"Next:    {shell(program)} {command}{task} --encoder {other}   (another encoder; --help for more)")
 
 

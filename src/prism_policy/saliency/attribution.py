@@ -72,8 +72,8 @@ class Objective:
             self.direction = chunk
         else:
             self.direction = torch.zeros_like(chunk)
-            part = slices(policy.schema.action).get(target)
-            numbers = part or slice(int(target), int(target) + 1)
+            number = int(target) if target.isdecimal() else None
+            numbers = slices(policy.schema.action)[target] if number is None else slice(number, number + 1)
             executed = policy.executed
             self.direction[:, executed, numbers] = 1 / (executed.stop - executed.start)
 

@@ -5,9 +5,8 @@ They come from an evaluated episode's states, from a file of demonstrations, or 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from prism_policy.config.settings import DemoConfig, RunConfig, TaskConfig, single_tasks
-from prism_policy.data.robomimic import Episode, demo_names, iter_demos, open_demos
-from prism_policy.demos.dataset import libero_files
+from prism_policy.data.episode import Episode
+from prism_policy.demos.dataset import libero_files, read_demonstration
 from prism_policy.envs.make import kept_env
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
@@ -42,8 +41,8 @@ class Source:
     states: Path | None = None
     """File of states of an evaluated episode."""
     success: bool | None = None
-    dataset: Path | None = None
-    """File of demonstrations with images."""
+    run: RunConfig | None = None
+    """Of a single task, whose dataset holds the demonstration."""
     demos: DemoConfig | None = None
     """How the scripted expert's demonstration is made."""
 
@@ -82,12 +81,13 @@ def sources(folder: Path, config: RunConfig, episodes: Sequence[int], n_obs_step
         path = Path(config.dataset)
         if path.is_dir() and task.spec.suite:
             path = libero_files(path, [task])[task.name]
-        if not path.is_file():
+        if not path.exists():
             raise PrismError(
                 f"{folder} has no evaluated episode and its demonstrations {path} are not there: no frames to look at; "
                 f"run `{shell('prism', 'evaluate', folder)}`"
             )
-        return [source(e, f"demonstration {e} of {path.name}", dataset=path) for e in episodes]
+        run = replace(config, task=task, dataset=str(path))
+        return [source(e, f"demonstration {e} of {path.name}", run=run) for e in episodes]
     if bad := [e for e in episodes if e < 0]:
         raise PrismError(f"expected an episode from 0 on, got {bad[0]}")
     return [source(e, f"the expert's demonstration {e}", demos=config.demos) for e in episodes]
@@ -133,7 +133,7 @@ def choose_steps(length: int, frames: int, pick: Pick, phases: Sequence[str] = (
 
 
 def _draw(source: Source, frames: int, pick: Pick) -> Clip:
-    if source.dataset is not None:
+    if source.run is not None:
         return _from_file(source, frames, pick)
     env = kept_env(source.task, render_images=True)
     if source.states is not None:
@@ -165,13 +165,9 @@ def _masks(env: Any, task: TaskConfig, states: np.ndarray) -> dict[str, np.ndarr
 
 
 def _from_file(source: Source, frames: int, pick: Pick) -> Clip:
-    assert source.dataset is not None
-    with open_demos(source.dataset) as file:
-        count = len(demo_names(file))
-    if not 0 <= source.episode < count:
-        raise PrismError(f"{source.dataset} has no demonstration {source.episode}; it has 0 to {count - 1}")
-    demo = next(itertools.islice(iter_demos(source.dataset, source.task.cameras), source.episode, None))
-    env = _its_simulator(source, demo)
+    assert source.run is not None
+    demo = read_demonstration(source.run, source.episode)
+    env = _its_simulator(source, demo) if source.task.spec.simulated else None
     phases = [""] * len(demo) if env is None else _phases(env, demo.sim_states)
     steps = choose_steps(len(demo), frames, pick, phases)
     masks = {} if env is None else _masks(env, source.task, demo.sim_states[steps])
@@ -186,7 +182,7 @@ def _its_simulator(source: Source, demo: Episode) -> Any:
     """The simulator, if it is here and draws what the file shows: only then are masks and stages about its frames."""
     try:
         env = kept_env(source.task, render_images=True)
-        env.whole_states(demo.sim_states, "", str(source.dataset))
+        env.whole_states(demo.sim_states, "", demo.name)
         shown = env.observe(demo.sim_states[0])["images"]
     except PrismError:
         return None
