@@ -30,6 +30,7 @@ from prism_policy.envs.make import kept_env
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.tasks.adapted import is_adapted
+from prism_policy.utils.text import file_name
 
 SCENES_VERSION = 1  # of what `collect_scenes` makes, as `TaskSpec.expert_version` of what `collect` makes
 
@@ -71,7 +72,7 @@ def collect(
     def build(folder: Path, pool: WorkerPool) -> tuple[list[Path], str, dict[str, Any]]:
         return _collect_parts(folder, pool, task, demos, progress or (lambda done, total: None))
 
-    return cached(f"states-{task.name}", key, cache_dir, workers, build)
+    return cached(f"states-{file_name(task.name)}", key, cache_dir, workers, build)
 
 
 def collect_scenes(

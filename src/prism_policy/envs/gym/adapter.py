@@ -114,7 +114,7 @@ class AdaptedEnv(gymnasium.Env[Observation, np.ndarray]):
         self.action = tuple(parts)
         rate = adapter.fps or env.metadata.get("render_fps")
         self.fps = float(rate) if rate else None
-        self.metadata = {"render_modes": ["rgb_array"], "render_fps": self.fps or 20}
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": max(round(self.fps or 20), 1)}
         self._sizes: dict[str, int] = {}
         self.raw: Any = None
         """What the environment observed last."""
