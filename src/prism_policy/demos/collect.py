@@ -59,7 +59,7 @@ def collect(
     Raises:
         PrismError: the simulator is missing, the disk is full, a worker died, or the expert fails too often.
     """
-    if not task.spec.expert:
+    if not task.spec.expert and not is_adapted(task.name):  # whose adapter may have one
         raise PrismError(
             f"task {task.name!r} has no scripted expert; train on demonstrations of a file (--dataset PATH)"
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -53,7 +54,8 @@ def load(task: TaskConfig) -> AdaptedEnv:
     with _importable_here(), _raising(f"task {task.name!r}: gymnasium"):
         module = adapter.imports or wanted.partition("/")[0] * ("/" in wanted and ":" not in wanted)
         if module:
-            importlib.import_module(module)
+            with redirect_stderr(io.StringIO()):  # Farama's packages print news there
+                importlib.import_module(module)
         env = gymnasium.make(wanted, disable_env_checker=True, **adapter.make)
     return AdaptedEnv(env, adapter)
 

@@ -13,7 +13,7 @@ from prism_policy.envs.rendering import Renderer
 from prism_policy.envs.simulators import mujoco
 from prism_policy.tasks.robot import Part
 
-DRAWN, SEEN = 168, 84
+DRAWN, SEEN = 128, 64
 """Size of a frame as it is drawn, and as the policy sees it [px]."""
 CENTRE, ANGLE = np.array([1.34, 0.75, 0.62]), 36.0
 """What both cameras look at, the middle of where blocks and goals are [m], and their vertical angle [deg]."""
