@@ -18,8 +18,9 @@ import numpy as np
 
 from prism_policy.config.presets import task_config
 from prism_policy.config.settings import ActionMode, ReferenceFrame, TaskConfig
+from prism_policy.config.typed_json import conform
 from prism_policy.data.hdf5 import json_object, subgroup, text
-from prism_policy.data.schema import Part
+from prism_policy.data.schema import Part, Schema
 from prism_policy.errors import PrismError
 from prism_policy.tasks import SPECS
 from prism_policy.tasks.any_robosuite import PREFIX
@@ -123,6 +124,24 @@ def read_env_args(file: h5py.File) -> dict[str, Any]:
     except PrismError as error:
         raise PrismError(f"{file.filename}: {error}") from error
     return {}
+
+
+def as_said(schema: Schema, file: h5py.File) -> Schema:
+    """A file's schema with the order, kinds and names that the file says itself, as `Recorder` writes them."""
+    if (about := json_object(file["data"], "schema")) is None:
+        return schema
+    try:
+        said: Schema = conform(Schema, about, "schema")
+    except PrismError as error:
+        raise PrismError(f"{file.filename}: attributes of data: {error}") from error
+    there = {part.name: part.size for part in schema.state}
+    known = {part.name: part for part in said.state if there.get(part.name) == part.size}
+    return replace(
+        schema,
+        cameras={name: schema.cameras[name] for name in [*said.cameras, *schema.cameras] if name in schema.cameras},
+        state=(*known.values(), *(part for part in schema.state if part.name not in known)),
+        action=said.action if said.action_dim == schema.action_dim else schema.action,
+    )
 
 
 def turned_far(actions: np.ndarray) -> np.ndarray:
