@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prism_policy.config.settings import RunConfig, TrainConfig
-from prism_policy.data.schema import numbers_of
+from prism_policy.data.schema import slices
 from prism_policy.data.windows import Windows, batch_indices
 from prism_policy.errors import PrismError
 from prism_policy.models.normalizer import LinearNormalizer
@@ -62,22 +62,25 @@ def update_seed(seed: int, step: int) -> int:
 def fit_normalizers(policy: Policy, windows: Windows, clip_quantile: float = 0.0) -> None:
     """Min-max of each number of state and action, within their quantiles; rotations and grippers pass unchanged.
 
-    Those of other robots that leave [-1, 1], such as angles or widths of a gripper, are scaled like the rest.
+    Those of other robots that leave [-1, 1], such as Euler angles or widths of a gripper, are scaled like the rest.
     """
     frames, schema = windows.frames, policy.schema
     for name, values, parts in (("state", frames.state, schema.state), ("action", frames.actions, schema.action)):
-        numbers = values.cpu().numpy()
-        shares = [part.shares for part in parts for _ in range(part.size)]
-        keep = []
-        for i in numbers_of(parts, "rotation", "gripper"):
-            if (largest := float(np.abs(numbers[:, i]).max(initial=0))) <= 1 + 1e-4:
-                keep.append(i)
-            elif shares[i]:
-                raise PrismError(
-                    f"actions, number {i}: expected rotations and gripper within [-1, 1], got {largest:.4g}; "
-                    "delta actions are shares of the controller's range, absolute ones need "
-                    "data.actions.encode_absolute"
-                )
+        numbers, keep = values.cpu().numpy(), list[int]()
+        for part, where in zip(parts, slices(parts).values(), strict=True):
+            if part.kind not in ("rotation", "gripper"):
+                continue
+            for i in range(where.start, where.stop):
+                largest = float(np.abs(numbers[:, i]).max(initial=0))
+                quaternion_or_rows = part.kind == "rotation" and part.size in (4, 6) and not part.shares
+                if quaternion_or_rows or not largest > 1 + 1e-4:  # `min_max` refuses NaN
+                    keep.append(i)
+                elif part.shares:
+                    raise PrismError(
+                        f"actions, number {i}: expected rotations and gripper within [-1, 1], got {largest:.4g}; "
+                        "delta actions are shares of the controller's range, absolute ones need "
+                        "data.actions.encode_absolute"
+                    )
         if clip_quantile:
             low, high = np.quantile(numbers, (clip_quantile, 1 - clip_quantile), axis=0).astype(np.float32)
             numbers = np.clip(numbers, low, high)
