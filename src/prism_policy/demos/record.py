@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from prism_policy.config.settings import DemoConfig
+from prism_policy.data.recorded_env import GYM_TYPE
 from prism_policy.data.robomimic import split_masks, write_demo
 from prism_policy.data.schema import Schema, numbers_of, slices
 from prism_policy.demos.cache import check_free
@@ -22,9 +23,6 @@ from prism_policy.errors import PrismError
 from prism_policy.utils.files import atomic, disk_errors
 from prism_policy.utils.observations import Observation
 from prism_policy.utils.text import listed, one_line
-
-GYM_TYPE = 2
-"""In robomimic's numbering of simulators."""
 
 
 class Recorder:
