@@ -58,7 +58,7 @@ def _log(
     episode: int,
 ) -> None:
     n_obs, n_act = policy.config.n_obs_steps, policy.config.n_action_steps
-    schema, names = policy.schema, ACTION_NAMES
+    schema, names = policy.schema, tuple[str, ...](ACTION_NAMES)
     if not task.spec.own_robot:
         names = tuple(f"{part.name}/{name}" for part in schema.action for name in part.number_names)
     hands = (place for part, place in zip(schema.state, slices(schema.state).values(), strict=True) if _is_point(part))

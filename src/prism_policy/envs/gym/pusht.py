@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,15 @@ RADIUS, CLEAR = 15.0, 8.0
 """Of the pusher, and between it and the T where a push begins [px]."""
 AROUND = 110.0
 """Distance from the T's middle at which the pusher walks around it [px]."""
-STEP = 9.0
-"""Of the pusher's goal while it pushes [px a step]."""
+NEAR = 14.0
+"""Distance of the T from its place from which it is pushed finely [px]."""
+COARSE, FINE = 9.0, 4.0
+"""Steps of the pusher's goal while it pushes, far from the T's place and near it [px]."""
 LONGEST = 14
 """Steps of a push that is tried."""
 
 
-def _outline(env: Any) -> tuple[np.ndarray, np.ndarray]:
+def _outline(env: Any, shares: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Points (N, 2) [px] on the T's outline where one can push, and the directions (N, 2) out of it."""
     points, normals = [], []
     shapes = [
@@ -32,7 +34,7 @@ def _outline(env: Any) -> tuple[np.ndarray, np.ndarray]:
         for a, b in zip(shape, shape[1:] + shape[:1], strict=True):
             normal = np.array([b[1] - a[1], a[0] - b[0]]) / np.linalg.norm(b - a)
             normal *= np.sign(normal @ ((a + b) / 2 - middles[i]))
-            for share in (0.1, 0.3, 0.5, 0.7, 0.9):
+            for share in shares:
                 point = a + share * (b - a)
                 start = point + normal * (RADIUS + CLEAR)
                 if all(
@@ -56,10 +58,10 @@ def _pushed(copy: Any, env: Any, start: np.ndarray, direction: np.ndarray) -> tu
     copy.agent.velocity = (0, 0)
     best = (_apart(copy), 0)
     for step in range(1, LONGEST + 1):
-        _move(copy, start + direction * STEP * step)
+        _move(copy, start + direction * step)
         if (now := _apart(copy)) < best[0] - 0.05:
             best = (now, step)
-        elif step > best[1] + 5:
+        elif step > best[1] + 3:
             break
     return best
 
@@ -77,13 +79,14 @@ def push(env: Any, rng: np.random.Generator) -> Iterator[np.ndarray]:
     copy.reset(seed=0)
     pace = rng.uniform(22, 30)  # [px a step] beside the T; people differ
     while True:
-        points, normals = _outline(env)
+        near = _apart(env) < NEAR
+        points, normals = _outline(env, (0.1, 0.3, 0.5, 0.7, 0.9) if near else (0.15, 0.5, 0.85))
         agent = np.array(env.agent.position)
         starts = points + normals * (RADIUS + CLEAR)
         inside = ((starts > 30) & (starts < 482)).all(axis=1)
         tried = [
-            (*_pushed(copy, env, start, -normal), start, -normal)
-            for start, normal in zip(starts[inside], normals[inside], strict=True)
+            (*_pushed(copy, env, start, move), start, move)
+            for start, move in zip(starts[inside], -normals[inside] * (FINE if near else COARSE), strict=True)
         ]
         far = [np.linalg.norm(start - agent) for *_, start, _ in tried]
         costs = [one[0] + 0.01 * way + (1e3 if one[1] == 0 else 0.0) for one, way in zip(tried, far, strict=True)]
@@ -91,7 +94,7 @@ def push(env: Any, rng: np.random.Generator) -> Iterator[np.ndarray]:
         middle = np.array(env.block.local_to_world(env.block.center_of_gravity))
         yield from _around(agent, start, middle, pace)
         for step in range(1, steps + 1):
-            yield start + direction * STEP * step
+            yield start + direction * step
         yield np.array(env.agent.position)  # let it come to rest
         yield start
 
