@@ -19,7 +19,7 @@ from prism_policy.config.settings import RenderConfig
 from prism_policy.envs.libero import LiberoEnv
 from prism_policy.envs.rendering import Renderer
 from prism_policy.tasks import task_spec
-from prism_policy.tasks.libero_names import SUITES
+from prism_policy.tasks.libero import SUITES
 
 SETTINGS = {
     "LIBERO's defaults: 4x MSAA, shadows, reflections": (RenderConfig(128, 4, True, True), False),

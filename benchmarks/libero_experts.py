@@ -17,7 +17,7 @@ from prism_policy.envs.experts.demonstration import Demonstration, demonstrate
 from prism_policy.envs.experts.libero import LiberoExpert
 from prism_policy.envs.libero import LiberoEnv
 from prism_policy.evaluation.statistics import wilson_interval
-from prism_policy.tasks.libero_names import SUITES
+from prism_policy.tasks.libero import SUITES
 
 COLUMNS = ("task", "success", "Wilson 95%", "steps: median", "most", "within the limit", "s an episode", "replayed")
 

@@ -29,9 +29,14 @@ def write_run(folder: Path, config: RunConfig) -> Path:
     return folder
 
 
+PANDA = "and state (9,): robot0_eef_pos (x, y, z), robot0_eef_quat (qx, qy, qz, qw)"
+
+
 @contextmanager
-def served(folder: Path, *arguments: str, key: str | None = None) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`prism serve` in a process of its own: its address, and the process."""
+def served(
+    folder: Path, *arguments: str, key: str | None = None, state: str = PANDA
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`prism serve` in a process of its own, which says what `state` it wants: its address, and the process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **({"PRISM_API_KEY": key} if key else {})}
     command = [sys.executable, "-m", "prism_policy", "serve", str(folder), "--port", "0", *arguments]
     with subprocess.Popen(
@@ -44,7 +49,7 @@ def served(folder: Path, *arguments: str, key: str | None = None) -> Iterator[tu
                 said += line
             actual = re.search(r"at (ws://\S+)", said)
             assert actual, process.stderr and process.stderr.read()
-            assert "and state (9,): robot0_eef_pos (x, y, z), robot0_eef_quat (qx, qy, qz, qw)" in said
+            assert state in said
             yield actual[1], process
         finally:
             process.kill()

@@ -23,8 +23,7 @@ from prism_policy.data.robomimic import read_demos
 from prism_policy.demos.dataset import libero_files
 from prism_policy.errors import PrismError
 from prism_policy.tasks import SPECS, task_spec
-from prism_policy.tasks.libero import find_task, wordings
-from prism_policy.tasks.libero_names import SUITES
+from prism_policy.tasks.libero import SUITES, find_task, wordings
 
 TITLE = SUITES["libero_spatial"][3]
 STEPS = (6, 9)

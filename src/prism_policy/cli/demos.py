@@ -14,6 +14,7 @@ from prism_policy.config.presets import demo_config, task_config
 from prism_policy.config.ranges import Natural, Range, Workers
 from prism_policy.config.settings import DemoConfig, RenderConfig, check_task, single_tasks
 from prism_policy.errors import PrismError
+from prism_policy.tasks.adapted import is_adapted
 from prism_policy.utils.progress import Bar
 from prism_policy.utils.terminal import console, shell
 
@@ -28,9 +29,12 @@ class Collect(Command):
     """
 
     task: str = "lift"
-    """Task to demonstrate: lift, can, square, tool_hang, or the LIBERO suite libero_spatial or libero_10."""
+    """Task to demonstrate: lift, can, square, tool_hang, the LIBERO suite libero_spatial or libero_10, or gym:ID
+    with an expert (gym:FetchPickAndPlace-v4)."""
     numbers: tuple[Natural, ...] = ()
     """Tasks of a suite, by their place in it; by default all."""
+    adapter: str = ""
+    """Of gym:ID, the ObservationAdapter as MODULE:NAME; by default the one that comes with this library."""
     demos: Annotated[DemoConfig, Flat] = field(default_factory=DemoConfig)
     workers: Workers | None = None
     """Simulator processes; by default one for each core of the job."""
@@ -51,7 +55,7 @@ class Collect(Command):
         from prism_policy.demos.collect import collect
 
         check_free(self.out)
-        for task in single_tasks(replace(task_config(self.task), numbers=self.numbers)):
+        for task in single_tasks(replace(task_config(self.task), numbers=self.numbers, adapter=self.adapter)):
             suite = task.spec.suite
             with Bar(f"Demonstrations of {task.name}" if suite else "Demonstrations", self.demos.num_demos) as bar:
                 file = collect(task, self.demos, workers=self.workers, progress=bar.count)
@@ -62,6 +66,10 @@ class Collect(Command):
             made = f"{self.demos.num_demos} demonstrations, {steps} steps; {tried} episodes were tried"
             console.print(made, f"File: {file}")
         render, info = shell("prism", "render", self.out or file), shell("prism", "info", file)
+        if is_adapted(self.task):  # its images are there already
+            train = shell("prism", "train", "--task", self.task, "--dataset", self.out or file)
+            console.print(f"Next: {train}   ({info} says what it holds)")
+            return
         console.print(f"Next: {render}   (its images; {info} says what it holds)")
 
 

@@ -14,6 +14,7 @@ from prism_policy.config import presets
 from prism_policy.config.ranges import Positive, Workers
 from prism_policy.config.settings import Device, RunConfig, Tracker, check
 from prism_policy.utils.terminal import console, shell
+from prism_policy.utils.text import file_name
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Train(RunCommand):
         name = config.task.name
         if self.dataset and not config.task.spec.simulated:
             name = self.dataset.stem
-        name = name.replace(":", "-")
+        name = file_name(name)
         folder = self.out or Path("runs") / f"train-{name}-{self.policy}-{self.encoder}-{self.preset}-s{self.seed}"
         limit = math.inf if self.max_minutes is None else 60 * self.max_minutes
         train_run(folder, config, device=self.device, track=self.track, max_s=limit)

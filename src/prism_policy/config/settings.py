@@ -77,7 +77,9 @@ class TaskConfig:
     numbers: tuple[Natural, ...] = ()
     """Tasks of a suite, by their place in it; empty is all."""
     state: tuple[str, ...] = ()
-    """Of robosuite:NAME, the parts of the state that are observed; the dataset decides."""
+    """Of robosuite:NAME and gymnasium's, the parts of the state that are observed; the dataset decides."""
+    adapter: str = ""
+    """Of gym:ID, the ObservationAdapter as MODULE:NAME; empty is the one that comes with this library."""
     env_kwargs: str = ""
     """Of robosuite:NAME, robots, controllers and rate as the dataset recorded them, in JSON; the dataset decides."""
 
@@ -386,7 +388,7 @@ def single_tasks(task: TaskConfig) -> tuple[TaskConfig, ...]:
 def check_task(task: TaskConfig) -> None:
     """Refuse what no simulation can have."""
     single_tasks(task)
-    if not task.spec.simulated:
+    if not task.spec.simulated or not task.spec.simulator.cameras:  # the dataset and the adapter say what there is
         return
     cameras = task.spec.simulator.cameras
     if unknown := [camera for camera in task.cameras if camera not in cameras]:

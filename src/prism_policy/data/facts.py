@@ -116,7 +116,7 @@ def _read_facts(path: Path, action_mode: ActionMode, version: str) -> DatasetFac
         joined = np.concatenate(actions)
         masks, mask_flaws = masks_of(file)
         env = recorded_env(attributes.get("env_args", {}), kind in ("absolute", "guessed"))
-        recorded = env.action_parts(joined.shape[1])
+        recorded = schema.action if schema.action_dim == joined.shape[1] else env.action_parts(joined.shape[1])
         steps = [len(a) for a in actions]
         states = child(first, "states")
         return DatasetFacts(

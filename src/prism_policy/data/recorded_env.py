@@ -20,8 +20,9 @@ import numpy as np
 
 from prism_policy.config.presets import task_config
 from prism_policy.config.settings import ActionMode, ReferenceFrame, TaskConfig
+from prism_policy.config.typed_json import conform
 from prism_policy.data.hdf5 import json_object, subgroup, text
-from prism_policy.data.schema import Part
+from prism_policy.data.schema import Part, Schema
 from prism_policy.errors import PrismError
 from prism_policy.tasks import SPECS
 from prism_policy.tasks.any_robosuite import PREFIX
@@ -31,6 +32,8 @@ from prism_policy.utils.text import listed, one_line
 
 NEWEST_ROBOSUITE = (1, 5)
 _ROBOSUITE_TYPE = 1  # in robomimic's numbering of simulators
+GYM_TYPE = 2
+"""gymnasium's there."""
 _CONTROLLER = {
     "kp": 150,
     "damping_ratio": 1,
@@ -125,6 +128,24 @@ def read_env_args(file: h5py.File) -> dict[str, Any]:
     except PrismError as error:
         raise PrismError(f"{file.filename}: {error}") from error
     return {}
+
+
+def as_said(schema: Schema, file: h5py.File) -> Schema:
+    """A file's schema with the order, kinds and names that the file says itself, as `Recorder` writes them."""
+    if (about := json_object(file["data"], "schema")) is None:
+        return schema
+    try:
+        said: Schema = conform(Schema, about, "schema")
+    except PrismError as error:
+        raise PrismError(f"{file.filename}: attributes of data: {error}") from error
+    there = {part.name: part.size for part in schema.state}
+    known = {part.name: part for part in said.state if there.get(part.name) == part.size}
+    return replace(
+        schema,
+        cameras={name: schema.cameras[name] for name in [*said.cameras, *schema.cameras] if name in schema.cameras},
+        state=(*known.values(), *(part for part in schema.state if part.name not in known)),
+        action=said.action if said.action_dim == schema.action_dim else schema.action,
+    )
 
 
 def turned_far(actions: np.ndarray) -> np.ndarray:
@@ -248,6 +269,9 @@ def _scene_trouble(env_args: dict[str, Any], task: str | None, robots: tuple[str
     if not env_args:
         return "the file does not say which environment recorded it (no `env_args`), so its states cannot be replayed"
     env_name = str(env_args.get("env_name") or "")
+    if env_args.get("type") == GYM_TYPE:
+        name = one_line(env_name)
+        return f"it was recorded in {name!r}, an environment of gymnasium, which --task {name} would roll out"
     if env_args.get("type", _ROBOSUITE_TYPE) != _ROBOSUITE_TYPE:
         kind = one_line(env_args["type"], 30)
         return f"expected a robosuite environment (type {_ROBOSUITE_TYPE}), got {one_line(env_name)!r} of type {kind}"

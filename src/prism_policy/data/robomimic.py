@@ -23,7 +23,7 @@ from prism_policy.config.settings import ActionMode
 from prism_policy.data.episode import ActionKind, observations, read_actions, read_demo, states_of
 from prism_policy.data.episode import Episode as Episode  # what the readers here give
 from prism_policy.data.hdf5 import attribute, child, dataset, json_object, open_hdf5, read_errors, subgroup, texts
-from prism_policy.data.recorded_env import read_env_args, recorded_env, turned_far
+from prism_policy.data.recorded_env import as_said, read_env_args, recorded_env, turned_far
 from prism_policy.data.schema import ABSOLUTE_ACTION, STATE, Part, PartKind, Schema
 from prism_policy.errors import PrismError
 from prism_policy.utils.files import atomic, disk_errors
@@ -213,12 +213,13 @@ def recorded_schema(file: h5py.File, names: Sequence[str], kind: ActionKind, abs
             sizes.setdefault(observed, Counter())[shape] += 1
     usual = {name: of.most_common(1)[0][0] for name, of in sizes.items() if 2 * of.total() >= readable}
     env = recorded_env(read_env_args(file), kind in ("absolute", "guessed"))
-    return Schema(
+    schema = Schema(
         cameras={name: (shape[0], shape[1]) for name, shape in usual.items() if len(shape) == 3},
         state=tuple(_observed_part(name, shape[0]) for name, shape in usual.items() if len(shape) == 1 and shape[0]),
         action=ABSOLUTE_ACTION if absolute else env.action_parts(_action_width(file, names)),
         fps=env.control_hz,
     )
+    return schema if absolute else as_said(schema, file)
 
 
 def usual_state(schema: Schema) -> list[str]:

@@ -123,13 +123,18 @@ def make_missing(
 
 
 def write_part(
-    path: Path, arrays: dict[str, np.ndarray], attributes: dict[str, Any], success: bool, env_args: str
+    path: Path,
+    arrays: dict[str, np.ndarray],
+    attributes: dict[str, Any],
+    success: bool,
+    env_args: str,
+    schema: str = "",
 ) -> None:
     """Write one demonstration as a file of its own, whole or not at all."""
     memory = io.BytesIO()
     with h5py.File(memory, "w", libver="latest") as file:
         write_demo(file.create_group("demo"), arrays, attributes)
-        file.attrs.update({"success": success, "env_args": env_args})
+        file.attrs.update({"success": success, "env_args": env_args} | ({"schema": schema} if schema else {}))
     with atomic(path) as temporary:
         temporary.write_bytes(memory.getbuffer())
 

@@ -24,10 +24,13 @@ from prism_policy.demos.cache import (
     versions,
     write_part,
 )
+from prism_policy.demos.record import attributes_of, record_expert
 from prism_policy.envs.episode import Split
 from prism_policy.envs.make import kept_env
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
+from prism_policy.tasks.adapted import is_adapted
+from prism_policy.utils.text import file_name
 
 SCENES_VERSION = 1  # of what `collect_scenes` makes, as `TaskSpec.expert_version` of what `collect` makes
 
@@ -56,7 +59,7 @@ def collect(
     Raises:
         PrismError: the simulator is missing, the disk is full, a worker died, or the expert fails too often.
     """
-    if not task.spec.expert:
+    if not task.spec.expert and not is_adapted(task.name):  # whose adapter may have one
         raise PrismError(
             f"task {task.name!r} has no scripted expert; train on demonstrations of a file (--dataset PATH)"
         )
@@ -64,11 +67,12 @@ def collect(
     task = dataclasses.replace(task, action_mode="delta", reference_frame="base")
     key: dict[str, Any] = {"kind": "states", "task": task.name, "demos": dataclasses.asdict(demos)}
     key |= {"version": task.spec.expert_version, "versions": versions(task)}
+    key |= {"adapter": task.adapter} if task.adapter else {}
 
     def build(folder: Path, pool: WorkerPool) -> tuple[list[Path], str, dict[str, Any]]:
         return _collect_parts(folder, pool, task, demos, progress or (lambda done, total: None))
 
-    return cached(f"states-{task.name}", key, cache_dir, workers, build)
+    return cached(f"states-{file_name(task.name)}", key, cache_dir, workers, build)
 
 
 def collect_scenes(
@@ -130,10 +134,14 @@ def _collect_parts(
     chosen = [part(i) for i in sorted(outcomes) if outcomes[i]]
     with h5py.File(chosen[0]) as first:
         env_args = str(first.attrs["env_args"])
-    return chosen, env_args, {"tried": episode, "noise": demos.noise, "seed": demos.seed} | instruction_attribute(task)
+        said = {"schema": str(first.attrs["schema"])} if "schema" in first.attrs else {}
+    made = {"tried": episode, "noise": demos.noise, "seed": demos.seed}
+    return chosen, env_args, made | said | instruction_attribute(task)
 
 
 def _collect_part(task: TaskConfig, demos: DemoConfig, episode: int, path: Path) -> bool:
+    if is_adapted(task.name):
+        return _record_part(task, demos, episode, path)
     from prism_policy.envs.experts import demonstrate, expert_type
 
     env = kept_env(task, render_images=False)
@@ -146,6 +154,14 @@ def _collect_part(task: TaskConfig, demos: DemoConfig, episode: int, path: Path)
     attributes |= {"fixtures": list(env.fixtures)} if env.fixtures else {}
     write_part(path, arrays, attributes, demo.success, env.metadata_json())
     return demo.success
+
+
+def _record_part(task: TaskConfig, demos: DemoConfig, episode: int, path: Path) -> bool:
+    """As `_collect_part`, of a gymnasium environment, with its images."""
+    arrays, schema, success = record_expert(kept_env(task, render_images=True), demos, episode)
+    about = attributes_of(schema, task.name)
+    write_part(path, arrays, {"episode": episode}, success, about["env_args"], about["schema"])
+    return success
 
 
 def _scenes_part(task: TaskConfig, split: Split, seed: int, indices: range, path: Path) -> None:

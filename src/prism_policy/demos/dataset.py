@@ -21,11 +21,15 @@ from prism_policy.data.source import RobomimicSource, Source, open_source, split
 from prism_policy.data.windows import Windows
 from prism_policy.demos.cache import Progress
 from prism_policy.demos.collect import collect
+from prism_policy.demos.record import check_fits
 from prism_policy.demos.render import render_demos
+from prism_policy.envs.gym.env import describe
 from prism_policy.envs.simulators import robosuite_knows
+from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
 from prism_policy.policies.instructions import task_vectors
 from prism_policy.tasks import SPECS
+from prism_policy.tasks.adapted import is_adapted
 from prism_policy.tasks.any_robosuite import PREFIX
 from prism_policy.tasks.recorded import RECORDED
 from prism_policy.utils.files import default_cache_dir
@@ -84,7 +88,9 @@ def fit_to_dataset(config: RunConfig) -> tuple[RunConfig, Schema]:
     if not config.task.spec.own_robot:
         (source,) = sources.values()
         config = replace(config, task=replace(config.task, cameras=tuple(_chosen(config, source))))
-        if isinstance(source, RobomimicSource) and config.task.spec.any_robot:
+        if is_adapted(config.task.name):
+            config = replace(config, task=_as_adapted(config, source))
+        elif isinstance(source, RobomimicSource) and config.task.spec.any_robot:
             config = replace(config, task=_as_recorded(config, source))
     elif sources and not single_tasks(config.task)[0].spec.suite:
         (source,) = sources.values()
@@ -105,6 +111,21 @@ def _as_recorded(config: RunConfig, source: RobomimicSource) -> TaskConfig:
     if len(sizes) == 1 and len(set(size := next(iter(sizes)))) == 1:
         render = replace(render, **{**(source.facts.render or {}), "resolution": size[0]})
     return replace(config.task, env_kwargs=env.env_kwargs, state=state, render=render)
+
+
+def _as_adapted(config: RunConfig, source: Source) -> TaskConfig:
+    """A gymnasium environment's task with what its policy observes, having tried that it shows what was recorded."""
+    if config.data.resize or config.data.crop or config.data.action:
+        raise PrismError(
+            f"data.resize, data.crop and data.action: expected none, as rollouts of {config.task.name} show images at "
+            "its adapter's size and need the whole action; give the adapter's cameras another size, or choose "
+            f"--task {RECORDED.name}"
+        )
+    schema = _selected(config, {config.task.name: source})
+    with WorkerPool(1) as pool:
+        shown = pool.submit(describe, config.task).result()
+    check_fits(schema, shown, str(source.path), config.task.name)
+    return replace(config.task, state=tuple(part.name for part in schema.state))
 
 
 def _chosen(config: RunConfig, source: Source) -> list[str]:
@@ -293,7 +314,7 @@ def _tell(config: RunConfig, sources: Mapping[str, Source]) -> None:
             continue
         if train_only := _train_only(config, {"": source}):
             console.print(f"{source.path.name}: to train only, no rollouts: {train_only}")
-        elif source.facts.render is None:
+        elif source.facts.render is None and not is_adapted(config.task.name):
             unknown = "how its images were drawn is not recorded; rollouts are drawn as task.render says"
             console.print(f"{source.path.name}: {unknown}")
 
@@ -301,6 +322,8 @@ def _tell(config: RunConfig, sources: Mapping[str, Source]) -> None:
 def _train_only(config: RunConfig, sources: Mapping[str, Source]) -> str:
     """Why nothing that learned from these can be simulated; "" where it can."""
     if not config.dataset:
+        return ""
+    if is_adapted(config.task.name):
         return ""
     if config.task.spec.any_robot:
         return _any_trouble(config)

@@ -20,6 +20,7 @@ from prism_policy.data.source import Source, open_source
 from prism_policy.demos.download import resolve_dataset
 from prism_policy.demos.replay import Replay, contact_frames, recorded_frames, replay_demos, write_contact_sheet
 from prism_policy.errors import PrismError
+from prism_policy.tasks.adapted import is_adapted
 from prism_policy.utils.progress import Bar, console
 from prism_policy.utils.terminal import shell
 from prism_policy.utils.text import listed
@@ -160,10 +161,16 @@ def _print_facts(path: Path, facts: DatasetFacts) -> None:
     control = f"{env.controller}, {env.action_mode} actions in the frame of {frame}"
     images = ", ".join(f"{camera} {width}x{height}" for camera, (height, width) in facts.images.items())
     settings = ", ".join(f"{key} {value}" for key, value in (facts.render or {}).items())
-    rows = {
+    who = {
         "recorded by": f"robosuite {env.robosuite or 'of unknown version'}{layout}",
         "robot": ", ".join(env.robots) or "unknown robot",
         "control": control if env.controller else "not recorded",
+    }
+    if is_adapted(env.env_name):
+        rate = f"{env.control_hz:g} steps a second" if env.control_hz else "unknown rate"
+        who = {"recorded by": f"an environment of gymnasium, {rate}"}
+    rows = {
+        **who,
         "images": images or "none",
         "rendering": (settings or "settings not recorded") if images else "",
         "low-dim": ", ".join(f"{key} ({width})" for key, width in facts.low_dim.items()) or "none",
@@ -210,6 +217,8 @@ def _next_step(path: Path, facts: DatasetFacts) -> str:
     if facts.images and facts.env.task:
         words = ("prism", "train", "--task", facts.env.task, "--dataset", path)
         return shell(*words, *_flags(facts).split())
+    if facts.images and is_adapted(facts.env.env_name):
+        return shell("prism", "train", "--task", facts.env.env_name, "--dataset", path)
     if facts.images:
         return shell("prism", "train", "--dataset", path)
     if facts.states and (facts.env.env_kwargs or not facts.env.scene_trouble):

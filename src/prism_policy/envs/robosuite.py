@@ -59,6 +59,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     """
 
     simulator: ClassVar[Simulator] = ROBOSUITE
+    over: ClassVar[bool] = False  # no episode ends by itself but at success
     fixtures: Sequence[str] = ()  # bodies whose poses a state ends with, 7 numbers each
     _fixture_ids: Sequence[int] = ()
     _renderer: Renderer | None = None

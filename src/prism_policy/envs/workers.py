@@ -288,7 +288,7 @@ def _episode(
     observation, _ = env.reset(seed=seed, options={"split": split, "episode": episode})
     history = [observation] * n_obs_steps  # the policy has seen nothing before: the first frame stands for the past
     success, steps = False, 0
-    while not success and steps < env.task.max_steps:
+    while not success and not env.over and steps < env.task.max_steps:
         actions = yield Request(episode, stack_history(history), steps == 0)
         latest, success, done = env.step_chunk(actions, n_obs_steps)
         history = (history + latest)[-n_obs_steps:]

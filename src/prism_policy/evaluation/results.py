@@ -210,8 +210,8 @@ def episode_sets(run: Path, checkpoint: str | None = None, split: str | None = N
     return sorted(wanted, key=order)
 
 
-def summarise(records: Records) -> dict[str, Any]:
-    """Success rate with its interval, time to success, and how far the failures came."""
+def summarise(records: Records, fps: float = CONTROL_HZ) -> dict[str, Any]:
+    """Success rate with its interval, time to success at `fps` steps a second, and how far the failures came."""
     successes = [r["steps"] for r in records if r["success"]]
     return {
         "success_rate": len(successes) / len(records),
@@ -219,20 +219,22 @@ def summarise(records: Records) -> dict[str, Any]:
         "n_success": len(successes),
         "wilson_95": list(wilson_interval(len(successes), len(records))),
         "mean_steps_to_success": statistics.fmean(successes) if successes else None,
-        "median_seconds_to_success": statistics.median(successes) / CONTROL_HZ if successes else None,
+        "median_seconds_to_success": statistics.median(successes) / fps if successes else None,
         "failures_by_stage": dict(Counter(r.get("stage", "") for r in records if not r["success"])),
     }
 
 
-def summarise_seeds(by_seed: Mapping[int, Records]) -> dict[str, Any]:
+def summarise_seeds(by_seed: Mapping[int, Records], fps: float = CONTROL_HZ) -> dict[str, Any]:
     """All episodes together, each seed alone, and mean and standard deviation over the seeds' rates."""
-    seeds = {str(seed): summarise(records) for seed, records in by_seed.items() if records}
+    seeds = {str(seed): summarise(records, fps) for seed, records in by_seed.items() if records}
     mean, deviation = mean_and_std([s["success_rate"] for s in seeds.values()])
-    together = summarise([r for records in by_seed.values() for r in records])
+    together = summarise([r for records in by_seed.values() for r in records], fps)
     return {**together, "mean_over_seeds": mean, "std_over_seeds": deviation, "seeds": seeds}
 
 
-def summarise_run(run: Path, split: str, checkpoint: str, kept: Sequence[str]) -> dict[str, Any]:
+def summarise_run(
+    run: Path, split: str, checkpoint: str, kept: Sequence[str], fps: float = CONTROL_HZ
+) -> dict[str, Any]:
     """Summarise a run's episodes of a split: headline `checkpoint`, all others, and the mean of the last ten `kept`."""
     records: dict[str, dict[int, list[dict[str, Any]]]] = {}
     by_task: dict[str, list[dict[str, Any]]] = {}
@@ -247,10 +249,10 @@ def summarise_run(run: Path, split: str, checkpoint: str, kept: Sequence[str]) -
         there = ", ".join(records) or "none"
         missing = f"{run} has no episodes of checkpoint '{checkpoint}' on split '{split}'"
         raise PrismError(f"{missing}; it has {there}: run `{shell('prism', 'evaluate', run)}`")
-    checkpoints = {name: summarise_seeds(by_seed) for name, by_seed in records.items()}
+    checkpoints = {name: summarise_seeds(by_seed, fps) for name, by_seed in records.items()}
     summary = checkpoints[checkpoint] | {"checkpoint": checkpoint, "split": split, "checkpoints": checkpoints}
     if by_task:
-        summary["tasks"] = {task: summarise(finished) for task, finished in by_task.items()}
+        summary["tasks"] = {task: summarise(finished, fps) for task, finished in by_task.items()}
     ten = list(kept)[-LAST_TEN:]
     if len(ten) == LAST_TEN and all(name in checkpoints for name in ten):
         mean, deviation = mean_and_std([checkpoints[name]["success_rate"] for name in ten])

@@ -41,13 +41,13 @@ def render_videos(
                 progress(done, len(episodes))
 
 
-def grid_video(folder: Path, episodes: Sequence[dict[str, Any]]) -> None:
-    """folder/grid.mp4: the videos of these episodes at once, each standing still when it is over."""
+def grid_video(folder: Path, episodes: Sequence[dict[str, Any]], fps: float = CONTROL_HZ) -> None:
+    """folder/grid.mp4: the videos of these episodes at once, at `fps` a second, each standing still when it is over."""
     paths = [folder / f"episode_{r['episode']:03d}.mp4" for r in episodes]
     target = folder / "grid.mp4"
     if target.exists() and all(target.stat().st_mtime_ns >= path.stat().st_mtime_ns for path in paths):
         return
-    write_video(target, tile([read_video(path) for path in paths], GRID_WIDTH), fps=CONTROL_HZ)
+    write_video(target, tile([read_video(path) for path in paths], GRID_WIDTH), fps=max(round(fps), 1))
 
 
 def _video(task: TaskConfig, record: dict[str, Any], states: Path, path: Path) -> None:

@@ -34,6 +34,7 @@ from prism_policy.reports.rerun import check_rerun, record
 from prism_policy.run_folder import check_rollouts, kept_checkpoints, load_policy, read_run
 from prism_policy.saliency.run import draw_moments, film_failure
 from prism_policy.tasks import task_spec
+from prism_policy.tasks.spec import CONTROL_HZ
 from prism_policy.utils.cores import available_cores
 from prism_policy.utils.device import pick_device
 from prism_policy.utils.files import folder_lock, sweep, write_text
@@ -176,17 +177,21 @@ def _show_episodes(bar: Bar, records: Sequence[dict[str, Any]]) -> None:
 def _present(plan: EvalPlan, options: EvalOptions, memory: PeakMemory) -> dict[str, Any]:
     """Videos, figures, summary and report of a run whose rollouts are done."""
     folder, config, first = plan.folder, plan.config, plan.checkpoints[0]
+    fps = plan.headline.schema.fps or CONTROL_HZ
     timings = Timings(folder / "results" / "timings.json")
     with timings.stage("report", memory):
         for episodes, settings, task in plan.episode_sets:
             if episodes.checkpoint == first:
-                _film(episodes, task, settings, options.video_every, math.ceil(MOST_VIDEOS / len(plan.tasks)))
+                most = math.ceil(MOST_VIDEOS / len(plan.tasks))
+                records = _film(episodes, task, settings, options.video_every, most)
+                if records:
+                    grid_video(episodes.videos, records, fps)
         for policy, group in plan.by_policy() if options.rerun else ():
             for episodes, settings, task in group:
                 _record(episodes, task, policy, settings, math.ceil(MOST_RECORDINGS / len(plan.tasks)))
         draw_moments(config, plan.headline, plan.episode_sets[0][0], plan.tasks[0])
         film_failure(config, plan.headline, plan.episode_sets[0][0], plan.tasks[0])
-    summary = summarise_run(folder, config.evaluate.split, first, list(kept_checkpoints(folder)))
+    summary = summarise_run(folder, config.evaluate.split, first, list(kept_checkpoints(folder)), fps)
     summary |= {"policy": config.policy.kind, "encoder": encoder_name(config.policy.encoder), "preset": plan.preset}
     summary |= {"task": config.task.name, "seed": config.seed, **timings.as_dict()}
     write_text(folder / "results" / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -237,15 +242,17 @@ def _expand(folder: Path, checkpoints: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _film(episodes: EpisodeSet, task: TaskConfig, settings: EvalConfig, every: int | None, most: int) -> None:
-    """Videos of every k-th episode and the grid of them."""
+def _film(
+    episodes: EpisodeSet, task: TaskConfig, settings: EvalConfig, every: int | None, most: int
+) -> list[dict[str, Any]]:
+    """Videos of every k-th episode, whose records are returned."""
     every = math.ceil(settings.n_episodes / most) if every is None else every
     if every < 1:
-        return
+        return []
     records = [r for r in episodes.records() if r["episode"] < settings.n_episodes and r["episode"] % every == 0]
     with Bar("Videos", len(records)) as bar:
         render_videos(task, records, episodes.states, episodes.videos, None, bar.count)
-    grid_video(episodes.videos, records)
+    return records
 
 
 def _record(episodes: EpisodeSet, task: TaskConfig, policy: Policy, settings: EvalConfig, most: int) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from prism_policy.config.settings import TaskConfig
 from prism_policy.data.actions import decode_absolute
+from prism_policy.data.schema import Part, slices
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.rollouts import as_batch, episode_noise, rows_of, sample_chunks
 from prism_policy.evaluation.videos import observe_all
@@ -57,16 +58,21 @@ def _log(
     episode: int,
 ) -> None:
     n_obs, n_act = policy.config.n_obs_steps, policy.config.n_action_steps
-    hand = np.stack([o["state"][:3] for o in observations])
-    actions = np.zeros((0, 7))
+    schema, names = policy.schema, tuple[str, ...](ACTION_NAMES)
+    if not task.spec.own_robot:
+        names = tuple(f"{part.name}/{name}" for part in schema.action for name in part.number_names)
+    hands = (place for part, place in zip(schema.state, slices(schema.state).values(), strict=True) if _is_point(part))
+    hand = next((np.stack([o["state"][place] for o in observations]) for place in hands), None)
+    actions = np.zeros((0, len(names)))
     for step, observation in enumerate(observations):
         recording.set_time("step", sequence=step)
-        recording.set_time("time", duration=step / CONTROL_HZ)
+        recording.set_time("time", duration=step / (schema.fps or CONTROL_HZ))
         for camera, image in observation["images"].items():
             recording.log(f"cameras/{camera}", rr.Image(image))
         _log_keypoints(rr, recording, policy, observation)
-        recording.log("hand", rr.Points3D(hand[step], radii=0.01))
-        recording.log("hand/path", rr.LineStrips3D([hand[: step + 1]]))
+        if hand is not None:
+            recording.log("hand", rr.Points3D(hand[step], radii=0.01))
+            recording.log("hand/path", rr.LineStrips3D([hand[: step + 1]]))
         if step == len(observations) - 1:
             break  # nothing was done after the last one
         if step % n_act == 0:
@@ -78,8 +84,12 @@ def _log(
             recording.log("chunk", rr.Tensor(chunk, dim_names=("step", "action")))
             if task.action_mode == "absolute":
                 recording.log("hand/predicted", rr.LineStrips3D([chunk[:, :3]]))
-        for name, value in zip(ACTION_NAMES, actions[step % n_act], strict=True):
+        for name, value in zip(names, actions[step % n_act], strict=True):
             recording.log(f"action/{name}", rr.Scalars(value))
+
+
+def _is_point(part: Part) -> bool:
+    return part.kind == "position" and part.size == 3
 
 
 def _log_keypoints(rr: Any, recording: Any, policy: Policy, observation: Observation) -> None:

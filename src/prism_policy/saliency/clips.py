@@ -157,6 +157,8 @@ def _phases(env: Any, states: np.ndarray) -> list[str]:
 
 
 def _masks(env: Any, task: TaskConfig, states: np.ndarray) -> dict[str, np.ndarray]:
+    if not hasattr(env, "segment"):
+        return {}
     from prism_policy.envs import masks
 
     return {c: np.stack([masks.task_mask(env, c, state) for state in states]) for c in task.cameras}

@@ -1,6 +1,7 @@
 """What each task is; no torch, no simulator. A file here declares a task, and `SPECS` lists it."""
 
 from prism_policy.errors import PrismError
+from prism_policy.tasks.adapted import adapted, is_adapted
 from prism_policy.tasks.any_robosuite import PREFIX, any_robosuite
 from prism_policy.tasks.can import CAN
 from prism_policy.tasks.libero import LIBERO_SPECS
@@ -24,8 +25,11 @@ def task_spec(name: str) -> TaskSpec:
         return RECORDED
     if name.startswith(PREFIX):
         return any_robosuite(name)
+    if is_adapted(name):
+        return adapted(name)
     if name not in SPECS:
-        single = "single tasks of a suite such as libero_spatial_3, robosuite:NAME of a dataset, and recorded"
+        single = "single tasks of a suite such as libero_spatial_3, robosuite:NAME of a dataset, gym:ID, "
+        single += "MODULE:FUNCTION, and recorded"
         raise PrismError(f"unknown task {quoted(name)}; there are {', '.join(task_names())}, and {single}")
     return SPECS[name]
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.resources import files
 from typing import Any
 
 from prism_policy.errors import PrismError
 from prism_policy.tasks.checks import HIGH, body_pose
-from prism_policy.tasks.libero_names import SUITES
 from prism_policy.tasks.spec import LIBERO, TaskSpec
 
+_TEXT = files("prism_policy.tasks").joinpath("libero_names.json").read_text(encoding="utf-8")
+SUITES: dict[str, tuple[str, ...]] = {suite: tuple(names) for suite, names in json.loads(_TEXT).items()}
+"""Suite -> LIBERO's own names of its tasks (Liu et al., 2023), those of its files, in the benchmark's order:
+`<name>.bddl`, `<name>_demo.hdf5`."""
 MAX_STEPS = {"libero_spatial": 280, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 """Limits on a rollout, from the longest human demonstrations [steps]. OpenVLA's evaluation has 220 for libero_spatial,
 others 280; the rest is common."""

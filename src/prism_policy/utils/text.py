@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,11 @@ def shown(value: Any, most: int = 80) -> str:
     if isinstance(value, list | dict) and len(value) >= most:
         return f"{len(value)} values"
     return one_line(repr(value), most)
+
+
+def file_name(name: str) -> str:
+    """A name as part of a file's: what is no letter, digit, dot or dash becomes a dash."""
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:
