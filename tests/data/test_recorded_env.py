@@ -84,7 +84,11 @@ def test_files_of_diffusion_policy_are_known_by_their_actions() -> None:
         (env_args("v1.4", gripper_types=["Robotiq85Gripper"]), "expected the Panda's own gripper, got .*Robotiq85"),
         ({**env_args("v1.5"), "env_version": "1.6.0"}, "written by robosuite 1.6.0; this library runs up to 1.5"),
         ({**env_args("v1.5"), "env_version": "2.0"}, "written by robosuite 2.0"),
-        ({**env_args("v1.4"), "type": 2}, r"expected a robosuite environment \(type 1\), got 'Lift' of type 2"),
+        ({**env_args("v1.4"), "type": 3}, r"expected a robosuite environment \(type 1\), got 'Lift' of type 3"),
+        (
+            {**env_args("v1.4"), "type": 2},
+            "recorded in an environment of gymnasium, which --task gym:Lift would roll out",
+        ),
     ],
 )
 def test_scenes_that_cannot_be_made_here_are_one_sentence(about: dict[str, Any], sentence: str) -> None:

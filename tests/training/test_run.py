@@ -169,7 +169,7 @@ def test_bad_input_is_one_sentence_and_changes_nothing(
 def test_actions_of_another_dimension_are_told_before_a_run_folder_is_made(tmp_path: Path) -> None:
     write_demos(tmp_path / "demos.hdf5", actions=8)
     output = prism_train(tmp_path, "--out", tmp_path / "run", code=2)
-    assert "demos.hdf5, demo_0: expected actions of shape (T, 7), got (20, 8)" in output
+    assert "demos.hdf5, demo_0: expected actions of 7 numbers for lift, got 8" in output
     assert not (tmp_path / "run").exists()
 
 

@@ -270,8 +270,8 @@ def _scene_trouble(env_args: dict[str, Any], task: str | None, robots: tuple[str
         return "the file does not say which environment recorded it (no `env_args`), so its states cannot be replayed"
     env_name = str(env_args.get("env_name") or "")
     if env_args.get("type") == GYM_TYPE:
-        name = one_line(env_name)
-        return f"it was recorded in {name!r}, an environment of gymnasium, which --task {name} would roll out"
+        name = one_line(env_name if ":" in env_name else f"gym:{env_name}")
+        return f"it was recorded in an environment of gymnasium, which --task {name} would roll out"
     if env_args.get("type", _ROBOSUITE_TYPE) != _ROBOSUITE_TYPE:
         kind = one_line(env_args["type"], 30)
         return f"expected a robosuite environment (type {_ROBOSUITE_TYPE}), got {one_line(env_name)!r} of type {kind}"

@@ -226,6 +226,8 @@ def _check_file(config: RunConfig, path: Path, task: str) -> RobomimicSource:
         raise PrismError(f"{path}, {name}: {reason}")
     if config.task.action_mode == "delta" and facts.env.action_mode == "absolute":
         raise PrismError(f"{path}: its actions are absolute poses; choose --task.action-mode absolute")
+    if (width := facts.schema.action_dim) != (wanted := task_schema(config.task).action_dim):
+        raise PrismError(f"{path}, {source.names[0]}: expected actions of {wanted} numbers for {task}, got {width}")
     missing = [part.name for part in STATE if facts.low_dim.get(part.name) != part.size]
     if missing:
         raise PrismError(
