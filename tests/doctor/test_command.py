@@ -24,7 +24,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_clean_file_is_clean(recording: Path) -> None:
     done = prism("doctor", recording)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
     assert f"{recording}: 12 episodes, " in done.stdout
     assert "nothing found" in done.stdout
     assert "prism train --dataset" in done.stdout
