@@ -164,6 +164,12 @@ ADVICE: dict[str, Advice] = {
         "The held-out error then says nothing about new situations: it is too good.",
         "Write the masks anew, each episode in one of them.",
     ),
+    "unusable-masks": Advice(
+        "error",
+        "Masks that training refuses",
+        "Which episodes are learned and which are held out cannot be told.",
+        "Write the masks anew (`prism_policy.data.robomimic.write_masks`), or take them out of the file.",
+    ),
     "swapped-cameras": Advice(
         "error",
         "Cameras are swapped",
