@@ -198,13 +198,13 @@ def quaternions(episode: str, state: np.ndarray, parts: Sequence[Part]) -> list[
 def held(values: np.ndarray) -> np.ndarray:
     """Which numbers of (T, D) are sampled more slowly than they are recorded: steps between changes, 0 for others.
 
-    At least ten changes, hardly ever (one in ten) one right after the other, and half of them after the usual number
+    At least seven changes, hardly ever (one in ten) one right after the other, and half of them after the usual number
     of steps or one more or less: a finger at rest changes rarely, too, but not regularly.
     """
     found = np.zeros(values.shape[1], int)
     for i, changes in enumerate((np.diff(values, axis=0) != 0).T):
         between = np.diff(np.flatnonzero(changes))
-        if len(between) < 10 or (between == 1).mean() > 0.1:
+        if len(between) < 6 or (between == 1).mean() > 0.1:
             continue
         usual = int(np.bincount(between).argmax())
         if (np.abs(between - usual) <= 1).mean() >= 0.5:

@@ -73,5 +73,5 @@ def still(place: Place, change: np.ndarray, speed: np.ndarray, fps: float | None
                 yield Mark("frozen-frames", Place(place.episode, (first, last + 1), place.part), count)
         elif count >= 4 * least and (equal & moves)[:first].sum() <= 0.02 * moves[:first].sum():
             yield Mark("frozen-frames", Place(place.episode, (first, last + 1), place.part), count)
-    if short > max(3, 0.1 * len(change)):
+    if short > max(5, 0.1 * len(change)):
         yield Mark("duplicated-frames", place, short / len(change))

@@ -173,7 +173,11 @@ def duplicates(summaries: Sequence[Summary], schema: Schema) -> Iterator[Finding
 
 
 def constants(summaries: Sequence[Summary], schema: Schema) -> Iterator[Finding]:
-    """Numbers that never change (other than grippers), and those that move a fiftieth of their part's range or less."""
+    """Numbers that never change (other than grippers), and those that move a fiftieth of their part's range or less.
+
+    The latter only where no spike makes a range wider than it is.
+    """
+    spiky = any(mark.check == "spikes" for one in summaries for mark in one.marks)
     for of, parts in (("state", schema.state), ("action", schema.action)):
         if not summaries or not parts:
             continue
@@ -191,7 +195,7 @@ def constants(summaries: Sequence[Summary], schema: Schema) -> Iterator[Finding]
         if constant:
             yield finding("constant-numbers", f"{numbered(len(constant), 'number', len(names))} of the {of} never "
                           f"change: {listed(constant, 6)}")  # fmt: skip
-        if small:
+        if small and not spiky:
             yield finding("small-motion", f"{numbered(len(small), 'number', len(names))} of the {of} move less than a "
                           f"fiftieth of what their part does: {listed(small, 6)}")  # fmt: skip
 
@@ -216,12 +220,12 @@ def robust(values: np.ndarray) -> np.ndarray:
 
 
 def lengths(summaries: Sequence[Summary], schema: Schema) -> Iterator[Finding]:
-    """Episodes whose length is far from all others', and twice or half as large."""
+    """Episodes whose length is far from all others', and three times as large or small."""
     if len(summaries) < FEWEST:
         return
     steps = np.array([one.steps for one in summaries], float)
     ratio = steps / np.median(steps)
-    odd = np.flatnonzero((robust(np.log(steps)) > FAR) & ((ratio > 2) | (ratio < 0.5)))
+    odd = np.flatnonzero((robust(np.log(steps)) > FAR) & ((ratio > 3) | (ratio < 1 / 3)))
     if len(odd):
         count, got = numbered(len(odd), "episode", len(summaries)), spread(steps[odd].tolist(), " steps")
         sentence = f"{count}: {got}, in the others about {np.median(steps):.3g}"
