@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 
 from commandline import prism
+from community import RECORDED
 from made_recording import clean, write
 from prism_policy.doctor.finding import ADVICE, SEVERITIES, Place, finding, numbered, spread, worst_first
 
 ROOT = Path(__file__).parents[2]
+G1 = Path(os.environ.get("PRISM_LEROBOT_DATA") or ROOT.parent / "shared/data/lerobot")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_clean_file_is_clean(recording: Path) -> None:
     done = prism("doctor", recording)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
     assert f"{recording}: 12 episodes, " in done.stdout
     assert "nothing found" in done.stdout
     assert "prism train --dataset" in done.stdout
@@ -65,6 +68,30 @@ def test_notes_alone_are_no_fault(recording: Path, tmp_path: Path) -> None:
     done = prism("doctor", still)
     assert done.returncode == 0, done.stdout
     assert "note: Numbers that never change" in done.stdout
+
+
+def test_masks_that_training_refuses_are_an_error(recording: Path, tmp_path: Path) -> None:
+    write(masked := tmp_path / "masked.hdf5", clean(), {"train": ["demo_0", "demo_77"], "valid": ["demo_1"]})
+    report = json.loads(prism("doctor", masked, "--json").stdout)
+    assert [one["check"] for one in report["findings"]] == ["unusable-masks"]
+    assert "demo_77" in report["findings"][0]["what"]
+
+
+def test_a_human_demonstration_is_one_and_else_in_order() -> None:
+    report = json.loads(prism("doctor", RECORDED, "--json").stdout)
+    assert [one["check"] for one in report["findings"]] == ["few-episodes"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not G1.is_dir(), reason="needs the recording in shared/data/lerobot")
+@pytest.mark.parametrize("version", ["unitree_g1_v21", "unitree_g1_v30"])
+def test_a_real_recording_is_told_what_is_true_of_it(version: str) -> None:
+    """Its camera repeats frames to the bit, and its hands answer at a quarter of its rate."""
+    pytest.importorskip("pyarrow")
+    report = json.loads(prism("doctor", G1 / version, "--json").stdout)
+    checks = [one["check"] for one in report["findings"]]
+    assert checks == ["duplicated-frames", "few-episodes", "slow-numbers"]
+    assert "every 4 steps, 7.5 times a second" in report["findings"][2]["what"]
 
 
 def test_a_name_cannot_break_the_page_or_the_terminal(recording: Path, tmp_path: Path) -> None:

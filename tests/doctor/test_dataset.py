@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from made_recording import SCHEMA, MadeSource, clean
+from made_recording import CAMERAS, SCHEMA, MadeSource, clean, picture
 from prism_policy.data.episode import Episode
 from prism_policy.doctor.dataset import examine
 from prism_policy.doctor.finding import ADVICE, Finding
@@ -66,6 +66,10 @@ def wrong_rate(e: Episodes) -> None:
 
 def frozen(e: Episodes) -> None:
     e[4] = images(e[4], "wrist", lambda x: put(slice(31, 43), x[30])(x))
+
+
+def dead(e: Episodes) -> None:
+    e[4] = images(e[4], "wrist", lambda x: put(slice(None), x[0])(x))
 
 
 def duplicated(e: Episodes) -> None:
@@ -234,6 +238,7 @@ PLANTED: dict[str, tuple[Plant, str, str]] = {
     "a gap in the time stamps": (time_jump, "time-jumps", "demo_3, steps 20 to 21"),
     "time stamps of half the rate": (wrong_rate, "wrong-rate", "demo_0"),
     "a frozen camera": (frozen, "frozen-frames", "demo_4, steps 30 to 42, wrist"),
+    "a camera that never changes": (dead, "frozen-frames", "demo_4, steps 0 to "),
     "a camera of half the rate": (duplicated, "duplicated-frames", "demo_0, front"),
     "black frames": (black, "black-frames", "demo_2, steps 0 to 3, front"),
     "frames of one colour": (green, "black-frames", "demo_2, steps 10 to 11, front"),
@@ -281,3 +286,56 @@ def test_a_planted_fault_is_found_where_it_is_and_nothing_else(name: str) -> Non
     assert place == "" or str(one.where[0]).startswith(place), one.where
     assert one.severity == ADVICE[check].severity
     assert one.what[-1] not in ".:"
+
+
+def waiting(e: Episodes) -> None:
+    """The hand leaves the picture for a while, and comes back as slowly."""
+
+    def hidden(x: np.ndarray) -> np.ndarray:
+        ground = picture("front", np.full((1, 3), 9.0), np.ones(1))
+        share = np.clip(np.abs(np.arange(len(x)) - 35) / 8 - 1, 0, 1)[:, None, None, None]
+        return (x * share + ground * (1 - share)).astype(np.uint8)
+
+    e[4] = images(e[4], "front", hidden)
+
+
+def video(e: Episodes) -> None:
+    """What a codec does: a little noise in every frame."""
+    rng = np.random.default_rng(0)
+    e[:] = [
+        images(one, "front", lambda x: (x + rng.integers(0, 3, x.shape)).clip(0, 255).astype(np.uint8)) for one in e
+    ]
+
+
+def one_goes_slowly(e: Episodes) -> None:
+    """Smaller actions for smaller motion are no other units."""
+    place = np.arange(0, len(e[3]) - 1, 0.6)
+    one = rows(e[3], place.astype(int))
+    state = np.stack([np.interp(place, np.arange(len(e[3])), x) for x in e[3].state.T], axis=1)
+    slower = put((slice(None), slice(0, 6)), 0.6 * one.actions[:, :6])(one.actions.copy())
+    pictures = {camera: picture(camera, state[:, :3], state[:, 7] / 0.04) for camera in CAMERAS}
+    e[3] = replace(one, actions=slower, state=state.astype(np.float32), images=pictures)
+
+
+def sensors(e: Episodes) -> None:
+    """Noise of a thousandth of the range."""
+    rng = np.random.default_rng(0)
+    e[:] = [numbers(one, "state", lambda x: x + rng.normal(0, 3e-4, x.shape)) for one in e]
+
+
+@pytest.mark.parametrize("change", [waiting, video, one_goes_slowly, sensors])
+def test_what_is_usual_is_no_fault(change: Plant) -> None:
+    change(episodes := list(originals()))
+    assert [(one.check, one.what) for one in found(episodes)] == []
+
+
+def test_a_recording_is_read_in_one_pass_and_counted() -> None:
+    episodes, counts = list(originals()), list[tuple[int, int]]()
+    examination = examine(MadeSource(episodes), lambda *done: counts.append(done))
+    assert counts == [(i + 1, 12) for i in range(12)]
+    assert (examination.episodes, examination.steps) == (12, sum(map(len, episodes)))
+
+
+def test_a_recording_of_numbers_alone_can_be_checked() -> None:
+    bare = [replace(one, images={}, state=one.state[:, :0]) for one in originals()]
+    assert found(MadeSource(bare, replace(SCHEMA, cameras={}, state=()))) == []

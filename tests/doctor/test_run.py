@@ -55,6 +55,7 @@ def trained(run: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Policy, RunConf
 Trained = tuple[Policy, RunConfig, Dataset]
 
 
+@pytest.mark.slow
 def test_ten_windows_are_learned_unless_nothing_can_be(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, config, dataset = trained
     finding, sentence = by_heart(policy, config, dataset.train, 60, no_progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from prism_policy.data.source import FolderSource, Source
+from prism_policy.data.source import FolderSource, Source, split_demos
 from prism_policy.doctor.episode import Summary, summarise
 from prism_policy.doctor.finding import Finding, Place, finding, numbered, spread
 from prism_policy.doctor.together import CHECKS
@@ -44,8 +44,9 @@ def examine(source: Source, progress: Callable[[int, int], None] = lambda done, 
             continue
         break
     findings = [_unusable(unusable, len(names) + len(_left_out(source)))] if unusable else []
-    findings += [finding("reader", sentence) for sentence in getattr(source, "reading", source.findings)]
-    findings += masks(source, summaries)
+    reading = [sentence for sentence in getattr(source, "reading", source.findings) if not sentence.startswith("mask ")]
+    findings += [finding("reader", sentence) for sentence in reading]
+    findings += masks(source)
     sound = [summary for summary in summaries if summary.digest]
     findings += marked(summaries)
     for check in CHECKS:
@@ -70,15 +71,17 @@ def _unusable(unusable: Sequence[tuple[str, str]], total: int) -> Finding:
     return finding(check, what, [Place(name) for name, _ in unusable])
 
 
-def masks(source: Source, summaries: Sequence[Summary]) -> Iterator[Finding]:
-    """Episodes that are both in `train` and in `valid`, by name."""
+def masks(source: Source) -> Iterator[Finding]:
+    """Episodes that are both in `train` and in `valid`, by name; else masks that training refuses."""
     train, valid = (source.masks.get(name, ()) for name in ("train", "valid"))
     if both := [name for name in valid if name in train]:
-        yield finding(
-            "masks-share",
-            f"masks 'train' and 'valid' share {numbered(len(both), 'episode', len(valid))}",
-            map(Place, both),
-        )
+        sentence = f"masks 'train' and 'valid' share {numbered(len(both), 'episode', len(valid))}"
+        yield finding("masks-share", sentence, map(Place, both))
+        return
+    try:
+        split_demos(source, hold_out=True)
+    except PrismError as error:
+        yield finding("unusable-masks", str(error).removeprefix(f"{source.path}: "))
 
 
 TEXTS: dict[str, tuple[str, str]] = {

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from prism_policy.data.episode import Episode
 from prism_policy.data.schema import Part, Schema, slices
-from prism_policy.doctor.finding import Place
+from prism_policy.doctor.finding import Mark, Place, runs
+from prism_policy.doctor.images import blank, look, mean_view, still
 
-THUMB = 8
-"""Rows and columns of the mean picture that stands for a camera's view of an episode."""
-SAMPLED = 24
-"""Frames of an episode of which the mean picture is made."""
 MOST_SHIFT = 12
 """Steps by which signals are shifted against one another, at most."""
 NEIGHBOURS = 3
 """Steps before and after one with which it is compared."""
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A fault at one place of one episode; `amount` is what the check measures there."""
-
-    check: str
-    place: Place
-    amount: float = 0.0
 
 
 @dataclass
@@ -48,8 +37,8 @@ class Summary:
     high: dict[str, np.ndarray] = field(default_factory=dict)
     held: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
     """Steps between changes of each number of the state that is sampled more slowly than recorded, else 0."""
-    action_size: float = 0.0
-    """Root mean square of the actions that are neither rotations nor grippers, about their middle."""
+    gain: float | None = None
+    """Size of the actions as a multiple of the motion; None where it is unknown what they move."""
     step_s: float | None = None
     """Median time between steps [s]."""
     views: dict[str, np.ndarray] = field(default_factory=dict)
@@ -80,11 +69,7 @@ def summarise(episode: Episode, schema: Schema) -> Summary:
         summary.low[name], summary.high[name] = values.min(0), values.max(0)
         summary.marks += spikes(episode.name, values, parts[name])
     summary.start, summary.held = arrays["state"][0], held(arrays["state"])
-    steady = [i for i, part in enumerate(_of_each(schema.action)) if part.kind not in ("rotation", "gripper")]
-    if steady:
-        chosen = arrays["action"][:, steady]
-        relative = chosen if all(_of_each(schema.action)[i].shares for i in steady) else chosen - chosen.mean(0)
-        summary.action_size = float(np.sqrt(np.mean(relative**2)))
+    summary.gain = gain(arrays["state"], arrays["action"], schema)
     moving = motion(arrays["state"], schema.state)
     summary.marks += [*quaternions(episode.name, arrays["state"], schema.state), *leaps(episode.name, moving)]
     if not moving.shape[1]:
@@ -95,8 +80,9 @@ def summarise(episode: Episode, schema: Schema) -> Summary:
     if episode.times is not None:
         summary.marks += times(episode.name, episode.times)
         summary.step_s = float(np.median(np.diff(episode.times))) if len(episode) > 1 else None
-    speed = np.abs(np.diff(moving, axis=0)).max(axis=1, initial=0)
     for camera, images in episode.images.items():
+        own = of_arm(camera, arrays["state"], schema)
+        speed = np.abs(np.diff(moving if own is None else own, axis=0)).max(axis=1, initial=0)
         summary.views[camera], summary.first_views[camera] = mean_view(images), mean_view(images[:1])
         change, dull = look(images)
         place = Place(episode.name, None, camera)
@@ -105,12 +91,6 @@ def summarise(episode: Episode, schema: Schema) -> Summary:
     summary.responses = responses(arrays["state"], arrays["action"], schema)
     summary.grippers = grippers(arrays["state"], arrays["action"], schema)
     return summary
-
-
-def runs(flags: np.ndarray) -> list[tuple[int, int]]:
-    """First and last index of each stretch of True in (T,)."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
-    return [(int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _of_each(parts: Sequence[Part]) -> list[Part]:
@@ -148,6 +128,16 @@ def motion(values: np.ndarray, parts: Sequence[Part], tail: float = 0.02) -> np.
         if (widest := float((high - low).max())) > 1e-6:
             columns.append(of_part / widest)
     return np.concatenate(columns, axis=1)
+
+
+def of_arm(camera: str, state: np.ndarray, schema: Schema) -> np.ndarray | None:
+    """Motion (T, D) of the arm that a camera is named after, as robosuite does: what it carries waits with the arm."""
+    found = re.match(r"robot[0-9]+_", camera)
+    own = [part for part in schema.state if found and part.name.startswith(found[0])]
+    if not own or len(own) == len(schema.state):
+        return None
+    where = slices(schema.state)
+    return motion(np.concatenate([state[:, where[part.name]] for part in own], axis=1), own)
 
 
 def grippers_of(values: np.ndarray, parts: Sequence[Part]) -> np.ndarray:
@@ -208,13 +198,13 @@ def quaternions(episode: str, state: np.ndarray, parts: Sequence[Part]) -> list[
 def held(values: np.ndarray) -> np.ndarray:
     """Which numbers of (T, D) are sampled more slowly than they are recorded: steps between changes, 0 for others.
 
-    At least ten changes, hardly ever (one in ten) one right after the other, and half of them after the usual number
+    At least seven changes, hardly ever (one in ten) one right after the other, and half of them after the usual number
     of steps or one more or less: a finger at rest changes rarely, too, but not regularly.
     """
     found = np.zeros(values.shape[1], int)
     for i, changes in enumerate((np.diff(values, axis=0) != 0).T):
         between = np.diff(np.flatnonzero(changes))
-        if len(between) < 10 or (between == 1).mean() > 0.1:
+        if len(between) < 6 or (between == 1).mean() > 0.1:
             continue
         usual = int(np.bincount(between).argmax())
         if (np.abs(between - usual) <= 1).mean() >= 0.5:
@@ -269,62 +259,6 @@ def times(episode: str, stamps: np.ndarray) -> list[Mark]:
     return [Mark("time-jumps", Place(episode, (i, i + 1)), float(steps[i])) for i in np.flatnonzero(odd).tolist()]
 
 
-def mean_view(images: np.ndarray) -> np.ndarray:
-    """Mean over frames (T, H, W, 3) as a picture of 8 x 8 fields, in grey levels."""
-    chosen = images[np.unique(np.linspace(0, len(images) - 1, min(SAMPLED, len(images))).astype(int))]
-    mean = chosen.mean(axis=0, dtype=np.float32)
-    rows, columns = (np.linspace(0, n, THUMB + 1).astype(int)[:-1] for n in mean.shape[:2])
-    sums = np.add.reduceat(np.add.reduceat(mean, rows, axis=0), columns, axis=1)
-    counts = np.diff([*rows, mean.shape[0]])[:, None, None] * np.diff([*columns, mean.shape[1]])[None, :, None]
-    return np.asarray(sums / counts)
-
-
-FINE = 240
-"""Rows that are compared; of larger images every second, third, ... pixel, as codecs leave no single pixel alone."""
-
-
-def look(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean change of each frame (T, H, W, 3) to the next (T - 1,), and which frames (T,) show nothing."""
-    every = max(1, images.shape[1] // FINE)
-    small = images[:, ::every, ::every]
-    change, dull = np.zeros(max(len(small) - 1, 0)), np.zeros(len(small), bool)
-    for i, frame in enumerate(small):
-        sample = frame[::2, ::2].reshape(-1, 3)
-        dark, plain = float(np.quantile(sample, 0.99)) < 16, float(sample.std(axis=0).max()) < 1
-        dull[i] = dark or plain
-        if i:
-            change[i - 1] = np.abs(np.subtract(frame, small[i - 1], dtype=np.int16)).mean()
-    return change, dull
-
-
-def blank(place: Place, dull: np.ndarray) -> Iterator[Mark]:
-    """Frames that are black (99 of 100 pixels below 16 of 255) or of one colour (deviation below 1)."""
-    for stretch in runs(dull):
-        yield Mark("black-frames", Place(place.episode, stretch, place.part), stretch[1] - stretch[0] + 1)
-
-
-def still(place: Place, change: np.ndarray, speed: np.ndarray, fps: float | None) -> Iterator[Mark]:
-    """Frames equal to the one before although the state moves, at half its mean speed or more.
-
-    Five or more in a row, or a quarter of a second, are a frozen camera; shorter stretches, if they make a tenth of all
-    steps, one that is slower than the recording. Videos never repeat a frame to the bit: there, equal is a tenth of the
-    usual change.
-    """
-    equal = change <= 0.1 * float(np.median(change[change > 0])) if (change > 0).any() else change == 0
-    moves = speed >= 0.5 * speed.mean() if speed.any() else np.zeros(len(change), bool)
-    least = max(5, round(0.25 * (fps or 20)))
-    short = 0
-    for first, last in runs(equal):
-        if not moves[first : last + 1].mean() > 0.5:
-            continue
-        if last - first + 1 >= least:
-            yield Mark("frozen-frames", Place(place.episode, (first, last + 1), place.part), last - first + 1)
-        else:
-            short += last - first + 1
-    if short > max(3, 0.1 * len(change)):
-        yield Mark("duplicated-frames", place, short / len(change))
-
-
 def correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Pearson's correlation of x (T,) with y (T,) that is k steps later, for k from -K to K; NaN where one is still."""
     found = np.full(2 * MOST_SHIFT + 1, np.nan)
@@ -335,19 +269,44 @@ def correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return found
 
 
+def counterpart(part: Part, schema: Schema) -> str | None:
+    """The part of the state that a part of the action moves: positions of a hand, joints of as many joints."""
+    alike = [one.name for one in schema.state if one.kind == part.kind and one.size == part.size]
+    named = [name for name in alike if "eef" in name or name in (part.name, "state")]
+    if part.kind not in ("position", "joint") or not alike:
+        return None
+    arm = part.name.partition("_")[0]  # robot0_position goes with robot0_eef_pos, where there are several arms
+    return next((name for name in named if name.startswith(arm)), (named or alike)[0])
+
+
+def gain(state: np.ndarray, action: np.ndarray, schema: Schema) -> float | None:
+    """How large the first part of the action with a counterpart is, as a multiple of the motion; None unknown."""
+    of_state, of_action = slices(schema.state), slices(schema.action)
+    for part in schema.action:
+        if (name := counterpart(part, schema)) is None or len(state) < 3:
+            continue
+        values, moved = action[:, of_action[part.name]], state[:, of_state[name]]
+        if part.shares:
+            sizes = [np.abs(x) for x in (values, np.diff(moved, axis=0))]
+        else:
+            sizes = [np.abs(x - np.median(x, axis=0)) for x in (values, moved)]
+        own, caused = (float(np.quantile(x.max(axis=1), 0.8)) for x in sizes)  # which no spike changes
+        return own / caused if min(own, caused) > 0 else None
+    return None
+
+
 def responses(state: np.ndarray, action: np.ndarray, schema: Schema) -> dict[str, np.ndarray]:
     """How the state's change goes with each part of the action that has a counterpart in the state, (2, 2K + 1).
 
     First with the action itself, which suits steps, then with its change, which suits targets; mean over the numbers
-    that move. Positions go with positions of a hand, joints with as many joints.
+    that move.
     """
     found, of_state, of_action = {}, slices(schema.state), slices(schema.action)
     for part in schema.action:
-        counterparts = [one for one in schema.state if one.kind == part.kind and one.size == part.size]
-        named = [one for one in counterparts if "eef" in one.name or one.name in (part.name, "state")]
-        if part.kind not in ("position", "joint") or not counterparts or len(state) < 3 * MOST_SHIFT:
+        name = counterpart(part, schema)
+        if name is None or len(state) < 3 * MOST_SHIFT:
             continue
-        values, moved = action[:, of_action[part.name]], state[:, of_state[(named or counterparts)[0].name]]
+        values, moved = action[:, of_action[part.name]], state[:, of_state[name]]
         steps, ranges = np.diff(moved, axis=0), np.ptp(moved, axis=0)
         active = np.flatnonzero(ranges > 0.1 * ranges.max(initial=0))
         if not len(active):

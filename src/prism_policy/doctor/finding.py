@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from prism_policy.utils.text import one_line
 
 Severity = Literal["error", "warning", "note"]
@@ -30,6 +32,15 @@ class Place:
             first, last = self.steps
             steps = f"step {first}" if first == last else f"steps {first} to {last}"
         return ", ".join(text for text in (one_line(self.episode, 60), steps, one_line(self.part, 40)) if text)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A fault at one place of one episode; `amount` is what the check measures there."""
+
+    check: str
+    place: Place
+    amount: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,12 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     """Errors, then warnings, then notes; within each in the order of `ADVICE`."""
     order = list(ADVICE)
     return sorted(findings, key=lambda one: (SEVERITIES.index(one.severity), order.index(one.check)))
+
+
+def runs(flags: np.ndarray) -> list[tuple[int, int]]:
+    """First and last index of each stretch of True in (T,)."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    return [(int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def numbered(count: int, what: str, of: int | None = None) -> str:
@@ -146,6 +163,12 @@ ADVICE: dict[str, Advice] = {
         "Held-out episodes are learned",
         "The held-out error then says nothing about new situations: it is too good.",
         "Write the masks anew, each episode in one of them.",
+    ),
+    "unusable-masks": Advice(
+        "error",
+        "Masks that training refuses",
+        "Which episodes are learned and which are held out cannot be told.",
+        "Write the masks anew (`prism_policy.data.robomimic.write_masks`), or take them out of the file.",
     ),
     "swapped-cameras": Advice(
         "error",

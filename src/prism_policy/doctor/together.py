@@ -173,7 +173,11 @@ def duplicates(summaries: Sequence[Summary], schema: Schema) -> Iterator[Finding
 
 
 def constants(summaries: Sequence[Summary], schema: Schema) -> Iterator[Finding]:
-    """Numbers that never change (other than grippers), and those that move a fiftieth of their part's range or less."""
+    """Numbers that never change (other than grippers), and those that move a fiftieth of their part's range or less.
+
+    The latter only where no spike makes a range wider than it is.
+    """
+    spiky = any(mark.check == "spikes" for one in summaries for mark in one.marks)
     for of, parts in (("state", schema.state), ("action", schema.action)):
         if not summaries or not parts:
             continue
@@ -191,7 +195,7 @@ def constants(summaries: Sequence[Summary], schema: Schema) -> Iterator[Finding]
         if constant:
             yield finding("constant-numbers", f"{numbered(len(constant), 'number', len(names))} of the {of} never "
                           f"change: {listed(constant, 6)}")  # fmt: skip
-        if small:
+        if small and not spiky:
             yield finding("small-motion", f"{numbered(len(small), 'number', len(names))} of the {of} move less than a "
                           f"fiftieth of what their part does: {listed(small, 6)}")  # fmt: skip
 
@@ -215,20 +219,31 @@ def robust(values: np.ndarray) -> np.ndarray:
     return np.asarray(away / max(1.4826 * float(np.median(away)), 1e-9))
 
 
-def sizes(summaries: Sequence[Summary], schema: Schema) -> Iterator[Finding]:
-    """Episodes whose length or action's scale is far from all others', and twice or half as large."""
-    for check, what, values in (
-        ("odd-length", "steps", np.array([one.steps for one in summaries], float)),
-        ("odd-actions", "root mean square of the actions", np.array([one.action_size for one in summaries])),
-    ):
-        if len(summaries) < FEWEST or values.min() <= 0:
-            continue
-        ratio = values / np.median(values)
-        odd = np.flatnonzero((robust(np.log(values)) > FAR) & ((ratio > 2) | (ratio < 0.5)))
-        if len(odd):
-            count, got = numbered(len(odd), "episode", len(summaries)), spread(values[odd].tolist())
-            sentence = f"{count}: {what} {got}, in the others about {np.median(values):.3g}"
-            yield finding(check, sentence, [Place(summaries[i].name) for i in odd])
+def lengths(summaries: Sequence[Summary], schema: Schema) -> Iterator[Finding]:
+    """Episodes whose length is far from all others', and three times as large or small."""
+    if len(summaries) < FEWEST:
+        return
+    steps = np.array([one.steps for one in summaries], float)
+    ratio = steps / np.median(steps)
+    odd = np.flatnonzero((robust(np.log(steps)) > FAR) & ((ratio > 3) | (ratio < 1 / 3)))
+    if len(odd):
+        count, got = numbered(len(odd), "episode", len(summaries)), spread(steps[odd].tolist(), " steps")
+        sentence = f"{count}: {got}, in the others about {np.median(steps):.3g}"
+        yield finding("odd-length", sentence, [Place(summaries[i].name) for i in odd])
+
+
+def gains(summaries: Sequence[Summary], schema: Schema) -> Iterator[Finding]:
+    """Episodes whose actions are three times as large or small, for the same motion, as in all others."""
+    known = [one for one in summaries if one.gain is not None]
+    if len(known) < FEWEST:
+        return
+    values = np.array([one.gain for one in known])
+    ratio = values / np.median(values)
+    odd = np.flatnonzero((robust(np.log(values)) > FAR) & ((ratio > 3) | (ratio < 1 / 3)))
+    if len(odd):
+        count, got = numbered(len(odd), "episode", len(known)), spread(ratio[odd].tolist())
+        sentence = f"{count}: actions are {got} times as large, for the same motion, as in the others"
+        yield finding("odd-actions", sentence, [Place(known[i].name) for i in odd])
 
 
 def starts(summaries: Sequence[Summary], schema: Schema) -> Iterator[Finding]:
@@ -321,6 +336,6 @@ def participation(values: np.ndarray) -> float:
 
 CHECKS: tuple[Check, ...] = (
     swaps, rates, action_range, action_timing, camera_delays, gripper, quaternion_starts, duplicates, constants, slow,
-    sizes, starts, views, few,
+    lengths, gains, starts, views, few,
 )  # fmt: skip
 """All of them."""
