@@ -60,7 +60,7 @@ def test_a_run_that_no_simulation_can_measure_says_why(tmp_path: Path, capsys: p
     with h5py.File(data, "r+") as file:
         about = community.env_args("v1.5", "Stack_D0", control_freq=10)
         file["data"].attrs["env_args"] = json.dumps(about)
-    train_run(run, config_of(data, "--train.rollout-every 1"), device="cpu")
+    train_run(run, config_of(data, "--task lift", "--train.rollout-every 1"), device="cpu")
     printed = capsys.readouterr().out
     assert "No rollouts while training: expected one of robosuite's" in printed
     held = read_data(run)

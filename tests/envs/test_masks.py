@@ -13,10 +13,10 @@ from prism_policy.errors import PrismError
 
 pytest.importorskip("robosuite", reason="needs prism-policy[sim]")
 
+from prism_policy.envs.episode import phases
 from prism_policy.envs.experts import demonstrate
 from prism_policy.envs.masks import GRIPPER, OBJECT, REST, task_mask
 from prism_policy.envs.robosuite import RobosuiteEnv
-from prism_policy.envs.stages import phases
 from prism_policy.tasks import task_spec
 
 

@@ -110,7 +110,7 @@ def render_demos(
         parts = [folder / f"part_{i:06d}.hdf5" for i in range(len(names))]
         absolute = source.executable and "absolute" in task.spec.action_modes
         work = [
-            (_render_part, task, states, name, part, absolute, source.absolute)
+            (_render_part, task, states.absolute(), name, part, absolute, source.absolute)
             for name, part in zip(names, parts, strict=True)
         ]
         make_missing(pool, parts, work, progress)

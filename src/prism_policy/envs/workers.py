@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from prism_policy.config.settings import TaskConfig
+from prism_policy.envs.episode import furthest_stage
 from prism_policy.envs.make import kept_env
 from prism_policy.envs.process import Worker, WorkerLostError
 from prism_policy.envs.simulators import prepare_opengl
-from prism_policy.envs.stages import furthest_stage
 from prism_policy.errors import PrismError
 from prism_policy.utils.cores import available_cores
 from prism_policy.utils.observations import Observation, stack_history

@@ -151,9 +151,9 @@ def _draw(source: Source, frames: int, pick: Pick) -> Clip:
 
 def _phases(env: Any, states: np.ndarray) -> list[str]:
     """What there is to do at each of the states."""
-    from prism_policy.envs import stages  # needs the simulator
+    from prism_policy.envs import episode  # needs the simulator
 
-    return stages.phases(env, states)
+    return episode.phases(env, states)
 
 
 def _masks(env: Any, task: TaskConfig, states: np.ndarray) -> dict[str, np.ndarray]:

@@ -10,9 +10,9 @@ from prism_policy.config.settings import DemoConfig
 
 pytest.importorskip("robosuite", reason="needs prism-policy[sim]")
 
+from prism_policy.envs.episode import furthest_stage
 from prism_policy.envs.experts import demonstrate, expert_type
 from prism_policy.envs.robosuite import RobosuiteEnv
-from prism_policy.envs.stages import furthest_stage
 from prism_policy.tasks import task_spec
 
 BEGINNINGS: dict[str, dict[str, str]] = {
