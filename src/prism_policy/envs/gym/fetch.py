@@ -21,7 +21,7 @@ VIEWS = {"front": (1.34, -0.20, 1.00), "side": (2.29, 0.75, 1.00)}
 """Where each stands [m]."""
 GOAL = 0.035
 """Radius of the mark of the goal as we draw it; the environment's of 20 mm disappears in the block near it [m]."""
-REACHED, LOST = 0.015, 0.03
+REACHED, LOST = 0.022, 0.035
 """Distance from grip to block at which the fingers close, and at which a closing hand gives up [m]."""
 CLOSED = 0.056
 """Width between fingers that hold the block, which is 50 mm wide [m]."""
