@@ -142,3 +142,10 @@ def test_a_folder_of_files_is_one_dataset(path: Path, tmp_path: Path) -> None:
             del file[f"data/{name}/obs/unused"]
     with pytest.raises(PrismError, match=r"takes\.hdf5: expected what more\.hdf5 holds, .* state of 9 .*; got .* of 6"):
         open_source(tmp_path)
+
+
+def test_a_group_that_leads_back_to_itself_is_read_once(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        for name in file["data"]:
+            file[f"data/{name}/obs/arm/again"] = h5py.SoftLink(f"/data/{name}/obs")
+    assert len(open_source(path).schema.state) == 3

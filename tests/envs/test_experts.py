@@ -68,12 +68,12 @@ def once(stage: str, action: list[float], steps: int) -> Interfere:
 
 
 def test_every_task_has_an_expert() -> None:
-    assert len(EXPERTS) >= 4
+    assert len(EXPERTS) >= 5
     for expert in EXPERTS.values():
         assert expert.tolerance.keys() <= set(expert.stages)
 
 
-@pytest.mark.parametrize(("task", "episodes"), [("lift", 6), ("lift_2cm", 3), ("can", 2), *SLOW_EPISODES])
+@pytest.mark.parametrize(("task", "episodes"), [("lift", 6), ("lift_2cm", 3), ("stack", 5), ("can", 2), *SLOW_EPISODES])
 def test_the_expert_does_its_task_under_disturbance(
     task: str, episodes: int, envs: Callable[[str], RobosuiteEnv]
 ) -> None:
@@ -88,7 +88,7 @@ def test_the_expert_does_its_task_under_disturbance(
         assert set(demo.stages) == set(range(len(EXPERTS[task].stages)))  # none of the names is idle
 
 
-@pytest.mark.parametrize("task", ["lift", "can", *SLOW])
+@pytest.mark.parametrize("task", ["lift", "stack", "can", *SLOW])
 def test_replaying_the_executed_actions_succeeds_again_in_the_same_states(
     task: str, envs: Callable[[str], RobosuiteEnv]
 ) -> None:

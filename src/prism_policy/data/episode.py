@@ -73,13 +73,18 @@ def observations(demo: h5py.Group) -> dict[str, tuple[str, tuple[int, ...]]]:
     return found
 
 
-def _arrays(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, Any]]:
+_DEEPEST = 8
+
+
+def _arrays(group: h5py.Group, prefix: str = "", above: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Paths and arrays of a group and of those in it; one that a link leads back to is not entered again."""
+    above = (*above, group)
     for key in group:
         item = child(group, key)
         if isinstance(item, h5py.Dataset) and item.shape is not None:
             yield prefix + key, item
-        elif isinstance(item, h5py.Group):
-            yield from _arrays(item, f"{prefix}{key}/")
+        elif isinstance(item, h5py.Group) and item not in above and len(above) < _DEEPEST:
+            yield from _arrays(item, f"{prefix}{key}/", above)
 
 
 def read_actions(demo: h5py.Group, key: str = "actions", width: int | None = None) -> np.ndarray:
