@@ -7,6 +7,7 @@ one HDF5 file. Its folder's name is a digest of everything that decides the cont
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,9 @@ def collect(
     task = dataclasses.replace(task, action_mode="delta", reference_frame="base")
     key: dict[str, Any] = {"kind": "states", "task": task.name, "demos": dataclasses.asdict(demos)}
     key |= {"version": task.spec.expert_version, "versions": versions(task)}
-    key |= {"adapter": task.adapter} if task.adapter else {}
+    if is_adapted(task.name):  # whose adapter and environment are the user's, and may change any time
+        with WorkerPool(1) as pool:
+            key |= {"first": pool.submit(_first_episode, task, demos).result()}
 
     def build(folder: Path, pool: WorkerPool) -> tuple[list[Path], str, dict[str, Any]]:
         return _collect_parts(folder, pool, task, demos, progress or (lambda done, total: None))
@@ -162,6 +165,15 @@ def _record_part(task: TaskConfig, demos: DemoConfig, episode: int, path: Path) 
     about = attributes_of(schema, task.name)
     write_part(path, arrays, {"episode": episode}, success, about["env_args"], about["schema"])
     return success
+
+
+def _first_episode(task: TaskConfig, demos: DemoConfig) -> str:
+    """Checksum of what comes out of the first episode."""
+    arrays, schema, _ = record_expert(kept_env(task, render_images=True), demos, 0)
+    digest = hashlib.sha256(str(schema).encode())
+    for name in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
 
 
 def _scenes_part(task: TaskConfig, split: Split, seed: int, indices: range, path: Path) -> None:

@@ -19,7 +19,9 @@ CENTRE, ANGLE = np.array([1.34, 0.75, 0.62]), 36.0
 """What both cameras look at, the middle of where blocks and goals are [m], and their vertical angle [deg]."""
 VIEWS = {"front": (1.34, -0.20, 1.00), "side": (2.29, 0.75, 1.00)}
 """Where each stands [m]."""
-REACHED, LOST = 0.015, 0.03
+GOAL = 0.035
+"""Radius of the mark of the goal as we draw it; the environment's of 20 mm disappears in the block near it [m]."""
+REACHED, LOST = 0.022, 0.035
 """Distance from grip to block at which the fingers close, and at which a closing hand gives up [m]."""
 CLOSED = 0.056
 """Width between fingers that hold the block, which is 50 mm wide [m]."""
@@ -31,6 +33,7 @@ def _renderer(env: Any) -> Renderer:
         spec = mujoco.MjSpec.from_file(env.fullpath)
         for name, position in VIEWS.items():
             spec.worldbody.add_camera(name=name, pos=position, quat=_towards(CENTRE - position), fovy=ANGLE)
+        spec.site("target0").size[:] = GOAL
         model = spec.compile()
         model.geom_group[:] = 1  # the one that is drawn
         env._prism_renderer = Renderer(model, RenderConfig(DRAWN))
