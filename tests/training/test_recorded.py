@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,18 @@ def test_actions_stay_near_what_was_demonstrated(folder: Path) -> None:
     assert (np.abs(low[:5]) > 30).all()
     assert (actions >= low - 0.1 * (high - low) - 1e-4).all()
     assert (actions <= high + 0.1 * (high - low) + 1e-4).all()
+
+
+def test_killed_before_its_actions_were_compared_it_compares_them(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "run"))
+    expected = read_open_loop(copy)
+    (copy / "results" / "open_loop.json").unlink()
+    flags = f"--dataset {folder.parent / 'takes.hdf5'} --encoder sspool {SETTINGS} --data.resize 32x40"
+    again = f"{flags} --data.state arm_touch arm_qpos --out {copy}"
+    done = prism("train", *again.split(), cwd=tmp_path, PRISM_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert read_open_loop(copy) == expected
+    assert load_policy(copy).fingerprint() == load_policy(folder).fingerprint()
 
 
 def test_the_report_says_what_was_measured_and_what_was_not(folder: Path) -> None:

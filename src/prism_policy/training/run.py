@@ -12,7 +12,7 @@ from pathlib import Path
 from prism_policy.config.settings import Device, RunConfig, Tracker, check, single_tasks
 from prism_policy.demos.dataset import Dataset, file_prints, fit_to_dataset, open_dataset
 from prism_policy.envs.workers import WorkerPool
-from prism_policy.evaluation.open_loop import in_words, measure_open_loop
+from prism_policy.evaluation.open_loop import in_words, measure_open_loop, open_loop_path
 from prism_policy.evaluation.results import summarise
 from prism_policy.evaluation.rollouts import evaluate
 from prism_policy.policies import Policy
@@ -54,7 +54,8 @@ def train_run(
         with group.main_process_first():
             check_memory(config, schema, torch_device, group.world_size)
             open_run(folder, config, schema)
-            if is_trained(folder):  # weights are the last thing that a training writes
+            measured = config.task.spec.simulated or open_loop_path(folder).exists()
+            if is_trained(folder) and measured:  # the last things that a training writes
                 sweep(folder)
                 console.print(f"{folder} is trained already: nothing is written")
                 _note_other_data(folder, config)
