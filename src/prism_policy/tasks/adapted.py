@@ -13,7 +13,7 @@ from prism_policy.utils.text import quoted
 GYM = "gym:"
 GYMNASIUM = Simulator("gymnasium", "prism_policy.envs.gym.env:GymEnv", "gymnasium", "gym", ("gymnasium",), ())
 KNOWN = {
-    r"Fetch(PickAndPlace|Push|Slide|Reach)-v\d+": (
+    r"FetchPickAndPlace-v\d+": (
         "prism_policy.envs.gym.fetch:ADAPTER",
         ("gymnasium-robotics", "mujoco"),
     ),
