@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,3 +96,26 @@ def test_what_robosuite_cannot_make_is_one_sentence(task: TaskConfig, sentence: 
 def test_a_name_that_is_none_is_refused() -> None:
     with pytest.raises(PrismError, match="expected robosuite's name of a task after 'robosuite:'"):
         task_config("robosuite:../Door")
+
+
+@pytest.mark.parametrize(
+    ("mimicgen", "known"),
+    [
+        ("from robosuite.environments.manipulation.lift import Lift\nclass Coffee_D0(Lift): pass", "True"),
+        ("1 / 0", "False"),
+    ],
+)
+def test_mimicgens_tasks_are_known_where_it_is_installed(tmp_path: Path, mimicgen: str, known: str) -> None:
+    """Its tasks join robosuite's when it is imported; where it cannot be, that is said and robosuite's remain."""
+    (tmp_path / "mimicgen.py").write_text(mimicgen)
+    code = "from prism_policy.envs.simulators import robosuite_knows as k; print(k('Coffee_D0'), k('Lift'), k('Tea'))"
+    paths = os.pathsep.join((str(tmp_path), *filter(None, (os.environ.get("PYTHONPATH"),))))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split()[-3:] == [known, "True", "False"]
+    assert ("mimicgen is installed and cannot be imported" in done.stdout) == (known == "False")

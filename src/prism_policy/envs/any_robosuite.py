@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prism_policy.envs.robosuite import ENV_KWARGS, RobosuiteEnv, fixture_poses
-from prism_policy.envs.simulators import mujoco, robosuite
+from prism_policy.envs.simulators import mujoco, robosuite, robosuite_tasks
 from prism_policy.errors import PrismError
 from prism_policy.tasks.any_robosuite import ANY_ROBOSUITE
 from prism_policy.tasks.spec import CONTROL_HZ
@@ -30,8 +30,8 @@ class AnyRobosuiteEnv(RobosuiteEnv):
     simulator = ANY_ROBOSUITE
 
     def _make(self) -> tuple[Any, dict[str, Any]]:
-        if self.task.spec.env_name not in robosuite.ALL_ENVIRONMENTS:
-            there = listed(sorted(robosuite.ALL_ENVIRONMENTS), 30)
+        if self.task.spec.env_name not in robosuite_tasks():
+            there = listed(sorted(robosuite_tasks()), 30)
             raise PrismError(
                 f"robosuite {robosuite.__version__} has no task {self.task.spec.env_name!r}; it has {there}"
             )

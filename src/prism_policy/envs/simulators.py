@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from prism_policy.envs.process import how_it_ended
 from prism_policy.errors import PrismError
+from prism_policy.utils.progress import console
 from prism_policy.utils.text import one_line
 
 if TYPE_CHECKING:
@@ -179,7 +180,17 @@ def _trial(code: str, environment: Mapping[str, str]) -> str:
 
 
 def robosuite_knows(env_name: str) -> bool:
-    """Whether robosuite is installed and has a task of this name."""
-    if not importlib.util.find_spec("robosuite"):
-        return False
-    return env_name in robosuite.ALL_ENVIRONMENTS
+    """Whether robosuite is installed and has a task of this name, of its own or of MimicGen where that is installed."""
+    return importlib.util.find_spec("robosuite") is not None and env_name in robosuite_tasks()
+
+
+@cache
+def robosuite_tasks() -> frozenset[str]:
+    """Names of robosuite's tasks, among them MimicGen's, which join them when it is imported, such as Coffee_D0."""
+    robosuite.ALL_ENVIRONMENTS  # noqa: B018 (robosuite first, as it has to be prepared)
+    if importlib.util.find_spec("mimicgen"):
+        try:
+            importlib.import_module("mimicgen")
+        except Exception as error:  # as it was made for another robosuite than the one that is installed
+            console.print(f"mimicgen is installed and cannot be imported ({one_line(error, 200)}): without its tasks")
+    return frozenset(robosuite.ALL_ENVIRONMENTS)
