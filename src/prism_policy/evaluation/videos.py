@@ -33,7 +33,9 @@ def render_videos(
     folder.mkdir(parents=True, exist_ok=True)
     missing = [r for r in episodes if not (folder / f"episode_{r['episode']:03d}.mp4").exists()]
     with WorkerPool(workers) as pool:
-        jobs = [(task, r, states(r["episode"]), folder / f"episode_{r['episode']:03d}.mp4") for r in missing]
+        # Whole paths: workers that were kept may have started in another folder.
+        place = folder.absolute()
+        jobs = [(task, r, states(r["episode"]).absolute(), place / f"episode_{r['episode']:03d}.mp4") for r in missing]
         futures = [pool.submit(_video, *job) for job in jobs]
         for done, future in enumerate(as_completed(futures), start=len(episodes) - len(missing) + 1):
             future.result()
