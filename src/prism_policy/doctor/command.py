@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
@@ -83,7 +82,7 @@ def diagnose(data: str, run: Path | None, options: DoctorOptions) -> bool:
         if page is not None:
             console.print(f"Report: {page}, with what was found")
         console.print(f"Next: {_next(sources[0], run, findings)}")
-    return bool({"error", "warning"} & set(Counter(one.severity for one in findings)))
+    return _faulty(findings)
 
 
 def _examined(source: Source, quiet: bool) -> Examination:
@@ -128,10 +127,14 @@ def open_sources(data: str, config: RunConfig | None, options: DoctorOptions) ->
     return [RobomimicSource(file, task.action_mode) for file in files.values()]
 
 
+def _faulty(findings: list[Finding]) -> bool:
+    return any(one.severity != "note" for one in findings)
+
+
 def _next(source: Source, run: Path | None, findings: list[Finding]) -> str:
     """What to do after reading all this."""
     train = shell("prism", "train", "--dataset", source.path)
-    if {"error", "warning"} & {one.severity for one in findings}:
+    if _faulty(findings):
         return f"{train}   (once the worst of it is repaired)"
     if run is None:
         return train

@@ -66,7 +66,7 @@ def _video(task: TaskConfig, record: dict[str, Any], states: Path, path: Path) -
 def observe_all(task: TaskConfig, states: Path) -> list[Observation]:
     """The observation of every state of an episode, drawn in a process of their own."""
     with WorkerPool(1) as pool:
-        return pool.submit(_observations, task, states).result()
+        return pool.submit(_observations, task, states.absolute()).result()
 
 
 def _observations(task: TaskConfig, states: Path) -> list[Observation]:

@@ -105,7 +105,7 @@ def evaluated_source(episodes: EpisodeSet, task: TaskConfig, n_obs_steps: int, e
         )
     success = bool(records[episode]["success"])
     title = f"episode {episode} of {episodes.run.resolve().name}, {'success' if success else 'failure'}"
-    return Source(task, n_obs_steps, episode, title, states=path, success=success)
+    return Source(task, n_obs_steps, episode, title, states=path.absolute(), success=success)
 
 
 def draw_clips(
