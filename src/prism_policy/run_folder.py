@@ -27,6 +27,7 @@ from prism_policy.errors import PrismError
 from prism_policy.policies import Policy, build_policy
 from prism_policy.policies.instructions import instructions_of
 from prism_policy.utils.files import atomic, disk_errors, write_text
+from prism_policy.utils.hub import local_path
 from prism_policy.utils.progress import console
 from prism_policy.utils.text import shown
 
@@ -65,6 +66,9 @@ def read_metrics(folder: Path, line: type = TrainingLine) -> Journal:
 
 FOLDERS = ("checkpoints", "results", "videos", "figures", "rollouts", "recordings", "saliency", "tensorboard")
 """What a run folder holds beside files."""
+
+RUN_FILES = ("config.json", "data.json", "normalizer.safetensors", "weights.safetensors", "metrics.jsonl")
+"""Files of a trained run that a later command may read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +113,15 @@ def keep_data(folder: Path, data: RunData) -> None:
                 f"{folder} began with {what}; give those back (the same content at any place will "
                 "do), or choose another --out"
             )
+
+
+def local_run(run: Path | str) -> Path:
+    """A run folder as it is; `hf:USER/NAME` is fetched from the hub first, as far as it is a run."""
+
+    def wanted(path: str) -> bool:
+        return path in RUN_FILES or path.endswith((".json", ".jsonl", ".md", ".png"))
+
+    return local_path(run, "model", wanted)
 
 
 def check_rollouts(folder: Path) -> None:
@@ -257,12 +270,15 @@ def kept_checkpoints(folder: Path) -> dict[str, Path]:
 
 
 def load_policy(run_dir: Path | str, checkpoint: str = "last") -> Policy:
-    """The trained policy of a run folder: EMA weights, evaluation mode; for `checkpoint` see `weights_path`.
+    """The trained policy of a run folder, or of the hub's `hf:USER/NAME`: EMA weights, evaluation mode.
+
+    For `checkpoint` see `weights_path`.
 
     Raises:
-        PrismError: a file is missing or damaged, or the weights are not finite or belong to another configuration.
+        PrismError: no such run; a file is missing or damaged, or the weights are not finite or belong to another
+            configuration.
     """
-    folder = Path(run_dir)
+    folder = local_run(run_dir)
     config = read_run(folder)
     schema = schema_of(folder, config)
     path = weights_path(folder, checkpoint)

@@ -189,13 +189,13 @@ class Export(Command):
         """Write it, and print where it lies."""
         from prism_policy.data.source import open_source
         from prism_policy.demos.cache import check_free
-        from prism_policy.demos.download import resolve_dataset
         from prism_policy.demos.export import ExportOptions, export
+        from prism_policy.utils.hub import local_path
 
         check_free(self.out)
         if self.video != "none" and self.format != "lerobot":
             raise PrismError("video: robomimic's HDF5 holds images, not videos; leave out --video")
-        source = open_source(resolve_dataset(self.source), episodes=self.episodes)
+        source = open_source(local_path(self.source, "dataset"), episodes=self.episodes)
         for finding in source.findings:
             console.print(f"note: {finding}", style="yellow")
         options = ExportOptions(None if self.video == "none" else self.video, self.fps, self.task)

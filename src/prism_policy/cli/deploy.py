@@ -1,9 +1,10 @@
-"""The command `prism serve`."""
+"""The commands that hand a policy on: serve, push, pull."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,7 @@ from prism_policy.cli.command import Command
 from prism_policy.config.ranges import Range, Seed
 from prism_policy.config.settings import Device
 from prism_policy.errors import PrismError
+from prism_policy.utils.terminal import console, shell
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Serve(Command):
     """
 
     folder: Annotated[Path, tyro.conf.Positional]
-    """The run folder."""
+    """The run folder, or hf:USER/NAME for one on the Hugging Face hub."""
     checkpoint: str = "last"
     """Weights to serve: last, best, or the number of updates of a kept checkpoint."""
     host: str = "127.0.0.1"
@@ -44,6 +46,58 @@ class Serve(Command):
             if importlib.util.find_spec(package) is None:
                 raise PrismError(f"{package} is not installed; run `pip install prism-policy[serve]`")
         from prism_policy.deploy.server import serve
+        from prism_policy.run_folder import local_run
 
         key = os.environ.get("PRISM_API_KEY")
-        serve(self.folder, self.checkpoint, self.host, self.port, self.device, self.seed, key)
+        serve(local_run(self.folder), self.checkpoint, self.host, self.port, self.device, self.seed, key)
+
+
+@dataclass(frozen=True)
+class Push(Command):
+    """Send a trained run to the Hugging Face hub, with a model card written from its results.
+
+    Settings, statistics, metrics, results and the weights of one checkpoint go there, as safetensors and JSON; no
+    videos and no demonstrations. Log in before with `hf auth login`, or set HF_TOKEN. Next: prism pull USER/NAME.
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+    repository: Annotated[str, tyro.conf.Positional]
+    """USER/NAME; made if it is not there."""
+    checkpoint: str = "last"
+    """Weights to send: last, best, or the number of updates of a kept checkpoint."""
+    private: bool = False
+    """Where the repository is made, only its owners see it."""
+    card_only: bool = False
+    """Print the model card and send nothing."""
+
+    def run(self) -> None:
+        """Send it, and print where it lies."""
+        from prism_policy.reports.hub import model_card, push
+
+        if self.card_only:
+            sys.stdout.write(model_card(self.folder, self.repository, self.checkpoint))
+            return
+        console.print(f"Model: {push(self.folder, self.repository, self.checkpoint, self.private)}")
+        console.print(f"Next:  {shell('prism', 'serve', f'hf:{self.repository}')}   (on any machine)")
+
+
+@dataclass(frozen=True)
+class Pull(Command):
+    """Fetch a run from the Hugging Face hub into a folder of its own: to evaluate, serve or go on with.
+
+    `prism serve hf:USER/NAME` and `load_policy("hf:USER/NAME")` need no pull.
+    """
+
+    repository: Annotated[str, tyro.conf.Positional]
+    """USER/NAME."""
+    out: Path | None = None
+    """The new run folder; by default runs/NAME."""
+
+    def run(self) -> None:
+        """Fetch it, and print where it lies."""
+        from prism_policy.reports.hub import pull
+
+        target = self.out or Path("runs") / self.repository.rpartition("/")[2]
+        console.print(f"Run:  {pull(self.repository, target)}")
+        console.print(f"Next: {shell('prism', 'evaluate', target)}")

@@ -13,7 +13,7 @@ import tyro
 
 from prism_policy.cli.command import Command
 from prism_policy.cli.demos import Collect, Download, Export, Import, Render
-from prism_policy.cli.deploy import Serve
+from prism_policy.cli.deploy import Pull, Push, Serve
 from prism_policy.cli.doctor import Doctor
 from prism_policy.cli.encoders import Info, Probe
 from prism_policy.cli.evaluate import Compare, Evaluate, Report
@@ -33,6 +33,8 @@ COMMANDS: dict[str, type[Command]] = {
     "reproduce": Reproduce,
     "saliency": Saliency,
     "serve": Serve,
+    "push": Push,
+    "pull": Pull,
     "report": Report,
     "collect": Collect,
     "render": Render,

@@ -51,9 +51,9 @@ class Train(RunCommand):
         if not self.dataset:
             return preset(self.task or "lift", self.policy, self.encoder, self.seed)
         from prism_policy.demos.dataset import task_of
-        from prism_policy.demos.download import resolve_dataset
+        from prism_policy.utils.hub import local_path
 
-        path = resolve_dataset(self.dataset).expanduser().absolute()
+        path = local_path(self.dataset, "dataset").expanduser().absolute()
         config = preset(self.task or task_of(path), self.policy, self.encoder, self.seed)
         return replace(config, dataset=str(path))
 

@@ -23,7 +23,7 @@ from prism_policy.config.settings import TaskConfig
 from prism_policy.data.robomimic import merge_demos, write_demo
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
-from prism_policy.utils.files import atomic, default_cache_dir, disk_errors, file_lock, sweep, write_text
+from prism_policy.utils.files import atomic, default_cache_dir, disk_errors, file_lock, sha256, sweep, write_text
 from prism_policy.utils.progress import console
 
 DATA_FILE, MANIFEST = "demos.hdf5", "manifest.json"
@@ -86,12 +86,6 @@ def copy_out(data: Path, target: Path) -> Path:
     with atomic(target) as temporary:
         shutil.copyfile(data, temporary)
     return target
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions(task: TaskConfig) -> dict[str, str]:

@@ -17,10 +17,10 @@ from prism_policy.config.presets import task_config
 from prism_policy.config.settings import RenderConfig
 from prism_policy.data.facts import DatasetFacts, read_facts
 from prism_policy.data.source import Source, open_source
-from prism_policy.demos.download import resolve_dataset
 from prism_policy.demos.replay import Replay, contact_frames, recorded_frames, replay_demos, write_contact_sheet
 from prism_policy.errors import PrismError
 from prism_policy.tasks.adapted import is_adapted
+from prism_policy.utils.hub import local_path
 from prism_policy.utils.progress import Bar, console
 from prism_policy.utils.terminal import shell
 from prism_policy.utils.text import listed
@@ -39,7 +39,7 @@ def print_demos(path: Path, replay: int | None = None, out: Path | None = None, 
     """
     if replay is not None and replay < 0:
         raise PrismError(f"replay: expected 0 or more demonstrations, got {replay}")
-    path = resolve_dataset(path)
+    path = local_path(path, "dataset")
     if path.is_dir():
         _print_source(open_source(path), out, as_json)
         return

@@ -23,10 +23,11 @@ from prism_policy.data.robomimic import (
     open_demos,
     recorded_schema,
 )
-from prism_policy.demos.cache import Progress, cached, instruction_attribute, make_missing, sha256, versions, write_part
+from prism_policy.demos.cache import Progress, cached, instruction_attribute, make_missing, versions, write_part
 from prism_policy.envs.make import kept_env
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
+from prism_policy.utils.files import sha256
 from prism_policy.utils.progress import console
 from prism_policy.utils.text import listed
 

@@ -12,13 +12,13 @@ from prism_policy.config.presets import demo_config, task_config
 from prism_policy.config.settings import Device, RunConfig, single_tasks
 from prism_policy.data.source import RobomimicSource, Source, open_source
 from prism_policy.demos.dataset import scripted_demos
-from prism_policy.demos.download import resolve_dataset
 from prism_policy.doctor.dataset import Examination, examine
 from prism_policy.doctor.finding import Finding
 from prism_policy.doctor.run import UPDATES, RunExamination, examine_run
 from prism_policy.doctor.show import as_json, counted, keep, print_findings, print_json, write_page
 from prism_policy.errors import PrismError
 from prism_policy.run_folder import read_run
+from prism_policy.utils.hub import local_path
 from prism_policy.utils.progress import Bar, console
 from prism_policy.utils.terminal import shell
 
@@ -108,7 +108,7 @@ def open_sources(data: str, config: RunConfig | None, options: DoctorOptions) ->
     if data and options.task:
         raise PrismError(f"expected DATA or --task, got both, {data!r} and {options.task!r}")
     if data:
-        return [open_source(resolve_dataset(data).expanduser(), episodes=options.episodes)]
+        return [open_source(local_path(data, "dataset").expanduser(), episodes=options.episodes)]
     if options.task:
         task, demos = task_config(options.task), demo_config(options.task)
     elif config is not None:

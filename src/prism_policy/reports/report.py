@@ -33,7 +33,7 @@ def write_report(run_dir: Path) -> Path:
     run = read_run(run_dir)
     if not run.task.spec.simulated:
         return _write_recorded(run_dir, run)
-    summary = _read_summary(run_dir / "results" / "summary.json")
+    summary = read_summary(run_dir)
     checkpoint, split = str(summary.get("checkpoint", "last")), str(summary.get("split", "evaluate"))
     sets = [(s, s.records()) for s in episode_sets(run_dir, checkpoint, split)]
     task = summary.get("task", run.task.name)
@@ -132,8 +132,14 @@ def read_findings(run_dir: Path) -> tuple[FoundFault, ...] | None:
     return found["shown"]
 
 
-def _read_summary(path: Path) -> dict[str, Any]:
-    return read_json(path, Summary, "evaluate the run again", "evaluate the run first")
+def summary_path(run_dir: Path) -> Path:
+    """Where an evaluation keeps its summary."""
+    return run_dir / "results" / "summary.json"
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """The summary of a run that was evaluated."""
+    return read_json(summary_path(run_dir), Summary, "evaluate the run again", "evaluate the run first")
 
 
 def _facts(run: RunConfig, summary: dict[str, Any]) -> dict[str, Any]:

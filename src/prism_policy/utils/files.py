@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -181,3 +182,9 @@ def write_text(path: Path, text: str) -> None:
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     """Write a JSON-lines file atomically."""
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
