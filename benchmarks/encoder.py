@@ -28,7 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prism_policy.config import presets
 from prism_policy.config.settings import EncoderConfig, Precision
-from prism_policy.models.encoder import IMAGENET_MEAN, IMAGENET_STD, VisualEncoder, crop_size
+from prism_policy.models.augment import crop_size
+from prism_policy.models.encoder import IMAGENET_MEAN, IMAGENET_STD, VisualEncoder
 from prism_policy.models.pooling import SpatialSoftmax
 from prism_policy.models.resnet import ResNet
 from prism_policy.probe.encoder_cost import device_name, encoder_costs

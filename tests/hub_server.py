@@ -79,6 +79,8 @@ class _Answers(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.body()
+        if self.path.endswith("/paths-info/main"):
+            return self.paths_info(body.decode())
         if self.server.token and self.headers.get("Authorization") != f"Bearer {self.server.token}":
             return self._json({"error": f"Invalid credentials: {self.headers.get('Authorization')}"}, 401)
         path = self.path.partition("?")[0]
@@ -126,6 +128,17 @@ class _Answers(http.server.BaseHTTPRequestHandler):
         if path.endswith("/validate-yaml"):
             return self._json({"errors": [], "warnings": []})
         return self._json({"error": f"nothing here answers POST {path}"}, 404)
+
+    def paths_info(self, asked: str) -> None:
+        files = self.server.repositories.get(self.path.removeprefix("/api/").removesuffix("/paths-info/main"), {})
+        entries = []
+        for path, content in files.items():
+            if path in unquote(asked):
+                about = self.server.entry(path, content)
+                lfs = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+                entry = {"type": "file", "path": path, "size": len(content), "oid": about["blobId"]}
+                entries.append(entry | ({"lfs": lfs} if is_large(path) else {}))
+        self._json(entries)
 
     def do_PUT(self) -> None:
         content = self.body()

@@ -41,7 +41,7 @@ def run_config(kind: str, encoder: str, **train: Any) -> RunConfig:
     config = presets.nano(policy=kind, encoder_name=encoder)  # type: ignore[arg-type]
     policy = replace(config.policy, ddpm=replace(config.policy.ddpm, num_inference_steps=5))
     often = {"log_every": 2, "valid_every": 2, "keep_every": 2, "checkpoint_minutes": 0.0, "grad_clip": 1.0}
-    settings = replace(config.train, steps=2, batch_size=16, precision="bfloat16", **{**often, **train})
+    settings = replace(config.train, **{"steps": 2, "batch_size": 16, "precision": "bfloat16", **often, **train})
     return replace(config, policy=policy, train=settings)
 
 

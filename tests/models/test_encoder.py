@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prism_policy.config import presets
-from prism_policy.config.settings import EncoderConfig, Norm, Pooling, RefineBlock, TokenEmbedding, Tokens
+from prism_policy.config.encoder import EncoderConfig, Norm, Pooling, RefineBlock, TokenEmbedding, Tokens
 from prism_policy.errors import PrismError
-from prism_policy.models.encoder import CameraEncoder, VisualEncoder, crop, crop_size, shuffle_pairs
+from prism_policy.models.augment import crop, crop_size
+from prism_policy.models.encoder import CameraEncoder, VisualEncoder, shuffle_pairs
 from prism_policy.models.fusion import Refine, TopDownCrossAttention
 from prism_policy.models.pooling import SpatialSoftmax
 from prism_policy.models.resnet import ResNet
@@ -58,11 +59,11 @@ def camera_encoder(encoder: VisualEncoder, name: str) -> CameraEncoder:
 # Trunk
 
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # Table 1 of He et al. (2016)
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}  # Table 1 of He et al. (2016)
 
 
 def torchvision_shapes(depth: int, width: int = 64) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of torchvision's resnet18 and resnet34."""
+    """Names and shapes of torchvision's resnet18, resnet34 and resnet50."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def conv_norm(conv: str, norm: str, out: int, into: int, kernel: int) -> None:
@@ -75,11 +76,14 @@ def torchvision_shapes(depth: int, width: int = 64) -> dict[str, tuple[int, ...]
         c = width << stage
         for b in range(blocks):
             block = f"layer{stage + 1}.{b}"
-            conv_norm(f"{block}.conv1", f"{block}.bn1", c, before, 3)
+            conv_norm(f"{block}.conv1", f"{block}.bn1", c, before, 1 if depth == 50 else 3)
             conv_norm(f"{block}.conv2", f"{block}.bn2", c, c, 3)
-            if before != c:
-                conv_norm(f"{block}.downsample.0", f"{block}.downsample.1", c, before, 1)
-            before = c
+            out = 4 * c if depth == 50 else c
+            if depth == 50:
+                conv_norm(f"{block}.conv3", f"{block}.bn3", out, c, 1)
+            if before != out:
+                conv_norm(f"{block}.downsample.0", f"{block}.downsample.1", out, before, 1)
+            before = out
     return {**shapes, "fc.weight": (1000, before), "fc.bias": (1000,)}
 
 
@@ -88,12 +92,16 @@ def imagenet_state(depth: int = 18, width: int = 8) -> dict[str, Tensor]:
     return {n: torch.randn(s) if s else torch.tensor(7) for n, s in shapes.items()}
 
 
-@pytest.mark.parametrize(("depth", "entries", "published"), [(18, 122, 11_689_512), (34, 218, 21_797_672)])
+PUBLISHED = [(18, 122, 11_689_512), (34, 218, 21_797_672), (50, 320, 25_557_032)]
+
+
+@pytest.mark.parametrize(("depth", "entries", "published"), PUBLISHED)
 def test_trunk_is_torchvisions_less_the_classifier(depth: int, entries: int, published: int) -> None:
     with torch.device("meta"):
         group, batch = ResNet(depth), ResNet(depth, norm="batch")
-    assert parameters(group) == parameters(batch) == published - 513_000
     expected = torchvision_shapes(depth)
+    classifier = math.prod(expected["fc.weight"]) + 1000
+    assert parameters(group) == parameters(batch) == published - classifier
     assert len(expected) == entries
     del expected["fc.weight"], expected["fc.bias"]
     assert {name: tuple(t.shape) for name, t in batch.state_dict().items()} == expected
@@ -142,7 +150,7 @@ def test_trunk_equals_the_residual_formula(depth: int) -> None:
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-@pytest.mark.parametrize(("depth", "stages"), [(18, 4), (34, 4), (18, 2)])
+@pytest.mark.parametrize(("depth", "stages"), [(18, 4), (34, 4), (18, 2), (50, 4)])
 def test_imagenet_weights_load_and_only_group_norms_start_fresh(depth: int, stages: int, norm: Norm) -> None:
     trunk, state = ResNet(depth, 8, norm, stages), imagenet_state(depth)
     before = {name: t.clone() for name, t in trunk.state_dict().items()}

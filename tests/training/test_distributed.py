@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from safetensors.torch import load_file
 from journals import read_lines
 from prism_policy.config.settings import PolicyKind, RunConfig
 from prism_policy.errors import PrismError
+from prism_policy.run_folder import read_tensors
 from prism_policy.training.distributed import ProcessGroup, failure_priority
 from prism_policy.training.trainer import Trainer
 from small_run import command, environment, prism_train, small_config, small_windows, write_demos
@@ -198,11 +198,12 @@ LONG = ("--train.steps 120", "--train.checkpoint-minutes 0", "--train.eps 0.01")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on(tmp_path: Path, rank: int) -> None:
     process = started(tmp_path, *LONG)
-    children = {int(child.environ()["RANK"]): child for child in psutil.Process(process.pid).children()}
+    surroundings = {child: child.environ() for child in psutil.Process(process.pid).children()}
+    children = {int(about["RANK"]): child for child, about in surroundings.items() if "RANK" in about}
     children[rank].send_signal(signal.SIGKILL)
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert not printed
+    assert "killed" not in printed  # what went wrong is for standard error
     assert len(errors.strip().splitlines()) == 1, errors
     assert f"process {rank} of 2 was killed by signal 9 and the others were stopped" in errors
     assert not any(child.is_running() for child in children.values())
@@ -228,8 +229,7 @@ def test_several_processes_that_are_told_to_stop_do_so_with_a_checkpoint(
     assert process.returncode == 130, errors
     assert errors.strip() == "prism: stopped; the same command goes on from here"
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
-    with (tmp_path / "run" / "checkpoints" / "last.safetensors").open("rb") as file:
-        head = file.read(20000).decode(errors="ignore")
-    assert re.search(r'"updates":"(\d+)"', head)[1] == str(lines[-1]["step"])  # type: ignore[index]
+    _, metadata = read_tensors(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    assert metadata["updates"] == str(lines[-1]["step"])
     prism_train(tmp_path, "--out", tmp_path / "run", settings=(*LONG[:1], "--train.checkpoint-minutes 0"))
     assert [line["step"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")] == list(range(1, 121))

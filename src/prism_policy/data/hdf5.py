@@ -110,7 +110,8 @@ class _Probe:
                 if code == 0:
                     return ""
                 return "does not come to an end" if code == -signal.SIGALRM else "crashes"
-            return "crashes"
+        why = "too little memory, or no further process is allowed"
+        raise PrismError(f"{path}: the process that looks through files first cannot run here ({why}); allow it more")
 
     def _running(self) -> subprocess.Popen[str]:
         if self.process and (self.owner != os.getpid() or self.process.poll() is not None):

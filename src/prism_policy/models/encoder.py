@@ -9,33 +9,16 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from prism_policy.config.settings import EncoderConfig
+from prism_policy.config.encoder import EncoderConfig
 from prism_policy.errors import PrismError
+from prism_policy.models.augment import crop, crop_size, erase_rectangle, jitter_color
 from prism_policy.models.fusion import Refine, TopDownCrossAttention
 from prism_policy.models.pooling import SpatialSoftmax
+from prism_policy.models.pretrained import IMAGENET, pretrained_weights
 from prism_policy.models.resnet import ResNet
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-def crop_size(size: int, share: float) -> int:
-    """Pixels kept of `size`: 76 of 84 and 216 of 240 at a share of 0.9."""
-    return round(size * share)
-
-
-def crop(images: Tensor, height: int, width: int, position: Tensor | None = None) -> Tensor:
-    """(B, H, W, 3) to (B, height, width, 3): from the centre, or for every image at its own position.
-
-    Positions (B, 2) in [0, 1) say how far down and to the right of all offsets there are.
-    """
-    down, right = images.shape[1] - height, images.shape[2] - width
-    if position is None:
-        return images[:, down // 2 : down // 2 + height, right // 2 : right // 2 + width]
-    top, left = (position[:, 0] * (down + 1)).long(), (position[:, 1] * (right + 1)).long()
-    # A view of every possible crop, of which one each is copied: six times faster on a CPU than an index a pixel.
-    crops = images.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)  # (B, y, x, height, width, 3)
-    return crops[torch.arange(len(images), device=images.device), top, left]
 
 
 class CameraEncoder(nn.Module):
@@ -48,8 +31,9 @@ class CameraEncoder(nn.Module):
         self.trunk = ResNet(config.depth, config.width, config.norm, num_stages=stages[-1])
         channels = [self.trunk.channels[s - 1] for s in stages]
         sizes = [self.trunk.output_sizes(height, width)[s - 1] for s in stages]
+        refine_norm = "group" if config.norm == "frozen_batch" else config.norm  # no weights are loaded into these
         self.refine = nn.ModuleList(
-            Refine(c, config.norm, config.refine_block) if config.refine else nn.Identity() for c in channels
+            Refine(c, refine_norm, config.refine_block) if config.refine else nn.Identity() for c in channels
         )
         if config.pooling == "spatial_softmax":
             if min(min(s) for s in sizes) < 2:
@@ -129,6 +113,10 @@ def check_encoder(config: EncoderConfig) -> None:
             raise PrismError(f"{name} needs pooling 'spatial_softmax', got '{config.pooling}'")
     if not 0 < config.crop <= 1:
         raise PrismError(f"crop is the share of the image kept: expected 0 < crop <= 1, got {config.crop}")
+    if config.norm == "frozen_batch" and not config.pretrained:
+        raise PrismError("norm 'frozen_batch' keeps what was learned elsewhere: set pretrained, or norm 'group'")
+    if config.pretrained == IMAGENET and config.width != 64:
+        raise PrismError(f"pretrained 'imagenet' is of width 64, got {config.width}; set width 64")
     for name in ("width", "attention_dim", "out_dim"):
         if getattr(config, name) < 1:
             raise PrismError(f"{name}: expected at least 1, got {getattr(config, name)}")
@@ -175,21 +163,23 @@ class VisualEncoder(nn.Module):
     ) -> dict[str, Tensor]:
         """What is random about encoding `batch` images of each camera, as uniform numbers from the CPU.
 
-        Crops are random in `training`, by default the module's mode.
+        Images are augmented in `training`, by default the module's mode.
 
         Returns:
-            `crop.CAMERA` (B, 2), in training, and `order.CAMERA` (B, K of all stages), where keypoints are shuffled.
+            In training `crop.CAMERA` (B, 2), `jitter.CAMERA` (B, 3) and `erase.CAMERA` (B, 5) as far as the settings
+            say so, and always `order.CAMERA` (B, K of all stages), where keypoints are shuffled.
         """
         training = self.training if training is None else training
-        sizes = {f"crop.{camera}": 2 for camera in self.cameras} if training else {}
+        kinds = {"crop": 2, "jitter": 3 * bool(self.config.color_jitter), "erase": 5 * bool(self.config.random_erasing)}
+        sizes = {f"{kind}.{c}": n for kind, n in kinds.items() for c in self.cameras if n} if training else {}
         if self.config.shuffle_keypoints:
             sizes |= {f"order.{camera}": e.num_keypoints for camera, e in self.encoders.items()}  # type: ignore[misc]
         return {name: torch.rand(batch, n, generator=generator) for name, n in sizes.items()}
 
-    def prepare(self, camera: str, images: Tensor, position: Tensor | None = None) -> Tensor:
+    def prepare(self, camera: str, images: Tensor, draws: Mapping[str, Tensor] | None = None) -> Tensor:
         """Images (B, H, W, 3) to the trunk's cropped and normalised input (B, 3, h, w), channels last in memory.
 
-        The crop is the centre, or one at `position` (B, 2).
+        The crop is the centre, and nothing else is changed, unless `draws` say otherwise.
 
         Floating-point images in 0 to 255 are taken only where they require a gradient, as saliency does: elsewhere they
         are a sign of a normalisation that was done before and would be done twice.
@@ -203,9 +193,24 @@ class VisualEncoder(nn.Module):
         if images.dtype != torch.uint8 and not (images.is_floating_point() and images.requires_grad):
             expected = f"expected images of type uint8 from 0 to 255, got {str(images.dtype)[6:]}"
             raise PrismError(f"camera '{camera}': {expected}; the encoder crops and normalises them itself")
-        x = crop(images, *self.crops[camera], position)
+        position, jitter, erase = ((draws or {}).get(f"{kind}.{camera}") for kind in ("crop", "jitter", "erase"))
+        x = crop(images, *self.crops[camera], position).to(self.shift.dtype)  # type: ignore[arg-type]
+        if jitter is not None:
+            x = jitter_color(x, jitter, self.config.color_jitter)
         # Images lie with their channels last in memory; so does the result, which the convolutions prefer.
-        return torch.addcmul(self.shift, x.to(self.shift.dtype), self.scale).permute(0, 3, 1, 2)  # type: ignore[arg-type]
+        x = torch.addcmul(self.shift, x, self.scale)  # type: ignore[arg-type]
+        if erase is not None:
+            x = erase_rectangle(x, erase, self.config.random_erasing)
+        return x.permute(0, 3, 1, 2)
+
+    def load_pretrained(self) -> None:
+        """Begin with the weights that `config.pretrained` names; without any nothing changes.
+
+        Raises:
+            PrismError: what `pretrained_weights` raises; they do not fit the trunk.
+        """
+        if self.config.pretrained:
+            self.load_imagenet(pretrained_weights(self.config))
 
     def load_imagenet(self, state: Mapping[str, Tensor]) -> list[str]:
         """Load an ImageNet classifier's weights into every camera's trunk; returns the tensors that start fresh."""
@@ -221,7 +226,7 @@ class VisualEncoder(nn.Module):
         if draws is None:
             some = images[next(iter(self.cameras))]
             draws = {name: numbers.to(some.device) for name, numbers in self.draw(some.shape[0]).items()}
-        return {c: (self.prepare(c, images[c], draws.get(f"crop.{c}")), draws.get(f"order.{c}")) for c in self.cameras}
+        return {c: (self.prepare(c, images[c], draws), draws.get(f"order.{c}")) for c in self.cameras}
 
     def forward(self, images: Mapping[str, Tensor], draws: Mapping[str, Tensor] | None = None) -> Tensor:
         """Images of every camera, uint8 (B, H, W, 3), to (B, out_dim), cameras in the order given at construction.

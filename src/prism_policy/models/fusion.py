@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prism_policy.config.settings import Norm, RefineBlock, TokenEmbedding, Tokens
+from prism_policy.config.encoder import Norm, RefineBlock, TokenEmbedding, Tokens
 from prism_policy.models.resnet import make_norm
 
 

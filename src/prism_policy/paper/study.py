@@ -295,7 +295,7 @@ def spatial_probe(policy: Policy, task: TaskConfig) -> dict[str, float]:
     encoder = policy.encoder.encoders[camera]
     for split, some in scenes.items():
         images = torch.split(some.frames, 50)
-        x[split] = torch.cat([encoder(policy.encoder.prepare(camera, part), None) for part in images]).double().numpy()
+        x[split] = torch.cat([encoder(policy.encoder.prepare(camera, part)) for part in images]).double().numpy()
         y[split] = some.poses[thing][:, :2].double().numpy()
     error = ridge_error(x["collect"], y["collect"], x["evaluate"], y["evaluate"])
     return {"probe_cm": round(100 * error, 3)}

@@ -146,7 +146,7 @@ class Policy(nn.Module):
         state: Tensor = self.normalizer["state"](observation["state"])  # (B, To, S)
         batch, steps = state.shape[:2]
         if draws is not None:
-            draws = {name: draws[name].flatten(0, 1) for name in draws if name.startswith(("crop.", "order."))}
+            draws = {name: x.flatten(0, 1) for name, x in draws.items() if "." in name}  # the encoder's
         features = self.encoder({c: x.flatten(0, 1) for c, x in images.items()}, draws)  # (B * To, D_img)
         cond = torch.cat([features.view(batch, steps, -1), state], dim=-1).flatten(1)
         return cond if self.task_encoder is None else torch.cat([cond, self.task_encoder(observation["task"])], dim=-1)

@@ -241,7 +241,7 @@ def _check(
         range_of(Seed).check(seed, "seeds")  # type: ignore[union-attr]
     with torch.device("meta"):
         for encoder, resolution in itertools.product(encoders.values(), resolutions):
-            VisualEncoder(encoder, {config.camera: (resolution, resolution)})
+            VisualEncoder(encoder, {config.camera: (resolution, resolution)}).load_pretrained()
 
 
 def _scene_files(
@@ -297,6 +297,7 @@ def fit(
     torch.manual_seed(seed)
     size = scenes.frames.shape[1:3]
     visual = VisualEncoder(encoder, {config.camera: (size[0], size[1])})
+    visual.load_pretrained()
     targets = Targets(scenes.poses, folds)
     model = nn.Sequential(visual, nn.Linear(visual.out_dim, targets.dim))
     model.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]

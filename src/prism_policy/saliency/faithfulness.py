@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from prism_policy.models.encoder import crop
+from prism_policy.models.augment import crop
 from prism_policy.policies import Policy, build_policy
 from prism_policy.saliency.attribution import Objective, in_whole, mean_colour
 from prism_policy.saliency.metrics import Floats, area_under

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from prism_policy.models.encoder import crop_size
+from prism_policy.models.augment import crop_size
 from prism_policy.saliency.clips import Clip
 from prism_policy.saliency.faithfulness import SHARES
 from prism_policy.saliency.heatmaps import BRIGHTEST, HEAT, STAGE_COLOURS, keypoint_pixels, paint, strength

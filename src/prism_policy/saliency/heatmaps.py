@@ -6,7 +6,7 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-from prism_policy.models.encoder import crop_size
+from prism_policy.models.augment import crop_size
 from prism_policy.saliency.metrics import density
 
 HEAT = mpl.colors.LinearSegmentedColormap.from_list("heat", mpl.colormaps["inferno"](np.linspace(0.25, 1, 256)))

@@ -15,7 +15,7 @@ from prism_policy.config.options import Attribution
 from prism_policy.config.presets import encoder_name
 from prism_policy.config.settings import Device, RunConfig
 from prism_policy.errors import PrismError
-from prism_policy.models.encoder import crop_size
+from prism_policy.models.augment import crop_size
 from prism_policy.policies import Policy
 from prism_policy.run_folder import load_policy, read_run
 from prism_policy.saliency.attribution import maps_of, objectives, saliency

@@ -27,12 +27,17 @@ class TrainState:
         # BatchNorm's running statistics; the normaliser's are the data's and lie in a file of their own.
         others = {name: x for name, x in policy.state_dict().items() if name not in self.parameters}
         self.buffers = {name: x for name, x in others.items() if not name.startswith("normalizer.")}
-        self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.ema: dict[str, Tensor] = {}
+        self.begin_average()
         # Fused: one pass over all weights, which is what the memory's bandwidth allows.
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), config.lr, config.betas, config.eps, config.weight_decay, fused=True
         )
         self.done, self.most = 0, config.steps  # numbers of updates
+
+    def begin_average(self) -> None:
+        """Let the moving average begin with the weights as they are."""
+        self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
 
     def update(self, lr: float, ema_decay: float) -> None:
         """One step of the optimiser and of the moving average."""
@@ -138,8 +143,8 @@ class Checkpoints:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def restore(self, state: TrainState) -> None:
-        """Load the newest sound checkpoint, if there is one."""
+    def restore(self, state: TrainState) -> bool:
+        """Load the newest sound checkpoint; whether there was one."""
         for name, then in (("last", "going back to the checkpoint before it"), ("previous", "starting anew")):
             path = self.folder / f"{name}.safetensors"
             if not path.exists():
@@ -154,7 +159,8 @@ class Checkpoints:
                 console.print(f"{error.problem}; {then}")
                 continue
             state.load(tensors, int(done))
-            return
+            return True
+        return False
 
     def __enter__(self) -> Checkpoints:
         return self

@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from prism_policy.config.settings import Device, RunConfig, Tracker, check, single_tasks
+from prism_policy.data.schema import task_schema
 from prism_policy.demos.dataset import Dataset, file_prints, fit_to_dataset, open_dataset
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.evaluation.open_loop import in_words, measure_open_loop, open_loop_path
 from prism_policy.evaluation.results import summarise
 from prism_policy.evaluation.rollouts import evaluate
 from prism_policy.policies import Policy
-from prism_policy.run_folder import RunData, is_trained, keep_data, open_run, read_data, read_metrics
+from prism_policy.run_folder import RunData, is_trained, keep_data, open_run, read_data, read_metrics, weightless_policy
 from prism_policy.training.distributed import join
 from prism_policy.training.health import check_memory
 from prism_policy.training.loggers import check_trackers, trackers
@@ -53,6 +54,9 @@ def train_run(
         group.check(config)
         with group.main_process_first():
             check_memory(config, schema, torch_device, group.world_size)
+            if config.policy.encoder.pretrained and not (folder / "checkpoints").exists():
+                robot = schema or task_schema(config.task)
+                weightless_policy(config, robot).encoder.load_pretrained()  # the weights are there, and fit
             open_run(folder, config, schema)
             measured = config.task.spec.simulated or open_loop_path(folder).exists()
             if is_trained(folder) and measured:  # the last things that a training writes

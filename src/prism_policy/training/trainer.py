@@ -182,8 +182,10 @@ class Trainer:
         return self.finish()
 
     def resume(self) -> None:
-        """Go back to the newest checkpoint and to the metrics up to it."""
-        self.checkpoints.restore(self.state)
+        """Go back to the newest checkpoint and to the metrics up to it, or begin, with pretrained weights if any."""
+        if not self.checkpoints.restore(self.state):
+            self.policy.encoder.load_pretrained()
+            self.state.begin_average()
         lines = read_metrics(self.folder).repaired("the lines that are damaged are left out")
         self.metrics = [line for line in lines if line["step"] <= self.state.done]
         self.group.barrier()  # all have read what the main process is about to write
