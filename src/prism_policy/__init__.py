@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from prism_policy.config.settings import EncoderConfig, PolicyConfig, TrainConfig
     from prism_policy.deploy.client import PolicyClient
     from prism_policy.errors import PrismError
-    from prism_policy.models.encoder import VisualEncoder
+    from prism_policy.models.encoder import ImageEncoder, VisualEncoder
     from prism_policy.models.pooling import SpatialSoftmax
     from prism_policy.models.unet1d import ConditionalUNet1D
     from prism_policy.policies import build_policy
@@ -27,6 +27,7 @@ _HOMES = {
     "TrainConfig": "config.settings",
     "PolicyClient": "deploy.client",
     "PrismError": "errors",
+    "ImageEncoder": "models.encoder",
     "VisualEncoder": "models.encoder",
     "SpatialSoftmax": "models.pooling",
     "ConditionalUNet1D": "models.unet1d",
@@ -37,6 +38,7 @@ _HOMES = {
 __all__ = [
     "ConditionalUNet1D",
     "EncoderConfig",
+    "ImageEncoder",
     "PolicyClient",
     "PolicyConfig",
     "PrismError",

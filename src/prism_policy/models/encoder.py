@@ -267,3 +267,33 @@ class VisualEncoder(nn.Module):
             counts = [1 if self.config.tokens == "stage" else k.shape[1] for k in keypoints[:-1]]
             weights[camera] = list(torch.split(fuse.attention(keypoints), counts, dim=2))
         return weights
+
+
+class ImageEncoder(nn.Module):
+    """One camera's float images, channels first, to features: in place of another library's image encoder.
+
+    Usage::
+
+        encoder = ImageEncoder(presets.encoder("prism"), 84, 84)
+        features = encoder(images)  # (B, 3, 84, 84) in [0, 1] -> (B, encoder.out_dim)
+
+    The crop, ImageNet's normalisation and, where the settings ask for them, augmentation and pretrained weights are
+    inside: switch the other library's off.
+
+    Args:
+        low: value of black in the images; white is 1. A normaliser to [-1, 1] makes it -1.
+
+    Raises:
+        PrismError: as `VisualEncoder`.
+    """
+
+    def __init__(self, config: EncoderConfig, height: int, width: int, low: float = 0.0) -> None:
+        super().__init__()
+        self.visual, self.low = VisualEncoder(config, {"rgb": (height, width)}), low
+        self.visual.load_pretrained()
+        self.out_dim = self.visual.out_dim
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, out_dim); 256 levels are told apart, as a camera's are."""
+        levels = 255 * (images - self.low) / (1 - self.low)
+        return self.visual({"rgb": levels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)})
