@@ -1,4 +1,4 @@
-"""PRISM as the eye of LeRobot's own DiffusionPolicy: lerobot_diffusion.py FOLDER_OF_A_DATASET [UPDATES]."""
+"""PRISM as the eye of LeRobot's own DiffusionPolicy: lerobot_diffusion.py FOLDER."""
 
 import sys
 
@@ -17,7 +17,7 @@ import prism_policy as pp
 def prism(config):
     """In place of DiffusionRgbEncoder; crop and normalisation are inside."""
     encoder = pp.ImageEncoder(pp.presets.encoder("prism"), *next(iter(config.image_features.values())).shape[1:])
-    encoder.feature_dim = encoder.out_dim  # LeRobot's name for it
+    encoder.feature_dim = encoder.out_dim  # as LeRobot calls it
     return encoder
 
 
@@ -32,9 +32,7 @@ policy = modeling_diffusion.DiffusionPolicy(config)
 prepare, _ = make_pre_post_processors(config, dataset_stats=data.meta.stats)
 data = LeRobotDataset("local", root=sys.argv[1], delta_timestamps=resolve_delta_timestamps(config, data.meta))
 optimizer = torch.optim.AdamW(policy.parameters(), 1e-4)
-for _, batch in zip(
-    range(int((*sys.argv[2:], 20)[0])), torch.utils.data.DataLoader(data, 8, shuffle=True), strict=False
-):
+for _, batch in zip(range(20), torch.utils.data.DataLoader(data, 8, shuffle=True), strict=False):
     loss, _ = policy.forward(prepare(batch))
     optimizer.zero_grad()
     loss.backward()
