@@ -6,9 +6,11 @@ SHELL := bash
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-# A file's tests stay together, as what they share is made once; files come in their order, for the longest are among the
-# first. `make test ARGS="-n 0 tests/envs"` runs some in one process.
-PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# One process more than cores, up to four, as many tests wait for another process. A file's tests stay together, as what
+# they share is made once; files come in their order, for the longest are among the first.
+# `make test ARGS="-n 0 tests/envs"` runs some in one process.
+CORES := $(shell nproc 2>/dev/null || echo 1)
+PYTEST := $(BIN)/python -m pytest --numprocesses $(shell echo $$(( $(CORES) < 3 ? $(CORES) + 1 : 4 ))) --dist loadfile --no-loadscope-reorder
 # What `make demo` and `make test` hand on, e.g. make demo ARGS="--seed 1".
 ARGS ?=
 
