@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from websockets.sync.server import ServerConnection, serve
 
-from prism_policy.deploy.client import CLOSE_S, PolicyClient
-from prism_policy.deploy.msgpack_numpy import pack
+from prism_client.client import CLOSE_S, PolicyClient
+from prism_client.msgpack_numpy import pack
 from prism_policy.errors import PrismError
 
 LATE_S = 0.1
@@ -32,7 +32,7 @@ GOOD = np.linspace(-1, 1, 56, dtype=np.float32).reshape(8, 7)
 FROZEN = """
 import sys
 from websockets.sync.server import serve
-from prism_policy.deploy.msgpack_numpy import pack
+from prism_client.msgpack_numpy import pack
 def handle(connection):
     connection.send(pack(eval(sys.argv[1])))
     connection.recv()

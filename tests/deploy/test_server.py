@@ -21,11 +21,11 @@ from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.sync.client import connect
 
+from prism_client.client import PolicyClient
+from prism_client.msgpack_numpy import pack, unpack
 from prism_policy.cli.main import Serve
 from prism_policy.config.settings import RunConfig, single_tasks
 from prism_policy.data.actions import decode_absolute
-from prism_policy.deploy.client import PolicyClient
-from prism_policy.deploy.msgpack_numpy import pack, unpack
 from prism_policy.deploy.session import Adapter, Session
 from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.make import make_env

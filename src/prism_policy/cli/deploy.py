@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,13 @@ import tyro
 from prism_policy.cli.command import Command
 from prism_policy.config.ranges import Range, Seed
 from prism_policy.config.settings import Device
-from prism_policy.errors import PrismError
 
 
 @dataclass(frozen=True)
 class Serve(Command):
     """Serve a trained policy over the network, in the protocol of openpi's policy servers.
 
-    A robot's control loop asks it with prism_policy.deploy.client, which needs neither torch nor a simulator, or with
+    A robot's control loop asks it with prism_client.client, which needs neither torch nor a simulator, or with
     openpi's own client. With PRISM_API_KEY set, only clients that send it are admitted. docs/serving.md has the
     messages.
     """
@@ -40,9 +38,6 @@ class Serve(Command):
 
     def run(self) -> None:
         """Serve until it is stopped."""
-        for package in ("msgpack", "websockets"):
-            if importlib.util.find_spec(package) is None:
-                raise PrismError(f"{package} is not installed; run `pip install prism-policy[serve]`")
         from prism_policy.deploy.server import serve
 
         key = os.environ.get("PRISM_API_KEY")

@@ -33,11 +33,11 @@ from websockets.asyncio.server import serve as listen
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from prism_client.interface import Interface
+from prism_client.msgpack_numpy import pack, unpack
 from prism_policy.config.presets import encoder_name
 from prism_policy.config.settings import Device, RunConfig
 from prism_policy.deploy.connection import FairConnection
-from prism_policy.deploy.interface import Interface
-from prism_policy.deploy.msgpack_numpy import pack, unpack
 from prism_policy.deploy.session import Adapter, Session
 from prism_policy.deploy.turns import Turn, Turns
 from prism_policy.errors import LONGEST_SENTENCE, PrismError
