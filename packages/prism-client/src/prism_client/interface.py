@@ -35,7 +35,7 @@ class Interface:
     """Lowest of each number of an action; -inf where nothing limits it."""
     high: tuple[float, ...]
     n_chunk_steps: int = 0
-    """Actions of a chunk from the newest frame on: all that a server sends that is given `known` ones; 0: takes none."""
+    """Actions of a chunk from the newest frame on, which a server sends that is given `known` ones; 0: not taken."""
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> Interface:
