@@ -46,8 +46,8 @@ class LockStep(Clock):
 class SimRobot:
     """A robot whose arm and cameras are one of our environments.
 
-    In real time a thread simulates and draws a control step at each command, and without one all the same, holding. In lock-step, time is that of the
-    control loop: nothing moves while it computes, so an episode is the same on any machine.
+    In real time a thread simulates and draws a control step at each command; without one it does so, too, holding. In
+    lock-step, time is that of the control loop: nothing moves while it computes, so an episode is the same anywhere.
 
     Args:
         file: of which `settings` has `task`, and may have `action_mode` (delta), `resolution` (84), `realtime` (true),

@@ -26,7 +26,7 @@ class Limits:
     turn: float = 0.3
     """By which the hand's goal may turn in a control step [rad]."""
     joint_speed: float = 1.0
-    """Of each joint, where actions are joints [rad/s]."""
+    """Of each joint, where actions are joints, in the robot's unit a second (radians; degrees of LeRobot's)."""
     share_m: float = 0.05
     """What an action of 1 is where actions are shares of a controller's range [m]."""
     share_rad: float = 0.5
