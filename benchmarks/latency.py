@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from prism_client.control.asking import DelayedAsking
 from prism_client.control.limits import Limits, Workspace
 from prism_client.control.loop import ControlLoop, LoopOptions
 from prism_client.robots.robot_file import RobotFile, make_robot
-
 from prism_policy.deploy.session import Adapter, Session
 from prism_policy.evaluation.statistics import wilson_interval
 from prism_policy.run_folder import load_policy, read_data, read_run
@@ -35,10 +35,12 @@ class Near:
         self.session = session
 
     def infer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer a question."""
         return self.session.answer(request)
 
 
 def main() -> None:
+    """Run what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, required=True)

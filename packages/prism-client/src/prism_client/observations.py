@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Dict
 
 import numpy as np
 
-Observation = dict[str, Any]
+Observation = Dict[str, Any]
 
 
 def stack_history(frames: Sequence[Observation]) -> Observation:

@@ -129,7 +129,10 @@ def read_episode(folder: Path) -> Episode:
     header = _read_json(folder / "header.json")
     if header is None:
         raise PrismError(f"{folder} holds no episode (no header.json)")
-    return Episode(header, list(read_steps(folder)), _read_json(folder / "outcome.json"))
+    steps, outcome = list(read_steps(folder)), _read_json(folder / "outcome.json")
+    if outcome is not None and outcome.get("steps") not in (None, len(steps)):
+        raise PrismError(f"{folder / 'steps.bin'} holds {len(steps)} of {outcome['steps']} steps; restore it")
+    return Episode(header, steps, outcome)
 
 
 def read_steps(folder: Path) -> Iterator[dict[str, Any]]:
@@ -147,7 +150,7 @@ def read_steps(folder: Path) -> Iterator[dict[str, Any]]:
                 return
             length, checksum = _HEAD.unpack(head)
             data = file.read(min(length, LARGEST_STEP))
-            if zlib.crc32(data) != checksum or len(data) < length:
+            if not length or len(data) < length or zlib.crc32(data) != checksum:
                 if file.tell() >= size or not any(file.read()):
                     return  # cut off; some file systems leave zeros
                 raise PrismError(f"{path} is damaged at step {number}; restore it")

@@ -6,6 +6,7 @@ comes are handed over as known, so that it continues them: the arm does not wait
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -237,11 +238,11 @@ class ControlLoop:
         self.outcome.latency_steps.append(latency)
         self._latencies.append(latency)
         if self._valid:
-            self._chunk, self._start, self._holding_since = actions, self._asked[1], None
+            self._chunk, self._start = actions, self._asked[1]
 
     def _next(self) -> np.ndarray | None:
         """The action that is due, (A,), or None."""
-        if self._chunk is None or self._holding_since is not None:
+        if self._chunk is None:
             return None
         place = self._executed - self._start
         return self._chunk[place] if place < len(self._chunk) else None
@@ -261,7 +262,7 @@ class ControlLoop:
             else:
                 record.update(sent=sent, changes=changes)
                 self._executed += 1
-                self._pause = 0
+                self._pause, self._holding_since = 0, None
                 return
         self._hold()
         if self._executed:
@@ -278,12 +279,13 @@ class ControlLoop:
             self.outcome.void.append(self.outcome.reason)
 
     def _fault(self, reason: str, recover_s: float) -> None:
-        """Hold, forget the chunk, and give it time to recover: until an answer to a later question comes."""
+        """Hold, forget the chunk, and give it time to recover: until an action of a later answer is executed."""
         self._chunk, self._valid = None, False
+        same = [re.sub(r"\d+", "", one) for one in (*self.outcome.void[-1:], reason)]  # but for how long it lasts
+        if self._holding_since is None or len(set(same)) == len(same):
+            self.outcome.void.append(reason)
         if self._holding_since is None:
             self._holding_since, self._holding_for = self.clock.now(), recover_s
-        if self.outcome.void[-1:] != [reason]:
-            self.outcome.void.append(reason)
         self._hold()
 
     def _end(self, ended: str, reason: str) -> None:
