@@ -12,6 +12,7 @@ import tyro
 from prism_policy.cli.command import Command
 from prism_policy.config.ranges import Range, Seed
 from prism_policy.config.settings import Device
+from prism_policy.errors import PrismError
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,18 @@ class Serve(Command):
     """Where to compute; auto is a GPU where there is one."""
     seed: Seed = 0
     """Seed of the policy's noise."""
+    tls_cert: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path()
+    """Certificate (PEM) for wss://, with those that signed it; needs --tls-key."""
+    tls_key: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path()
+    """Its key (PEM), without a password."""
 
     def run(self) -> None:
         """Serve until it is stopped."""
         from prism_policy.deploy.server import serve
 
+        files = (self.tls_cert, self.tls_key)
+        if len({file == Path() for file in files}) > 1:
+            raise PrismError("--tls-cert and --tls-key: expected both or neither, got one")
+        tls = None if self.tls_cert == Path() else files
         key = os.environ.get("PRISM_API_KEY")
-        serve(self.folder, self.checkpoint, self.host, self.port, self.device, self.seed, key)
+        serve(self.folder, self.checkpoint, self.host, self.port, self.device, self.seed, key, tls)

@@ -74,7 +74,7 @@ class PolicyClient:
 
     def _connect(self) -> tuple[dict[str, Any], Interface]:
         end = time.monotonic() + self.connect_s
-        self._open, self._connection = _connected(self.url, self._key, self._ca, end)
+        self._open, self._connection = _connected(self.url, self._key, self._ca, self.answer_s, end)
         limit = min(self.connect_s, self.answer_s)
         with self._exchange(limit, min(end, time.monotonic() + limit)):
             metadata = unpack(self._received())
@@ -222,7 +222,9 @@ def _seconds(name: str, value: float) -> float:
     return value
 
 
-def _connected(url: str, api_key: str | None, ca: str | None, end: float) -> tuple[ExitStack, ClientConnection]:
+def _connected(
+    url: str, api_key: str | None, ca: str | None, answer_s: float, end: float
+) -> tuple[ExitStack, ClientConnection]:
     """The connection, and what closes it, by the time `end`. A name server has no limit that could be set, so this
     waits for a thread, and leaves it alone where it takes too long.
     """
@@ -230,12 +232,16 @@ def _connected(url: str, api_key: str | None, ca: str | None, end: float) -> tup
         raise PrismError(f"expected an address such as ws://127.0.0.1:8000, got {quoted(url)}")
     if api_key is not None and not (isinstance(api_key, str) and api_key.isascii() and api_key.isprintable()):
         raise PrismError("api_key: expected letters, digits and signs of ASCII on one line; got others")
+    if ca is not None and not url.startswith("wss://"):
+        raise PrismError(f"ca: expected an address wss://... with it, got {quoted(url)}")
     context = _trusting(ca) if ca is not None else None
+    # The server's pings follow what the robot waits for, so that it notices in time that a robot is gone.
+    headers = {"Prism-Answer-S": f"{answer_s:g}", **({"Authorization": f"Api-Key {api_key}"} if api_key else {})}
     result: concurrent.futures.Future[tuple[ExitStack, ClientConnection]] = concurrent.futures.Future()
 
     def work() -> None:
         try:
-            opened = _open(url, api_key, context, end)
+            opened = _open(url, headers, context, end)
         except BaseException as error:
             if result.set_running_or_notify_cancel():
                 result.set_exception(error)
@@ -262,10 +268,9 @@ def _trusting(ca: str) -> ssl.SSLContext:
 
 
 def _open(
-    url: str, api_key: str | None, context: ssl.SSLContext | None, end: float
+    url: str, headers: dict[str, str], context: ssl.SSLContext | None, end: float
 ) -> tuple[ExitStack, ClientConnection]:
     """Try until `end`, then say why not."""
-    headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
     options: dict[str, Any] = {
         "compression": None, "max_size": LARGEST_ANSWER, "max_queue": 1, "additional_headers": headers, "proxy": None,
         # Of limits there is one, in `_exchange`; a ping's would end the wait for a slow answer before.
