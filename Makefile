@@ -40,6 +40,19 @@ test: system ## The tests that run in a few minutes.
 test-all: system ## All tests.
 	@$(PYTEST) $(ARGS)
 
+.PHONY: test-client
+test-client: ## The robot's side on every Python from 3.8 to 3.13 that is installed here.
+	@scripts/client_pythons.sh $(ARGS)
+
+.PHONY: faults
+faults: $(STAMP) ## 200 faults of servers, cameras and operators over real sockets; SEED=7 makes others.
+	@cd packages/prism-client && PRISM_FAULTS=200 SEED=$(or $(SEED),1) ../../$(BIN)/python -m pytest -q -m slow tests/test_faults.py
+
+.PHONY: dist
+dist: $(STAMP) ## The wheels of prism-policy and prism-client, in dist.
+	@$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-deps --wheel-dir dist . packages/prism-client
+	@ls dist/*.whl
+
 .PHONY: fuzz
 fuzz: system ## 20,000 malformed files, settings and messages; SEED=7 makes others.
 	@FUZZ_CASES=20000 FUZZ_SEED=$(or $(SEED),1) $(PYTEST) -m "" tests/fuzz $(ARGS)

@@ -1,4 +1,4 @@
-"""A simulated task as a robot: in lock-step it does what its environment does, bit for bit; in real time it keeps up."""
+"""A simulated task as a robot: in lock-step it does what its environment does, bit for bit."""
 
 from __future__ import annotations
 

@@ -23,8 +23,9 @@ from prism_client.client import PolicyClient
 from prism_client.control.asking import ThreadedAsking
 from prism_client.control.log import EpisodeLog, read_episode
 from prism_client.control.loop import ControlLoop, LoopOptions, Outcome
-from prism_client.control.rollout import RolloutOptions, rollout
+from prism_client.control.rollout import RolloutOptions, check_rate, rollout
 from prism_client.control.stop import Stop, operator
+from prism_client.errors import PrismError
 
 PERIOD = 1 / HZ
 STEPS = 60
@@ -126,6 +127,13 @@ def test_many_faults_are_survived_and_lose_nothing_that_was_recorded(tmp_path: P
             before[path] = path.read_bytes()
         sys.stdout.write(f"{number} {kind}: {outcome.ended} {outcome.void[:1]}\n")
     assert all(path.read_bytes() == data for path, data in before.items())
+
+
+def test_a_robot_of_another_rate_is_refused() -> None:
+    with pytest.raises(PrismError, match="the policy acts at 20 Hz, the robot at 50; give rate_hz = 20"):
+        check_rate(Point(), 20.0)
+    check_rate(Point(), 50)
+    check_rate(Point(), None)
 
 
 @pytest.mark.slow

@@ -226,19 +226,24 @@ class ControlLoop:
         self.asking.ask(request)
 
     def _known_steps(self) -> int:
-        """Actions that will be executed until an answer comes."""
-        return max(self._latencies, default=0) if self.options.overlap else 0
+        """Actions that will be executed until an answer comes, of those that there are beside the ones it is for."""
+        if not self.options.overlap:
+            return 0
+        own = self.interface.n_action_steps
+        most = self.interface.n_chunk_steps - own if self.interface.n_chunk_steps else own - 1
+        return min(max(self._latencies, default=0), max(most, 0))
 
     def _receive(self) -> None:
         """Take the answer if it has come; raises as `Asking.poll`."""
         actions = self.asking.poll()
         if actions is None:
             return
+        if not self._valid:  # asked before a fault
+            return
         latency = self.outcome.steps - self._asked[0]
         self.outcome.latency_steps.append(latency)
         self._latencies.append(latency)
-        if self._valid:
-            self._chunk, self._start = actions, self._asked[1]
+        self._chunk, self._start = actions, self._asked[1]
 
     def _next(self) -> np.ndarray | None:
         """The action that is due, (A,), or None."""

@@ -57,7 +57,12 @@ def rollout(
     robot = make_robot(file) if robot is None else robot
     outcomes: list[Outcome] = []
     client = connected(options)
-    robot.connect()
+    try:
+        check_rate(robot, client.metadata.get("control_hz"))
+        robot.connect()
+    except BaseException:
+        client.close()
+        raise
     try:
         for number in range(options.episodes):
             simulated = getattr(robot, "begin", None)
@@ -83,6 +88,13 @@ def rollout(
         finally:
             client.close()
     return outcomes
+
+
+def check_rate(robot: Robot, control_hz: Any) -> None:
+    """Refuse a robot whose rate is not that of the demonstrations, where they say one."""
+    rate = robot.schema.fps
+    if isinstance(control_hz, (int, float)) and rate and abs(control_hz - rate) > 0.01 * rate:
+        raise PrismError(f"the policy acts at {control_hz:g} Hz, the robot at {rate:g}; give rate_hz = {control_hz:g}")
 
 
 def connected(options: RolloutOptions) -> PolicyClient:
