@@ -18,7 +18,7 @@ ARGS ?=
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(STAMP): pyproject.toml constraints.txt scripts/setup.sh
+$(STAMP): pyproject.toml packages/prism-client/pyproject.toml constraints.txt scripts/setup.sh
 	@scripts/setup.sh
 	@touch $@
 
@@ -41,6 +41,19 @@ test: system ## The tests that run in a few minutes.
 .PHONY: test-all
 test-all: system ## All tests.
 	@$(PYTEST) $(ARGS)
+
+.PHONY: test-client
+test-client: ## The robot's side on every Python from 3.8 to 3.13 that is installed here.
+	@scripts/client_pythons.sh $(ARGS)
+
+.PHONY: faults
+faults: $(STAMP) ## 200 faults of servers, cameras and operators over real sockets; SEED=7 makes others.
+	@cd packages/prism-client && PRISM_FAULTS=200 SEED=$(or $(SEED),1) ../../$(BIN)/python -m pytest -q -m slow tests/test_faults.py
+
+.PHONY: dist
+dist: $(STAMP) ## The wheels of prism-policy and prism-client, in dist.
+	@$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-deps --wheel-dir dist . packages/prism-client
+	@ls dist/*.whl
 
 .PHONY: fuzz
 fuzz: system ## 20,000 malformed files, settings and messages; SEED=7 makes others.

@@ -27,10 +27,10 @@ from urllib.parse import urlparse
 import numpy as np
 import psutil
 
+from prism_client.client import PolicyClient
+from prism_client.msgpack_numpy import pack
 from prism_policy.config import presets
 from prism_policy.data.schema import task_schema
-from prism_policy.deploy.client import PolicyClient
-from prism_policy.deploy.msgpack_numpy import pack
 from prism_policy.errors import PrismError
 from prism_policy.run_folder import make_policy, open_run, save_normalizer, save_weights
 

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from elsewhere import LIMIT_S
 
+from prism_client.client import PolicyClient
 from prism_policy.config import presets
 from prism_policy.config.settings import RunConfig
 from prism_policy.data.schema import task_schema
-from prism_policy.deploy.client import PolicyClient
 from prism_policy.run_folder import load_policy, make_policy, open_run, save_normalizer, save_weights
 
 

@@ -40,4 +40,4 @@ if [ "$(.venv/bin/python -c 'from importlib.metadata import version; print("torc
   "${pip[@]}" install --retries 2 --no-deps "$torch" "${cpu[@]}"
 fi
 echo "installing the pinned packages"
-"${pip[@]}" install --constraint constraints.txt --editable '.[sim,dev]'
+"${pip[@]}" install --constraint constraints.txt --editable packages/prism-client --editable '.[sim,dev]'

@@ -47,7 +47,7 @@ def served(
             said = ""
             while "Ctrl-C stops it" not in said and (line := process.stdout.readline()):
                 said += line
-            actual = re.search(r"at (ws://\S+)", said)
+            actual = re.search(r"at (wss?://\S+)", said)
             assert actual, process.stderr and process.stderr.read()
             assert state in said
             yield actual[1], process

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import prism_client
 import prism_policy
 
 ROOT = Path(prism_policy.__file__).parent
@@ -134,6 +135,28 @@ def test_tasks_and_environments_know_no_torch() -> None:
 @pytest.mark.parametrize("package", ONE_HOME)
 def test_an_optional_package_has_one_home(package: str) -> None:
     assert len(importers(package)) == 1
+
+
+CLIENT = Path(prism_client.__file__).parent
+CLIENT_FILES = sorted(CLIENT.rglob("*.py"))
+
+
+def test_the_robots_side_needs_numpy_msgpack_and_websockets_alone_and_python_3_8() -> None:
+    allowed = {*sys.stdlib_module_names, "prism_client", "numpy", "msgpack", "websockets"}
+    assert len(CLIENT_FILES) > 15
+    for path in CLIENT_FILES:
+        assert {name.partition(".")[0] for name in imports(path)} <= allowed, path
+        ast.parse(path.read_text(), feature_version=(3, 8))
+
+
+def test_the_robots_side_is_no_longer_a_file_or_a_function_than_the_rest() -> None:
+    for path in CLIENT_FILES:
+        text = path.read_text()
+        assert len(text.splitlines()) <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 80, f"{path}: {node.name}"
+    assert max(len(list(folder.glob("*.py"))) for folder in {path.parent for path in CLIENT_FILES}) <= 13
 
 
 def loaded_by(statement: str) -> set[str]:

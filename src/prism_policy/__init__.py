@@ -9,9 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prism_client.client import PolicyClient
     from prism_policy.config import presets
     from prism_policy.config.settings import EncoderConfig, PolicyConfig, TrainConfig
-    from prism_policy.deploy.client import PolicyClient
     from prism_policy.errors import PrismError
     from prism_policy.models.encoder import ImageEncoder, VisualEncoder
     from prism_policy.models.pooling import SpatialSoftmax
@@ -25,7 +25,6 @@ _HOMES = {
     "EncoderConfig": "config.settings",
     "PolicyConfig": "config.settings",
     "TrainConfig": "config.settings",
-    "PolicyClient": "deploy.client",
     "PrismError": "errors",
     "ImageEncoder": "models.encoder",
     "VisualEncoder": "models.encoder",
@@ -54,6 +53,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "presets":
         return importlib.import_module("prism_policy.config.presets")
+    if name == "PolicyClient":
+        return importlib.import_module("prism_client").PolicyClient
     if name in _HOMES:
         return getattr(importlib.import_module(f"prism_policy.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'prism_policy' has no attribute '{name}'")

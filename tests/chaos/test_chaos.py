@@ -30,7 +30,7 @@ import psutil
 import pytest
 
 from journals import read_lines
-from prism_policy.deploy.client import PolicyClient
+from prism_client.client import PolicyClient
 from small_run import SETTINGS, split, write_demos
 
 pytestmark = [

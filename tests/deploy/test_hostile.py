@@ -25,9 +25,9 @@ from safetensors.torch import load_file, save_file
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from prism_policy.deploy.client import PolicyClient
+from prism_client.client import PolicyClient
+from prism_client.msgpack_numpy import MOST_CONTAINERS, MOST_ENTRIES, pack, unpack
 from prism_policy.deploy.connection import MOST_OPENING
-from prism_policy.deploy.msgpack_numpy import MOST_CONTAINERS, MOST_ENTRIES, pack, unpack
 from prism_policy.deploy.server import describe, serve
 from prism_policy.deploy.session import Adapter, Session
 from prism_policy.deploy.turns import Turn, Turns

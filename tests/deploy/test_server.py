@@ -21,11 +21,10 @@ from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.sync.client import connect
 
-from prism_policy.cli.main import Serve
+from prism_client.client import PolicyClient
+from prism_client.msgpack_numpy import pack, unpack
 from prism_policy.config.settings import RunConfig, single_tasks
 from prism_policy.data.actions import decode_absolute
-from prism_policy.deploy.client import PolicyClient
-from prism_policy.deploy.msgpack_numpy import pack, unpack
 from prism_policy.deploy.session import Adapter, Session
 from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.make import make_env
@@ -180,7 +179,7 @@ def test_each_connection_has_noise_of_its_own(url: str) -> None:
     [
         ({}, "expected 'images', a map of a camera's name to its frame, and 'state', an array"),
         ({"images": {"agentview": [1]}, "state": np.zeros(9)}, "camera 'agentview': expected an array, got list"),
-        (frame(0) | {"image": 1}, "unknown key 'image'; expected images, prompt, state"),
+        (frame(0) | {"image": 1}, "unknown key 'image'; expected images, known, prompt, state"),
         (frame(0) | {"seed": -1}, "seed: expected an integer from 0"),
         (frame(0) | {"task": 3}, "task: expected an instruction, got int"),
         (frame(0) | {"images": {"wrist": np.zeros((32, 32, 3), np.uint8)}}, "agentview"),
@@ -277,13 +276,6 @@ def test_bad_input_to_the_command_is_one_sentence(run: Path, tmp_path: Path, url
     assert "port: expected 0 to 65535, got 99999" in complaint(str(run), "--port", "99999")
     for seed in ("-1", str(2**70)):
         assert "seed: expected" in complaint(str(run), "--seed", seed)
-
-
-@pytest.mark.parametrize("package", ["msgpack", "websockets"])
-def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(PrismError, match=rf"{package} is not installed; run `pip install prism-policy\[serve\]`"):
-        Serve(Path("runs/a")).run()
 
 
 def test_nobody_there_and_no_address_are_told() -> None:

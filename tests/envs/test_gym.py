@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 
 from commandline import prism
+from prism_client.client import PolicyClient
+from prism_client.schema import Part, Schema
 from prism_policy.config.presets import task_config
 from prism_policy.config.settings import TaskConfig
 from prism_policy.data.source import open_source
 from prism_policy.demos.record import Recorder, check_fits
-from prism_policy.deploy.client import PolicyClient
 from prism_policy.envs.episode import episode_rng
 from prism_policy.envs.gym import AdaptedEnv, Camera, ObservationAdapter, StatePart
 from prism_policy.envs.gym.env import GymEnv, describe, load
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.results import read_states
 from prism_policy.run_folder import read_data
-from prism_policy.tasks.robot import Part, Schema
 from recordings import SETTINGS
 from served_run import served
 

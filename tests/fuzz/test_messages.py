@@ -16,9 +16,9 @@ from websockets.sync.client import connect
 from websockets.sync.server import ServerConnection, serve
 
 from fuzz.harness import LONGEST_MESSAGE, cases, clean, flipped
-from prism_policy.deploy.client import PolicyClient
-from prism_policy.deploy.interface import Interface
-from prism_policy.deploy.msgpack_numpy import pack, unpack
+from prism_client.client import PolicyClient
+from prism_client.interface import Interface
+from prism_client.msgpack_numpy import pack, unpack
 from prism_policy.deploy.session import Session
 from prism_policy.policies import Policy
 from prism_policy.run_folder import load_policy

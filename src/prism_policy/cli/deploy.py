@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from prism_policy.utils.terminal import console, shell
 class Serve(Command):
     """Serve a trained policy over the network, in the protocol of openpi's policy servers.
 
-    A robot's control loop asks it with prism_policy.deploy.client, which needs neither torch nor a simulator, or with
+    A robot's control loop asks it with prism_client.client, which needs neither torch nor a simulator, or with
     openpi's own client. With PRISM_API_KEY set, only clients that send it are admitted. docs/serving.md has the
     messages.
     """
@@ -39,17 +38,23 @@ class Serve(Command):
     """Where to compute; auto is a GPU where there is one."""
     seed: Seed = 0
     """Seed of the policy's noise."""
+    tls_cert: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path()
+    """Certificate (PEM) for wss://, with those that signed it; needs --tls-key."""
+    tls_key: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path()
+    """Its key (PEM), without a password."""
 
     def run(self) -> None:
         """Serve until it is stopped."""
-        for package in ("msgpack", "websockets"):
-            if importlib.util.find_spec(package) is None:
-                raise PrismError(f"{package} is not installed; run `pip install prism-policy[serve]`")
         from prism_policy.deploy.server import serve
         from prism_policy.run_folder import local_run
 
+        files = (self.tls_cert, self.tls_key)
+        if len({file == Path() for file in files}) > 1:
+            raise PrismError("--tls-cert and --tls-key: expected both or neither, got one")
+        tls = None if self.tls_cert == Path() else files
         key = os.environ.get("PRISM_API_KEY")
-        serve(local_run(self.folder), self.checkpoint, self.host, self.port, self.device, self.seed, key)
+        folder = local_run(self.folder)
+        serve(folder, self.checkpoint, self.host, self.port, self.device, self.seed, key, tls)
 
 
 @dataclass(frozen=True)

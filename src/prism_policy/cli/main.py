@@ -18,6 +18,7 @@ from prism_policy.cli.doctor import Doctor
 from prism_policy.cli.encoders import Info, Probe
 from prism_policy.cli.evaluate import Compare, Evaluate, Report
 from prism_policy.cli.paper import Reproduce
+from prism_policy.cli.robot import Robot, Rollout
 from prism_policy.cli.saliency import Saliency
 from prism_policy.cli.train import Quickstart, Train
 from prism_policy.errors import PrismError
@@ -35,6 +36,8 @@ COMMANDS: dict[str, type[Command]] = {
     "serve": Serve,
     "push": Push,
     "pull": Pull,
+    "robot": Robot,
+    "rollout": Rollout,
     "report": Report,
     "collect": Collect,
     "render": Render,

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
+from prism_client.schema import Part as Part
+from prism_client.schema import PartKind as PartKind
+from prism_client.schema import Schema as Schema
 from prism_policy.config.settings import TaskConfig
-from prism_policy.tasks.robot import Part as Part
-from prism_policy.tasks.robot import PartKind as PartKind
-from prism_policy.tasks.robot import Schema as Schema
 from prism_policy.tasks.spec import CONTROL_HZ
 
 STATE = (

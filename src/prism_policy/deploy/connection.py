@@ -36,7 +36,8 @@ class FairConnection(ServerConnection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Read little at a time."""
         super().connection_made(transport)
-        cast(Any, transport).max_size = READ_BYTES
+        encrypted = getattr(transport, "_ssl_protocol", None)  # asyncio has no public name for what TLS reads with
+        cast(Any, transport if encrypted is None else encrypted).max_size = READ_BYTES
         self._opening[self] = None
         if len(self._opening) > MOST_OPENING:
             next(iter(self._opening)).transport.abort()

@@ -14,7 +14,9 @@ import hmac
 import http
 import ipaddress
 import logging
+import math
 import signal
+import ssl
 import sys
 import threading
 import time
@@ -28,16 +30,18 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from websockets.asyncio.server import Server as WebsocketServer
 from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as listen
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from prism_client.interface import Interface
+from prism_client.msgpack_numpy import pack, unpack
 from prism_policy.config.presets import encoder_name
 from prism_policy.config.settings import Device, RunConfig
 from prism_policy.deploy.connection import FairConnection
-from prism_policy.deploy.interface import Interface
-from prism_policy.deploy.msgpack_numpy import pack, unpack
+from prism_policy.deploy.metrics import Metrics
 from prism_policy.deploy.session import Adapter, Session
 from prism_policy.deploy.turns import Turn, Turns
 from prism_policy.errors import LONGEST_SENTENCE, PrismError
@@ -54,6 +58,11 @@ OPEN_S, CLOSE_S = 5.0, 1.0
 SWITCH_S = 0.0005
 """How long the network may keep Python's lock from the policy [s], which needs it again after every operator: with
 Python's own 5 ms a chunk took seconds beside a busy network."""
+PING_S = (1.0, 600.0)
+"""Least and most time between a robot's pings, and for its answer to one, which is its `answer_s` by default [s]."""
+STOPPING = "the server is stopping"
+DRAIN_S = 10.0
+"""How long questions that wait are answered after SIGTERM [s]."""
 WAKE_S = 0.1
 """How often the main thread looks whether it shall stop [s]."""
 
@@ -70,12 +79,16 @@ class Server:
     """Of the noise; each connection has its own."""
     api_key: str | None = None
     """What clients must send; None admits everyone."""
+    tls: ssl.SSLContext | None = None
+    """Of wss://; see `tls_context`."""
     answers_s: deque[float] = field(default_factory=lambda: deque(maxlen=100_000))
     """Duration of each of the latest answers [s]."""
-    answers: int = 0
+    metrics: Metrics = field(default_factory=Metrics)
     _connections: int = 0
     _turns: Turns = field(default_factory=Turns)
+    _asking: set[ServerConnection] = field(default_factory=set)
     _stopping: bool = False
+    _draining: bool = False
 
     def session(self) -> Session:
         """Start the session of a new connection."""
@@ -98,7 +111,8 @@ class Server:
         Session(self.policy, self.seed, self.adapter).answer(request)
 
     def run(self, host: str, port: int, ready: Callable[[str], None] = lambda url: None) -> None:
-        """Answer requests until SIGINT or SIGTERM; `ready` is called with the address. Port 0 is any that is free.
+        """Answer requests until SIGINT, or SIGTERM, after which the questions that have come are still answered, for at
+        most `DRAIN_S`. `ready` is called with the address; port 0 is any that is free.
 
         Computes in the calling thread, which has to be the process's main one.
         """
@@ -116,7 +130,8 @@ class Server:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
-    def _stop(self, *signal_and_frame: object) -> None:
+    def _stop(self, number: int | None = None, frame: object = None) -> None:
+        self._draining = number == signal.SIGTERM and not self._stopping  # a second one ends that, too
         self._stopping = True
 
     @contextmanager
@@ -144,7 +159,7 @@ class Server:
                 close()
             while thread.is_alive():
                 if turn := self._turns.next(WAKE_S):
-                    turn.drop()
+                    turn.take() if self._draining else turn.drop()
 
     async def _listen(
         self, host: str, port: int, opened: concurrent.futures.Future[tuple[str, Callable[[], object]]]
@@ -165,6 +180,8 @@ class Server:
                 close_timeout=CLOSE_S,
                 process_request=self._admit,
                 process_response=_shortened,
+                ssl=self.tls,
+                ssl_handshake_timeout=None if self.tls is None else OPEN_S,
                 create_connection=cast(Any, functools.partial(FairConnection, {})),
                 logger=logger,
             )
@@ -173,9 +190,27 @@ class Server:
             raise PrismError(f"{failed}; choose another --host or --port") from error
         async with listening as server:
             number = next(iter(server.sockets)).getsockname()[1]
-            url = f"ws://[{host}]:{number}" if ":" in host else f"ws://{host or '0.0.0.0'}:{number}"
+            scheme = "ws" if self.tls is None else "wss"
+            url = f"{scheme}://[{host}]:{number}" if ":" in host else f"{scheme}://{host or '0.0.0.0'}:{number}"
+            gauges = self.metrics.gauges
+            gauges["robots"] = ("Robots that are connected", lambda: len(server.connections))
+            gauges["waiting"] = ("Questions that are computed or wait", lambda: len(self._asking))
             opened.set_result((url, lambda: loop.call_soon_threadsafe(closing.set)))
             await closing.wait()
+            await self._drain(server)
+
+    async def _drain(self, server: WebsocketServer) -> None:
+        """Admit nobody any more, let go of who asks nothing, and wait until the others have their answers."""
+        server.close(close_connections=False)
+        end = time.monotonic() + DRAIN_S
+        idle = [one for one in server.connections if one not in self._asking or not self._draining]
+        leaving = [asyncio.create_task(one.close(1001, STOPPING)) for one in idle]
+        while self._asking and self._draining and time.monotonic() < end:
+            await asyncio.sleep(WAKE_S / 4)
+        self._draining = False
+        leaving += [asyncio.create_task(one.close(1001, STOPPING)) for one in server.connections]
+        if leaving:
+            await asyncio.wait(leaving)
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """None for a robot; or the answer to others."""
@@ -189,9 +224,14 @@ class Server:
         given = "".join(keys).encode(errors="surrogateescape")
         if self.api_key and not hmac.compare_digest(given, f"Api-Key {self.api_key}".encode()):
             return connection.respond(http.HTTPStatus.UNAUTHORIZED, "expected Authorization: Api-Key ...\n")
+        if request.path == "/metrics":
+            return connection.respond(http.HTTPStatus.OK, self.metrics.page(self.metadata))
         if len(connection.server.connections) >= MOST_CONNECTIONS:
             full = f"{MOST_CONNECTIONS} robots are connected, and more have to wait\n"
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, full)
+        if (patience := _patience(request)) is not None:
+            connection.ping_interval = connection.ping_timeout = patience
+        self.metrics.count("connections")
         return None
 
     async def _handle(self, connection: ServerConnection) -> None:
@@ -200,6 +240,8 @@ class Server:
         try:
             await connection.send(pack(self.metadata))
             async for data in connection:
+                self.metrics.count("questions")
+                self._asking.add(connection)
                 try:
                     turn = self._turn(connection, session, data)
                     waiting = asyncio.wrap_future(turn.answer)
@@ -208,15 +250,22 @@ class Server:
                         turn.drop()
                         return
                     await connection.send(waiting.result())
+                    if self._stopping:
+                        await connection.close(1001, STOPPING)
+                        return
                 except PrismError as error:
+                    self.metrics.count("refusals")
                     await self._refuse(connection, one_line(error, LONGEST_SENTENCE))
                     return
                 except ConnectionClosed:
                     return
                 except Exception:
+                    self.metrics.count("failures")
                     console.print(*traceback.format_exc().splitlines())
                     await self._refuse(connection, "the server failed; its log says where")
                     return
+                finally:
+                    self._asking.discard(connection)
         except ConnectionClosed:  # by the robot, or a network that broke
             return
         finally:
@@ -227,13 +276,13 @@ class Server:
         """Have a question answered when it is its turn."""
         if isinstance(data, str):
             raise PrismError("expected a binary message, got text")
-        request = unpack(data)
+        request, came = unpack(data), time.perf_counter()
 
         def compute() -> bytes:
             started = time.perf_counter()
             answer = pack(session.answer(request))
             self.answers_s.append(time.perf_counter() - started)
-            self.answers += 1
+            self.metrics.answered(started - came, self.answers_s[-1])
             return answer
 
         return self._turns.ask(connection, compute)
@@ -241,6 +290,31 @@ class Server:
     async def _refuse(self, connection: ServerConnection, sentence: str) -> None:
         await connection.send(sentence)
         await connection.close(1011, "the message before says why")
+
+
+def _patience(request: Request) -> float | None:
+    """How long a robot waits for an answer, as its client says; None where it says nothing [s]."""
+    said = request.headers.get_all("Prism-Answer-S")
+    try:
+        seconds = float(said[0]) if len(said) == 1 else math.nan
+    except ValueError:
+        return None
+    return None if math.isnan(seconds) else min(max(seconds, PING_S[0]), PING_S[1])
+
+
+def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """What a server needs for wss://: its certificate (with those that signed it) and its key, as PEM.
+
+    Raises:
+        PrismError: they cannot be read, or are none, or do not belong together.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: "")  # it would ask the terminal
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        expected = f"expected a certificate and its key without a password (PEM) in {certificate} and {key}"
+        raise PrismError(f"{expected}; got what is none ({one_line(error, 100)})") from error
+    return context
 
 
 def _shortened(connection: ServerConnection, request: Request, response: Response) -> Response | None:
@@ -276,12 +350,17 @@ def serve(
     device: Device = "auto",
     seed: int = 0,
     api_key: str | None = None,
+    tls: tuple[Path, Path] | None = None,
 ) -> None:
-    """Serve the policy of a run folder until it is stopped, then print how fast it was."""
+    """Serve the policy of a run folder until it is stopped, then print how fast it was.
+
+    `tls` has the files of certificate and key.
+    """
+    context = None if tls is None else tls_context(*tls)
     config = read_run(folder)
     policy = load_policy(folder, checkpoint).to(pick_device(device))
     adapter = Adapter.of(policy, config, read_data(folder))
-    server = Server(policy, describe(folder, checkpoint, config, policy), adapter, seed, api_key)
+    server = Server(policy, describe(folder, checkpoint, config, policy), adapter, seed, api_key, context)
     server.warm_up()
 
     def ready(url: str) -> None:
@@ -294,6 +373,8 @@ def serve(
             f"It expects {frames} and state ({schema.state_dim},): {', '.join(map(str, schema.state))}",
             f"It answers with {about['n_action_steps']} actions at {rate}: {', '.join(map(str, schema.action))}",
         )
+        if not _is_local(host) and context is None:
+            console.print("What is sent can be read on the way; --tls-cert and --tls-key encrypt it")
         if not _is_local(host) and not api_key:
             console.print("Anyone who reaches this machine can send requests; set PRISM_API_KEY to require a key")
         console.print("Ctrl-C stops it")
@@ -303,7 +384,7 @@ def serve(
     if len(server.answers_s) > 1:
         median, slow = (1000 * seconds for seconds in np.quantile(server.answers_s, (0.5, 0.95)))
         speed = f": median {median:.0f} ms, 95% within {slow:.0f} ms"
-    console.print(f"Served {server.answers} chunks{speed}")
+    console.print(f"Served {server.metrics.counters['answers']} chunks{speed}")
 
 
 def _is_local(host: str) -> bool:

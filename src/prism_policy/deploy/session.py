@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from prism_client.interface import Interface, limits
 from prism_policy.config.settings import RunConfig
-from prism_policy.data.actions import decode_absolute
+from prism_policy.data.actions import decode_absolute, encode_absolute
 from prism_policy.data.schema import Part
-from prism_policy.deploy.interface import Interface, limits
 from prism_policy.errors import PrismError
 from prism_policy.policies import Policy
+from prism_policy.policies.base import Known
 from prism_policy.run_folder import RunData
 from prism_policy.utils.images import Resize
 from prism_policy.utils.observations import Observation, stack_history
 from prism_policy.utils.text import one_line, quoted
 
-KEYS = ("images", "prompt", "state", "reset", "seed", "task")
+KEYS = ("images", "known", "prompt", "state", "reset", "seed", "task")
 """Of a request."""
 
 
@@ -55,7 +56,18 @@ class Adapter:
             schema = replace(schema, action=ABSOLUTE)
         seen = data.action_range if config and data and not config.task.spec.own_robot else None
         counts = settings.n_obs_steps, settings.n_action_steps
-        return cls(Interface(schema, *counts, *limits(schema.action, seen)), absolute, resize)
+        chunk = settings.horizon - settings.n_obs_steps + 1
+        return cls(Interface(schema, *counts, *limits(schema.action, seen), chunk), absolute, resize)
+
+    def known(self, actions: np.ndarray, policy: Policy) -> Known:
+        """Actions (n, A) of the robot that are executed from the newest frame on, as a policy takes them."""
+        size, first = policy.config.horizon, policy.config.n_obs_steps - 1
+        values = torch.zeros(1, size, policy.action_dim)
+        entries = torch.zeros(1, size, policy.action_dim, dtype=torch.bool)
+        actions = encode_absolute(actions) if self.absolute else actions
+        end = first + len(actions)
+        values[0, first:end], entries[0, first:end] = torch.from_numpy(actions.astype(np.float32)), True
+        return values, entries
 
     def seen(self, images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Images as the policy sees them."""
@@ -85,12 +97,14 @@ class Session:
             request: `images` {camera: uint8 (H, W, 3)} and `state` (S,) of this control step, to which the server
                 adds the history; or all of the last n_obs_steps frames, (To, H, W, 3) and (To, S). A policy of several
                 tasks needs `task` (or `prompt`), the instruction. `reset` clears the history; so does `seed`, which
-                also begins the noise anew.
+                also begins the noise anew. `known` (n, A), actions that are executed from this control step on, makes
+                the others go with them: then all n_chunk_steps actions from this step on are returned.
 
         Raises:
             PrismError: the request does not fit, or the policy computes what no robot may execute.
         """
         frame, options = self._checked(request)
+        known = self._known(request["known"]) if "known" in request else None
         if request.get("reset") or "seed" in request:
             self.frames = []
         if "seed" in request:
@@ -99,12 +113,18 @@ class Session:
         history = self._history(frame) if single else []
         batch = stack_history([stack_history(history) if single else frame])  # of one
         started = time.perf_counter()
-        actions = self.policy.act({**batch, **options}, self.generator)[0].cpu().numpy()  # (Ta, A)
+        observation, first = {**batch, **options}, self.policy.config.n_obs_steps - 1
+        if known is None:
+            actions = self.policy.act(observation, self.generator)[0].cpu().numpy()  # (Ta, A)
+        else:
+            chunk = self.policy.predict_chunk(observation, self.generator, self.adapter.known(known, self.policy))
+            actions = chunk[0, first:].cpu().numpy()  # (T - To + 1, A)
         seconds = time.perf_counter() - started
         if self.adapter.absolute:
             actions = decode_absolute(actions)
         # What simulators do with actions beyond the controller's range; so a robot does what was evaluated.
-        actions = self.interface.actions(self.interface.clipped(actions))
+        steps = None if known is None else self.interface.n_chunk_steps
+        actions = self.interface.actions(self.interface.clipped(actions), steps)
         self.frames = history
         return {"actions": actions, "server_timing": {"infer_ms": 1000 * seconds}}
 
@@ -132,6 +152,15 @@ class Session:
         with np.errstate(over="ignore"):  # the policy refuses infinity
             frame = {"images": self.adapter.seen(cameras), "state": state.astype(np.float32)}
         return frame, self._instruction(request.get("task", request.get("prompt")))
+
+    def _known(self, actions: Any) -> np.ndarray:
+        """Actions (n, A), as they were sent to the robot."""
+        most, width = self.interface.n_chunk_steps, self.interface.schema.action_dim
+        array = isinstance(actions, np.ndarray)
+        if not array or actions.shape[1:] != (width,) or actions.ndim != 2 or len(actions) > most:
+            got = one_line(actions.shape, 60) if array else type(actions).__name__
+            raise PrismError(f"known: expected at most {most} actions of {width} numbers, got {got}")
+        return self.interface.actions(actions, len(actions))
 
     def _instruction(self, instruction: Any) -> dict[str, Any]:
         if not isinstance(instruction, (str, type(None))):

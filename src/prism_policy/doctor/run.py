@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from prism_client.msgpack_numpy import pack, unpack
 from prism_policy.config.settings import Device, RunConfig
 from prism_policy.data.schema import Schema, slices
 from prism_policy.data.source import Source
 from prism_policy.data.windows import Windows
 from prism_policy.demos.dataset import Dataset, open_dataset
-from prism_policy.deploy.msgpack_numpy import pack, unpack
 from prism_policy.deploy.session import Adapter
 from prism_policy.doctor.finding import Finding, Place, finding
 from prism_policy.errors import PrismError

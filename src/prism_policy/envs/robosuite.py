@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,6 +31,9 @@ ENV_KWARGS = {
 
 def register_variation(spec: TaskSpec) -> None:
     """Make a variation known to robosuite under its own name, so that files can say which one recorded them."""
+    if spec.scene:
+        module, _, name = spec.scene.partition(":")
+        getattr(importlib.import_module(module), name)()
     known = robosuite.environments.base.REGISTERED_ENVS
     if not spec.varies or spec.env_name in known:
         return

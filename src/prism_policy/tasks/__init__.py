@@ -4,6 +4,7 @@ from prism_policy.errors import PrismError
 from prism_policy.tasks.adapted import adapted, is_adapted
 from prism_policy.tasks.any_robosuite import PREFIX, any_robosuite
 from prism_policy.tasks.can import CAN
+from prism_policy.tasks.key_pick import KEY_PICK
 from prism_policy.tasks.libero import LIBERO_SPECS
 from prism_policy.tasks.lift import LIFT, LIFT_LADDER
 from prism_policy.tasks.recorded import RECORDED
@@ -14,7 +15,7 @@ from prism_policy.tasks.tool_hang import TOOL_HANG
 from prism_policy.utils.text import quoted
 
 SPECS: dict[str, TaskSpec] = {
-    spec.name: spec for spec in (LIFT, CAN, SQUARE, TOOL_HANG, STACK, *LIFT_LADDER, *LIBERO_SPECS)
+    spec.name: spec for spec in (LIFT, CAN, SQUARE, TOOL_HANG, STACK, KEY_PICK, *LIFT_LADDER, *LIBERO_SPECS)
 }
 """Every simulated task and suite by its name."""
 

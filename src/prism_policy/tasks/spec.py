@@ -98,6 +98,8 @@ class TaskSpec:
     """Of a suite: the names of its tasks."""
     varies: str = ""
     """The simulator's own name of the task of which this is a variation; empty is none."""
+    scene: str = ""
+    """What makes the simulator know `env_name`, as "module:function"; empty where it knows it by itself."""
     changes: tuple[tuple[str, str, str], ...] = ()
     """What of that task's model is otherwise: (element's name, attribute, value), as in MuJoCo's XML."""
     wordings: tuple[str, ...] = ()

@@ -1,20 +1,4 @@
-"""Observations `{"images": {camera: uint8 (H, W, 3)}, "state": float32 (S,)}` and their history."""
+"""Observations and their history, which the robot's side stacks in the same way."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-
-Observation = dict[str, Any]
-
-
-def stack_history(frames: Sequence[Observation]) -> Observation:
-    """Stack consecutive observations, oldest first, along a new first axis To: images, state and all other arrays."""
-    return {
-        name: {part: np.stack([frame[name][part] for frame in frames]) for part in value}
-        if isinstance(value, dict)
-        else np.stack([frame[name] for frame in frames])
-        for name, value in frames[0].items()
-    }
+from prism_client.observations import Observation as Observation
+from prism_client.observations import stack_history as stack_history

@@ -9,8 +9,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from prism_client.schema import Part, PartKind, Schema
 from prism_policy.errors import PrismError
-from prism_policy.tasks.robot import Part, PartKind, Schema
 from prism_policy.utils.images import Resize
 from prism_policy.utils.observations import Observation
 from prism_policy.utils.text import listed, one_line

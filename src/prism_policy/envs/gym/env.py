@@ -13,12 +13,12 @@ from typing import Any, ClassVar, get_args
 import gymnasium
 import numpy as np
 
+from prism_client.schema import Schema
 from prism_policy.config.settings import TaskConfig
 from prism_policy.envs.episode import Split, episode_rng
 from prism_policy.envs.gym.adapter import AdaptedEnv, ObservationAdapter
 from prism_policy.errors import PrismError
 from prism_policy.tasks.adapted import GYM, known_adapter
-from prism_policy.tasks.robot import Schema
 from prism_policy.utils.observations import Observation
 from prism_policy.utils.text import listed, one_line, quoted
 

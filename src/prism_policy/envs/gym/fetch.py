@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from prism_client.schema import Part
 from prism_policy.config.settings import RenderConfig
 from prism_policy.envs.gym.adapter import Camera, ObservationAdapter, StatePart
 from prism_policy.envs.rendering import Renderer
 from prism_policy.envs.simulators import mujoco
-from prism_policy.tasks.robot import Part
 
 DRAWN, SEEN = 128, 64
 """Size of a frame as it is drawn, and as the policy sees it [px]."""

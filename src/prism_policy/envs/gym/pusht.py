@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from prism_client.schema import Part
 from prism_policy.envs.gym.adapter import Camera, ObservationAdapter, StatePart
-from prism_policy.tasks.robot import Part
 
 RADIUS, CLEAR = 15.0, 8.0
 """Of the pusher, and between it and the T where a push begins [px]."""

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_args
 
 import numpy as np
 
-from prism_policy.config.typed_json import conform
-from prism_policy.data.schema import Part, Schema
-from prism_policy.deploy.msgpack_numpy import NUMBERS
-from prism_policy.errors import PrismError
-from prism_policy.utils.observations import Observation
-from prism_policy.utils.text import one_line, quoted
+from prism_client.errors import PrismError
+from prism_client.msgpack_numpy import NUMBERS
+from prism_client.observations import Observation
+from prism_client.schema import Part, PartKind, Schema
+from prism_client.text import one_line, quoted
 
 OVERHEAD = 128 * 2**10
 """Bytes of a question beside its frames: names, an instruction, a number as text."""
-MOST = {"state_dim": 10_000, "n_obs_steps": 100, "n_action_steps": 10_000, "action_dim": 1_000}
+MOST = {"state_dim": 10_000, "n_obs_steps": 100, "n_action_steps": 10_000, "action_dim": 1_000, "n_chunk_steps": 10_000}
 """What metadata may say."""
 MOST_PIXELS = 10_000
 MARGIN = 0.1
@@ -35,6 +34,8 @@ class Interface:
     low: tuple[float, ...]
     """Lowest of each number of an action; -inf where nothing limits it."""
     high: tuple[float, ...]
+    n_chunk_steps: int = 0
+    """Actions of a chunk from the newest frame on, which a server sends that is given `known` ones; 0: not taken."""
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> Interface:
@@ -47,7 +48,7 @@ class Interface:
             if not isinstance(camera, str) or not numbers or len(size) != 3 or size[2] != 3:
                 expected = f"expected [height, width, 3] of at most {MOST_PIXELS} pixels"
                 raise PrismError(f"metadata: camera {quoted(camera)}: {expected}, got {one_line(size, 60)}")
-        stated = {"action_dim": 7, **metadata}  # openpi's servers do not say it
+        stated = {"action_dim": 7, "n_chunk_steps": 0, **metadata}  # openpi's servers do not say them
         for name, most in MOST.items():
             if type(stated.get(name)) is not int or not 0 <= stated[name] <= most:
                 got = quoted(stated.get(name))
@@ -59,7 +60,8 @@ class Interface:
         state, action = (_parts(metadata, name, stated[f"{name}_dim"]) for name in ("state", "action"))
         low, high = _limits(metadata, "action_low", width, -np.inf), _limits(metadata, "action_high", width, np.inf)
         sizes = {camera: (size[0], size[1]) for camera, size in cameras.items()}
-        return cls(Schema(sizes, state, action), stated["n_obs_steps"], stated["n_action_steps"], low, high)
+        counts = stated["n_obs_steps"], stated["n_action_steps"]
+        return cls(Schema(sizes, state, action), *counts, low, high, stated["n_chunk_steps"])
 
     def metadata(self) -> dict[str, Any]:
         """What `of` reads."""
@@ -74,6 +76,7 @@ class Interface:
             "action_high": list(self.high),
             "n_obs_steps": self.n_obs_steps,
             "n_action_steps": self.n_action_steps,
+            "n_chunk_steps": self.n_chunk_steps,
         }
 
     @property
@@ -81,7 +84,8 @@ class Interface:
         """Bytes that the longest question may have: all frames of the history, with some room."""
         pixels = sum(height * width for height, width in self.schema.cameras.values())
         frame = 3 * pixels + 8 * self.schema.state_dim
-        return self.n_obs_steps * frame + OVERHEAD
+        known = 8 * self.n_chunk_steps * self.schema.action_dim
+        return self.n_obs_steps * frame + known + OVERHEAD
 
     def frame(self, images: Any, state: Any) -> Observation:
         """A copy of a frame, checked: a camera's driver may write its next image where this one is."""
@@ -114,13 +118,14 @@ class Interface:
         """What a controller would make of actions (..., A) that leave its range, as robosuite does."""
         return np.clip(actions, *self._limits)
 
-    def actions(self, actions: Any) -> np.ndarray:
-        """Actions that a robot may execute, float32 (n_action_steps, A): the one guard, before and behind the socket.
+    def actions(self, actions: Any, steps: int | None = None) -> np.ndarray:
+        """Actions that a robot may execute, float32 (steps, A), by default `n_action_steps`: the one guard, before and
+        behind the socket.
 
         Raises:
             PrismError: no numbers, another shape, NaN or infinity, or outside the range that was announced.
         """
-        shape = (self.n_action_steps, self.schema.action_dim)
+        shape = (self.n_action_steps if steps is None else steps, self.schema.action_dim)
         if not isinstance(actions, np.ndarray) or actions.dtype.kind not in NUMBERS or actions.shape != shape:
             array = isinstance(actions, np.ndarray)
             got = f"{actions.dtype} {actions.shape}" if array else type(actions).__name__
@@ -157,13 +162,24 @@ def _parts(metadata: Mapping[str, Any], name: str, width: int) -> tuple[Part, ..
     """Parts of state or action; one part where nothing is said, as by openpi's servers."""
     if (said := metadata.get(name)) is None:
         return (Part(name, width),)
-    try:
-        parts: tuple[Part, ...] = conform(tuple[Part, ...], said, name)
-    except PrismError as error:
-        raise PrismError(f"metadata: {one_line(error, 200)}") from error
+    if not isinstance(said, (list, tuple)):
+        raise PrismError(f"metadata: expected '{name}', a list of parts, got {quoted(said)}")
+    parts = tuple(_part(f"{name}[{i}]", one) for i, one in enumerate(said))
     if any(part.size < 1 for part in parts) or sum(part.size for part in parts) != width:
         raise PrismError(f"metadata: expected the parts of '{name}' to have {width} numbers, got {one_line(said, 100)}")
     return parts
+
+
+def _part(path: str, said: Any) -> Part:
+    names = said.get("names", ()) if isinstance(said, dict) else None
+    if not isinstance(names, (list, tuple)) or set(said) - {field.name for field in fields(Part)}:
+        raise PrismError(f"metadata: {path}: expected name, size, kind, names, shares; got {one_line(said, 100)}")
+    part = Part(**{"name": "", "size": 0, **said, "names": tuple(names)})
+    texts = isinstance(part.name, str) and all(isinstance(name, str) for name in part.names)
+    if not texts or type(part.size) is not int or part.kind not in get_args(PartKind) or type(part.shares) is not bool:
+        kinds = ", ".join(get_args(PartKind))
+        raise PrismError(f"metadata: {path}: expected a part of kind {kinds}, got {one_line(said, 100)}")
+    return part
 
 
 def _limits(metadata: Mapping[str, Any], name: str, width: int, default: float) -> tuple[float, ...]:

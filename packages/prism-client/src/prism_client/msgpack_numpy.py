@@ -12,8 +12,8 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from prism_policy.errors import PrismError
-from prism_policy.utils.text import one_line, quoted
+from prism_client.errors import PrismError
+from prism_client.text import one_line, quoted
 
 NUMBERS = "biuf"
 """Kinds of arrays that are sent and taken: booleans, integers, floats of up to eight bytes."""

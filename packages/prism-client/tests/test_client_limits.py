@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from websockets.sync.server import ServerConnection, serve
 
-from prism_policy.deploy.client import CLOSE_S, PolicyClient
-from prism_policy.deploy.msgpack_numpy import pack
-from prism_policy.errors import PrismError
+from prism_client.client import CLOSE_S, PolicyClient
+from prism_client.errors import PrismError
+from prism_client.msgpack_numpy import pack
 
 LATE_S = 0.1
 METADATA: dict[str, Any] = {
@@ -32,7 +32,7 @@ GOOD = np.linspace(-1, 1, 56, dtype=np.float32).reshape(8, 7)
 FROZEN = """
 import sys
 from websockets.sync.server import serve
-from prism_policy.deploy.msgpack_numpy import pack
+from prism_client.msgpack_numpy import pack
 def handle(connection):
     connection.send(pack(eval(sys.argv[1])))
     connection.recv()
@@ -250,17 +250,42 @@ def test_two_threads_do_not_take_each_others_answers() -> None:
 BAD_METADATA: dict[str, dict[str, Any]] = {
     "cameras": {"cameras": [1]}, "camera 'front'": {"cameras": {"front": [32, 32]}}, "state_dim": {"state_dim": -1},
     "n_obs_steps": {"n_obs_steps": 10**9}, "n_action_steps": {"n_action_steps": "8"}, "action_dim": {"action_dim": 7.0},
-    "action_low": {"action_low": 3},
+    "action_low": {"action_low": 3}, "n_chunk_steps": {"n_chunk_steps": -2}, r"action\[0\]": {"action": [{"name": 3}]},
+    "'action'": {"action": 3},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("named", BAD_METADATA)
 def test_metadata_that_make_no_sense_are_named(named: str) -> None:
-    with (
-        answering(lambda connection: connection.send(pack({**METADATA, **BAD_METADATA[named]}))) as url,
-        pytest.raises(PrismError, match=f"^metadata: .*{named}"),
-    ):
+    bad = pack({**METADATA, **BAD_METADATA[named]})
+    refused = pytest.raises(PrismError, match=f"^metadata: .*{named}")
+    with answering(lambda connection: connection.send(bad)) as url, refused:
         PolicyClient(url)
+
+
+def test_a_client_that_may_reconnect_does_so_for_the_next_question_to_the_same_policy() -> None:
+    lives = iter([("a", 1), ("a", 3), ("b", 9)])
+
+    def handle(connection: ServerConnection) -> None:
+        weights, answers = next(lives)
+        connection.send(pack({**METADATA, "weights": weights}))
+        with contextlib.suppress(Exception):
+            for _ in range(answers):
+                connection.recv()
+                connection.send(pack({"actions": GOOD}))
+            connection.recv()
+
+    with answering(handle) as url, PolicyClient(url, reconnect=True) as client:
+        client.infer({})
+        with pytest.raises(PrismError, match="is gone"):
+            client.infer({})
+        for _ in range(3):
+            assert client.infer({})["actions"].shape == (8, 7)
+        assert 0 < client.latency_s() <= client.latency_s(1.0)
+        with pytest.raises(PrismError, match="is gone"):
+            client.infer({})
+        with pytest.raises(PrismError, match="serves another policy than before"):
+            client.infer({})
 
 
 @pytest.mark.parametrize(
@@ -277,6 +302,7 @@ def test_metadata_that_make_no_sense_are_named(named: str) -> None:
         {"url": ""},
         {"api_key": "a\r\nb: c"},
         {"api_key": "é"},
+        {"ca": "/nowhere/ca.pem"},
         {"answer_s": 0},
         {"answer_s": float("nan")},
         {"connect_s": "1"},
@@ -284,7 +310,7 @@ def test_metadata_that_make_no_sense_are_named(named: str) -> None:
     ],
 )
 def test_arguments_out_of_range_are_one_sentence(arguments: dict[str, Any]) -> None:
-    with pytest.raises(PrismError, match=r"expected (an address|seconds|letters)|no policy server at"):
+    with pytest.raises(PrismError, match=r"expected (an address|seconds|letters|a file of cert)|no policy server at"):
         PolicyClient(**{"url": "ws://127.0.0.1:9", "connect_s": 0.2, **arguments})
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from prism_policy.errors import PrismError
-from prism_policy.utils.text import listed, quoted
+from prism_client.errors import PrismError
+from prism_client.text import listed, quoted
 
 PartKind = Literal["position", "rotation", "gripper", "joint", "other"]
 """`position` [m], `joint` (of arms and fingers) and `other` are scaled to [-1, 1] by their range; `rotation`

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import inspect
 import socket
+import ssl
 import threading
 import time
 from collections import deque
@@ -15,11 +17,11 @@ import numpy as np
 from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from prism_policy.deploy.interface import Interface
-from prism_policy.deploy.msgpack_numpy import pack, unpack
-from prism_policy.errors import PrismError
-from prism_policy.utils.observations import Observation, stack_history
-from prism_policy.utils.text import one_line, quoted
+from prism_client.errors import PrismError
+from prism_client.interface import Interface
+from prism_client.msgpack_numpy import pack, unpack
+from prism_client.observations import Observation, stack_history
+from prism_client.text import one_line, quoted
 
 LARGEST_ANSWER = 2**20
 """Bytes; the metadata of a policy of a hundred tasks have 10 kB."""
@@ -47,24 +49,42 @@ class PolicyClient:
         api_key: what the server was given as PRISM_API_KEY.
         connect_s: how long to try to reach the server, as one takes a while to start [s].
         answer_s: how long a request may take, with sending it and its answer [s].
+        reconnect: make a new connection for the question after a failed one, which has to be to the same policy.
+        ca: of wss://, a file of the certificates to trust, such as the server's own; by default the system's.
     """
 
     def __init__(
-        self, url: str = "ws://127.0.0.1:8000", api_key: str | None = None, connect_s: float = 10, answer_s: float = 30
+        self,
+        url: str = "ws://127.0.0.1:8000",
+        api_key: str | None = None,
+        connect_s: float = 10,
+        answer_s: float = 30,
+        reconnect: bool = False,
+        ca: str | None = None,
     ) -> None:
-        self.url, self.answer_s = url, _seconds("answer_s", answer_s)
+        self.url, self.answer_s, self.connect_s = url, _seconds("answer_s", answer_s), _seconds("connect_s", connect_s)
+        self.reconnect, self._key, self._ca = reconnect, api_key, ca
         self._asking = threading.Lock()
-        end = time.monotonic() + _seconds("connect_s", connect_s)
-        self._open, self._connection = _connected(url, api_key, end)
-        limit = min(connect_s, answer_s)
-        with self._exchange(limit, min(end, time.monotonic() + limit)):
-            self.metadata = unpack(self._received())
-            """Of the policy: `cameras`, `state_dim`, `n_obs_steps`, `instructions`, ..."""
-            self.interface = Interface.of(self.metadata)
-            """Of frames and actions, checked: `interface.schema` names cameras and parts."""
+        self._lost = False
+        self.metadata, self.interface = self._connect()
+        """Of the policy (`cameras`, `state_dim`, `instructions`, ...); of frames and actions, checked."""
         self.round_trips_s: deque[float] = deque(maxlen=10_000)
         """Duration of each of the latest requests, the network included [s]."""
         self.reset()
+
+    def _connect(self) -> tuple[dict[str, Any], Interface]:
+        end = time.monotonic() + self.connect_s
+        self._open, self._connection = _connected(self.url, self._key, self._ca, self.answer_s, end)
+        limit = min(self.connect_s, self.answer_s)
+        with self._exchange(limit, min(end, time.monotonic() + limit)):
+            metadata = unpack(self._received())
+            interface = Interface.of(metadata)
+        self._lost = False
+        return metadata, interface
+
+    def latency_s(self, share: float = 0.5) -> float | None:
+        """How long this share of the latest requests took at most, the network included [s]; None before the first."""
+        return float(np.quantile(list(self.round_trips_s), share)) if self.round_trips_s else None
 
     def reset(self, instruction: str | None = None, seed: int | None = None) -> None:
         """Begin an episode: of this instruction, for a policy of several tasks; a seed begins its noise anew."""
@@ -94,6 +114,8 @@ class PolicyClient:
     def infer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Send a request and return its answer, with `actions` checked; docs/serving.md describes both.
 
+        With `known` actions (n, A) in it, `actions` are those of the whole chunk from the newest frame on.
+
         Raises:
             PrismError: the server refuses the request, is gone, or too slow; or the request is no message; or the
                 answer holds no actions that a robot may execute.
@@ -108,6 +130,9 @@ class PolicyClient:
                 message = pack(dict(request), self.interface.largest_question)
             except (TypeError, ValueError, OverflowError) as error:
                 raise PrismError(f"cannot send this request: {one_line(error, 200)}") from error
+            if self._lost and self.reconnect:
+                self._again()
+                started = time.monotonic()
             with self._exchange(self.answer_s, started + self.answer_s):
                 with suppress(TimeoutError):
                     self._received(timeout=0)
@@ -116,11 +141,21 @@ class PolicyClient:
                 pieces = [message[i : i + PIECE] for i in range(0, len(message), PIECE)]
                 self._connection.send(pieces[0] if len(pieces) == 1 else pieces)
                 answer = unpack(self._received())
-                answer["actions"] = self.interface.actions(answer.get("actions"))
+                steps = self.interface.n_chunk_steps if "known" in request else None
+                answer["actions"] = self.interface.actions(answer.get("actions"), steps)
             self.round_trips_s.append(time.monotonic() - started)
         finally:
             self._asking.release()
         return answer
+
+    def _again(self) -> None:
+        """Connect anew, after a failure. Frames that were seen before it are no history any more."""
+        self.close()
+        metadata, interface = self._connect()
+        if (metadata.get("weights"), interface) != (self.metadata.get("weights"), self.interface):
+            self._lost = True
+            self._drop()
+            raise PrismError(f"{self.url} serves another policy than before; make a new PolicyClient")
 
     @contextmanager
     def _exchange(self, limit: float, end: float) -> Iterator[None]:
@@ -153,7 +188,9 @@ class PolicyClient:
 
     def _drop(self) -> None:
         """Wake up whatever waits for the socket, in any thread, and say no goodbye."""
+        self._lost = True
         with suppress(OSError):
+            # An ssl.SSLSocket's own shutdown is not to be called beside a thread that reads.
             socket.socket.shutdown(self._connection.socket, socket.SHUT_RDWR)
 
     def _received(self, timeout: float | None = None) -> bytes:
@@ -185,7 +222,9 @@ def _seconds(name: str, value: float) -> float:
     return value
 
 
-def _connected(url: str, api_key: str | None, end: float) -> tuple[ExitStack, ClientConnection]:
+def _connected(
+    url: str, api_key: str | None, ca: str | None, answer_s: float, end: float
+) -> tuple[ExitStack, ClientConnection]:
     """The connection, and what closes it, by the time `end`. A name server has no limit that could be set, so this
     waits for a thread, and leaves it alone where it takes too long.
     """
@@ -193,11 +232,16 @@ def _connected(url: str, api_key: str | None, end: float) -> tuple[ExitStack, Cl
         raise PrismError(f"expected an address such as ws://127.0.0.1:8000, got {quoted(url)}")
     if api_key is not None and not (isinstance(api_key, str) and api_key.isascii() and api_key.isprintable()):
         raise PrismError("api_key: expected letters, digits and signs of ASCII on one line; got others")
+    if ca is not None and not url.startswith("wss://"):
+        raise PrismError(f"ca: expected an address wss://... with it, got {quoted(url)}")
+    context = _trusting(ca) if ca is not None else None
+    # The server's pings follow what the robot waits for, so that it notices in time that a robot is gone.
+    headers = {"Prism-Answer-S": f"{answer_s:g}", **({"Authorization": f"Api-Key {api_key}"} if api_key else {})}
     result: concurrent.futures.Future[tuple[ExitStack, ClientConnection]] = concurrent.futures.Future()
 
     def work() -> None:
         try:
-            opened = _open(url, api_key, end)
+            opened = _open(url, headers, context, end)
         except BaseException as error:
             if result.set_running_or_notify_cancel():
                 result.set_exception(error)
@@ -215,14 +259,27 @@ def _connected(url: str, api_key: str | None, end: float) -> tuple[ExitStack, Cl
     raise PrismError(f"no policy server at {url} (no answer in time); start one with `prism serve RUN`")
 
 
-def _open(url: str, api_key: str | None, end: float) -> tuple[ExitStack, ClientConnection]:
+def _trusting(ca: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except (OSError, TypeError, ValueError) as error:  # ssl.SSLError is an OSError
+        expected = "expected a file of certificates (PEM)"
+        raise PrismError(f"ca: {expected}, got {quoted(ca)} ({one_line(error, 100)})") from error
+
+
+def _open(
+    url: str, headers: dict[str, str], context: ssl.SSLContext | None, end: float
+) -> tuple[ExitStack, ClientConnection]:
     """Try until `end`, then say why not."""
-    headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
     options: dict[str, Any] = {
         "compression": None, "max_size": LARGEST_ANSWER, "max_queue": 1, "additional_headers": headers, "proxy": None,
         # Of limits there is one, in `_exchange`; a ping's would end the wait for a slow answer before.
         "ping_interval": None, "close_timeout": CLOSE_S,
     }  # fmt: skip
+    known = inspect.signature(connect).parameters  # Python 3.8's websockets has neither a proxy nor pings
+    options = {name: value for name, value in options.items() if name in known}
+    if context is not None:
+        options["ssl"] = context
     while True:
         left = end - time.monotonic()
         try:
@@ -236,6 +293,9 @@ def _open(url: str, api_key: str | None, end: float) -> tuple[ExitStack, ClientC
         except InvalidHandshake as error:
             hint = "is this the address of `prism serve`?"
             raise PrismError(f"{url} refuses the connection ({one_line(error, 200)}); {hint}") from error
+        except ssl.SSLCertVerificationError as error:
+            hint = "name the server's certificate with `ca`"
+            raise PrismError(f"{url} is not to be trusted ({one_line(error, 200)}); {hint}") from error
         except (OSError, EOFError) as error:
             if time.monotonic() + 0.1 > end:
                 missing = f"no policy server at {url} ({one_line(error, 200)})"

@@ -1,0 +1,1 @@
+"""Robots: what one is to the control loop, the file that describes it, adapters."""
