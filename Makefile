@@ -51,9 +51,9 @@ faults: $(STAMP) ## 200 faults of servers, cameras and operators over real socke
 	@cd packages/prism-client && PRISM_FAULTS=200 SEED=$(or $(SEED),1) ../../$(BIN)/python -m pytest -q -m slow tests/test_faults.py
 
 .PHONY: dist
-dist: $(STAMP) ## The wheels of prism-policy and prism-client, in dist.
-	@$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-deps --wheel-dir dist . packages/prism-client
-	@ls dist/*.whl
+dist: $(STAMP) ## Wheel and source of every distribution of this repository, built and checked, in dist.
+	@$(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt build twine check-wheel-contents
+	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/release.sh
 
 .PHONY: fuzz
 fuzz: system ## 20,000 malformed files, settings and messages; SEED=7 makes others.
