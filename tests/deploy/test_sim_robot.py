@@ -117,6 +117,9 @@ def test_holding_with_absolute_actions_is_staying_where_the_hand_is() -> None:
         robot.act(goal)
         moved = steps(1)
     np.testing.assert_allclose(moved[:3], goal[:3], atol=0.01)
+    turn = robot.env.sim_env.sim.data.site_xmat[robot.env.eef_site].reshape(3, 3)
+    np.testing.assert_allclose(robot.where(moved)[:3], moved[:3])
+    np.testing.assert_allclose(Rotation.from_rotvec(robot.where(moved)[3:6]).as_matrix(), turn, atol=1e-4)
     held = steps(20)
     np.testing.assert_allclose(held[:3], moved[:3], atol=0.005)
     assert abs(held[7]) < 0.01

@@ -129,6 +129,22 @@ def test_many_faults_are_survived_and_lose_nothing_that_was_recorded(tmp_path: P
     assert all(path.read_bytes() == data for path, data in before.items())
 
 
+@pytest.mark.parametrize(("key", "stops"), [(b"q", True), (b" ", True), (b"x", False)])
+def test_a_key_stops_the_arm_where_there_is_a_terminal(
+    key: bytes, stops: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keyboard, terminal = os.openpty()
+    with open(terminal, "rb", buffering=0, closefd=False) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        stop = Stop()
+        with operator(stop):
+            os.write(keyboard, key)
+            assert stop.wait(2.0 if stops else 0.3) == stops
+        assert (stop.reason, stop.voids) == ("the stop key" if stops else "", False)
+    os.close(keyboard)
+    os.close(terminal)
+
+
 def test_a_robot_of_another_rate_is_refused() -> None:
     with pytest.raises(PrismError, match="the policy acts at 20 Hz, the robot at 50; give rate_hz = 20"):
         check_rate(Point(), 20.0)

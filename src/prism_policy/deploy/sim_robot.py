@@ -179,6 +179,9 @@ class SimRobot:
         observation, _ = self._env.reset(seed=seed, options={"split": split, "episode": episode})
         self._home_state = self._env.state if self.task.spec.own_robot else None
         self._action, self._last, self._held, self.success = None, None, False, False
+        if self.task.action_mode == "absolute":
+            site = self._env.sim_env.sim.data.site_xmat[self._env.eef_site].reshape(3, 3)
+            self._site_in_hand = Rotation.from_quat(observation["state"][3:7]).inv() * Rotation.from_matrix(site)
         self._see(observation)
 
     def _simulate(self) -> None:
@@ -209,6 +212,15 @@ class SimRobot:
             action[:6] = self._goal
         self._held = True
         return action
+
+    @property
+    def where(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """Of absolute actions, which turn the grip site, where the state has the hand's body."""
+        return self._where if self.task.action_mode == "absolute" else None
+
+    def _where(self, state: np.ndarray) -> np.ndarray:
+        turn = (Rotation.from_quat(state[3:7]) * self._site_in_hand).as_rotvec() if np.any(state[3:7]) else np.zeros(3)
+        return np.concatenate([state[:3], turn, [0.0]])
 
     def _see(self, observation: dict[str, Any]) -> None:
         now = self.clock.now()

@@ -99,7 +99,7 @@ class ControlLoop:
         self.robot, self.asking, self.interface, self.limits = robot, asking, interface, limits
         self.options, self.log, self.stop = options, log, stop or Stop()
         self.clock: Clock = robot.clock
-        self.guard = Guard(robot.schema, limits, workspace)
+        self.guard = Guard(robot.schema, limits, workspace, getattr(robot, "where", None))
         self.sight = Sight(interface, limits, self.clock)
         self.outcome = Outcome()
         self._request = dict(request or {})
