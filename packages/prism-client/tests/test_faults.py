@@ -197,16 +197,16 @@ def test_the_arm_never_waits_for_a_server_150_ms_away_but_with_a_blocking_client
             robot = Point()
             robot.schema = type(robot.schema)(robot.schema.cameras, robot.schema.state, robot.schema.action, 20.0)
             with PolicyClient(url) as client:
-                options = LoopOptions(45, overlap=overlap)
+                options = LoopOptions(36, overlap=overlap)
                 loop = ControlLoop(robot, ThreadedAsking(client), client.interface, LIMITS, FILE.workspace, options)
                 pauses[overlap] = loop.run().pauses
         with PolicyClient(url) as client:  # as robots have done so far
             robot, late = Point(), 0
-            for _ in range(20):
+            for _ in range(17):
                 started = time.monotonic()
                 frame = robot.observe()
                 robot.act(client.act(frame["images"], frame["state"]))
                 late += time.monotonic() - started > 0.05
     assert pauses[True] == 0
-    assert pauses[False] >= 3 * 3
+    assert pauses[False] >= 2 * 3
     assert late >= 2
