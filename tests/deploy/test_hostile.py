@@ -89,7 +89,7 @@ def test_refusals_of_a_handshake_quote_little(url: str) -> None:
     for header in ("Sec-WebSocket-Version: ", "Sec-WebSocket-Key: ", "Upgrade: ", "Connection: "):
         answer = handshake(url, header + "x" * 8000)
         assert not answer.startswith("HTTP/1.1 500")
-        assert len(answer) < 1000, answer[:100]
+        assert len(answer) < 1200, answer[:100]  # of which the metadata are most
 
 
 def test_an_address_of_version_6_is_one_for_clients(run: Path) -> None:

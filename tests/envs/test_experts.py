@@ -73,7 +73,9 @@ def test_every_task_has_an_expert() -> None:
         assert expert.tolerance.keys() <= set(expert.stages)
 
 
-@pytest.mark.parametrize(("task", "episodes"), [("lift", 6), ("lift_2cm", 3), ("stack", 5), ("can", 2), *SLOW_EPISODES])
+@pytest.mark.parametrize(
+    ("task", "episodes"), [("lift", 6), ("lift_2cm", 3), ("stack", 5), ("key_pick", 2), ("can", 2), *SLOW_EPISODES]
+)
 def test_the_expert_does_its_task_under_disturbance(
     task: str, episodes: int, envs: Callable[[str], RobosuiteEnv]
 ) -> None:
@@ -88,7 +90,7 @@ def test_the_expert_does_its_task_under_disturbance(
         assert set(demo.stages) == set(range(len(EXPERTS[task].stages)))  # none of the names is idle
 
 
-@pytest.mark.parametrize("task", ["lift", "stack", "can", *SLOW])
+@pytest.mark.parametrize("task", ["lift", "stack", "key_pick", "can", *SLOW])
 def test_replaying_the_executed_actions_succeeds_again_in_the_same_states(
     task: str, envs: Callable[[str], RobosuiteEnv]
 ) -> None:

@@ -1,0 +1,1 @@
+"""Scenes with objects that robosuite lacks."""
