@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, Literal, get_type_hints
 
@@ -152,7 +151,8 @@ class PrismConfig(PreTrainedConfig):
         return PolicyConfig(**rest, encoder=EncoderConfig(**encoder))
 
     def _train_config(self) -> TrainConfig:
-        assert self.optimizer_lr is not None and self.scheduler_warmup_steps is not None
+        assert self.optimizer_lr is not None
+        assert self.scheduler_warmup_steps is not None
         return TrainConfig(
             lr=self.optimizer_lr,
             betas=self.optimizer_betas,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class Disturbances:
         frames = np.arange(len(episodes))
         starts = np.flatnonzero(np.r_[True, episodes[1:] != episodes[:-1]])
         bounds = np.r_[starts, len(episodes)]
-        stretches = [undisturbed_stretches(disturbed[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+        stretches = [undisturbed_stretches(disturbed[a:b]) for a, b in itertools.pairwise(bounds)]
         offset = np.repeat(starts, np.diff(bounds))
         begin, last = (np.concatenate(x) + offset for x in zip(*stretches, strict=True))
         end = np.repeat(bounds[1:], np.diff(bounds)) - 1
