@@ -83,7 +83,12 @@ def test_a_checkpoint_of_lerobots_training_becomes_a_run_with_its_average(run: P
     assert f"prism serve {tmp_path / 'back'}" in done.stdout
     assert load_policy(tmp_path / "back").fingerprint() == load_policy(run).fingerprint()
     config = read_run(tmp_path / "back")
-    assert (config.task.name, config.dataset, config.train.steps, config.train.batch_size) == ("recorded", "demos", 7, 5)
+    assert (config.task.name, config.dataset, config.train.steps, config.train.batch_size) == (
+        "recorded",
+        "demos",
+        7,
+        5,
+    )
 
 
 def test_a_task_makes_it_a_run_that_can_be_rolled_out(run: Path, tmp_path: Path) -> None:
