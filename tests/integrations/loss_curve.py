@@ -7,14 +7,13 @@ from pathlib import Path
 
 import lerobot.scripts.lerobot_train as script
 import lerobot_policy_prism.modeling_prism as plugin
-import torch
 
 from prism_policy.config import presets
 from prism_policy.config.settings import TaskConfig
 from prism_policy.data.frames import Frames
 from prism_policy.data.lerobot import LeRobotSource
 from prism_policy.data.windows import Windows, batch_indices
-from prism_policy.training.trainer import Trainer, update_seed
+from prism_policy.training.trainer import Trainer
 
 dataset, out = map(Path, sys.argv[1:])
 STEPS, BATCH = 12, 8
@@ -35,17 +34,8 @@ newest, groups = windows.observed[:, -1].tolist(), windows.groups("task")
 order = [newest[i] for step in range(STEPS) for i in batch_indices(step, BATCH, groups, config.seed).tolist()]
 script.EpisodeAwareSampler.__iter__ = lambda self: iter(order)
 script.EpisodeAwareSampler.__len__ = lambda self: len(order)
-build, forward = plugin.build_policy, plugin.PrismPolicy.forward
+forward = plugin.PrismPolicy.forward
 theirs: list[float] = []
-
-
-def seeded(*arguments: object, **named: object) -> object:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        made = build(*arguments, **named)
-    draw, updates = made.draw, iter(range(STEPS))
-    made.draw = lambda batch: draw(batch, torch.Generator().manual_seed(update_seed(config.seed, next(updates))), True)
-    return made
 
 
 def recorded(self: plugin.PrismPolicy, batch: dict) -> tuple:
@@ -54,13 +44,13 @@ def recorded(self: plugin.PrismPolicy, batch: dict) -> tuple:
     return loss, about
 
 
-plugin.build_policy, plugin.PrismPolicy.forward = seeded, recorded
+plugin.PrismPolicy.forward = recorded
 sys.argv = [
     "lerobot-train", "--policy.discover_packages_path=lerobot_policy_prism", "--dataset.repo_id=local/made",
     f"--dataset.root={dataset}", f"--output_dir={out / 'lerobot'}", "--policy.type=prism", "--policy.size=nano",
     "--policy.encoder.name=sspool@2", "--policy.down_dims=[16,32]", "--policy.step_embed_dim=16", "--policy.device=cpu",
     "--policy.push_to_hub=false", "--wandb.enable=false", "--num_workers=0", f"--steps={STEPS}",
-    f"--batch_size={BATCH}", "--save_checkpoint=false",
+    f"--batch_size={BATCH}", "--save_checkpoint=false", f"--seed={config.seed}",
 ]  # fmt: skip
 script.main()
 (out / "lerobot.json").write_text(json.dumps(theirs))

@@ -20,7 +20,7 @@ from prism_policy.errors import PrismError
 from prism_policy.policies import Policy, build_policy
 from prism_policy.policies.base import Known
 from prism_policy.policies.instructions import Instructions
-from prism_policy.training.trainer import fit_normalizer
+from prism_policy.training.trainer import fit_normalizer, update_seed
 from prism_policy.utils.images import Resize
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -64,7 +64,9 @@ class PrismPolicy(PreTrainedPolicy):
             tasks = tuple(map(str, dataset_meta.tasks.index))
             config.instructions = tasks if len(tasks) > 1 or config.task_input == "language" else ()
         told = Instructions(config.instructions, config.task_input) if config.instructions else None
-        self.model: Policy = build_policy(config.policy_config(), config.robot, instructions=told)
+        with torch.random.fork_rng(devices=[]):  # the weights that `prism train` starts with at this seed
+            torch.manual_seed(torch.initial_seed())
+            self.model: Policy = build_policy(config.policy_config(), config.robot, instructions=told)
         if dataset_stats is not None:
             self._fit(dataset_stats)
         self.ema: Policy | None = None
@@ -117,7 +119,17 @@ class PrismPolicy(PreTrainedPolicy):
         if self.disturbances is not None:
             learnable = self.disturbances.learnable(batch["index"], actions, self.config.n_obs_steps)
             inputs["actions"], inputs["mask"] = learnable
-        return (self.model if self.training else self.acting)(inputs), {}
+        if not self.training:
+            return self.acting(inputs), {}
+        draws = self.model.draw(len(actions), self._generator(), training=True)
+        return self.model({**inputs, "draws": {name: x.to(actions.device) for name, x in draws.items()}}), {}
+
+    def _generator(self) -> torch.Generator:
+        """Of an update's noise and crops: of the seed, the process and the update alone, so a resumed training ends as
+        one that was not stopped, and one process draws what `prism train` does at this seed.
+        """
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        return torch.Generator().manual_seed(update_seed(torch.initial_seed() + rank, int(self.updates)))
 
     def reset(self) -> None:
         """Forget the episode."""
