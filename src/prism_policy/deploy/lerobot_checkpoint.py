@@ -117,7 +117,7 @@ def checkpoint_config(policy: Policy, config: RunConfig, data: RunData | None) -
         "type": "prism",
         "input_features": inputs | {STATE: _feature("STATE", schema.state_dim)},
         "output_features": {ACTION: _feature("ACTION", schema.action_dim)},
-        "device": "cpu",
+        "device": None,  # LeRobot takes the best there is
         "push_to_hub": False,
         **settings,
         "resize_shape": resize and resize.size,
@@ -152,7 +152,7 @@ def _processors(config: dict[str, Any]) -> dict[str, Any]:
     before = [
         step("rename_observations_processor", rename_map={}),
         step("to_batch_processor"),
-        step("device_processor", device=config["device"], float_dtype=None),
+        step("device_processor", device="cpu", float_dtype=None),  # LeRobot puts the policy's in its place
         step("normalizer_processor", **numbers(config["input_features"] | config["output_features"])),
     ]
     after = [
