@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from commandline import prism
 from community import demo, env_args, write_file
@@ -97,6 +99,28 @@ def test_an_exported_run_acts_in_lerobot_as_it_does_here_to_the_bit(run: Path, t
     known, ours = saved["config.json"], written["config.json"]
     assert ours.pop("device") is None
     assert {name: known[name] for name in ours} == ours
+
+
+def test_lerobot_trains_on_from_an_exported_run_with_its_statistics(run: Path, tmp_path: Path) -> None:
+    demos = run.parent / "demos.hdf5"
+    for source, out in ((run, "checkpoint"), (demos, "set")):
+        done = prism("export", source, "--format", "lerobot", "--out", tmp_path / out)
+        assert done.returncode == 0, done.stderr
+    lerobot(
+        "-c", "import lerobot_policy_prism; from lerobot.scripts.lerobot_train import main; main()",
+        f"--policy.path={tmp_path}/checkpoint", "--policy.device=cpu", "--dataset.repo_id=local/made", "--steps=2",
+        f"--dataset.root={tmp_path}/set", f"--output_dir={tmp_path}/out", "--batch_size=4", "--num_workers=0",
+        "--wandb.enable=false",
+    )  # fmt: skip
+    checkpoint = tmp_path / "out/checkpoints/last/pretrained_model"
+    before, after = (load_file(place / "model.safetensors") for place in (tmp_path / "checkpoint", checkpoint))
+    statistics = [name for name in before if ".normalizer." in name]
+    assert len(statistics) == 4
+    assert all(torch.equal(before[name], after[name]) for name in statistics)
+    weights = {name for name in before if name not in ("updates", *statistics)}
+    moved = max(float((before[name] - after[name]).abs().max()) for name in weights)
+    assert 0 < moved < 1e-2
+    assert after["updates"] == 2
 
 
 def test_every_encoder_and_policy_learns_is_saved_and_loaded(tmp_path: Path) -> None:
