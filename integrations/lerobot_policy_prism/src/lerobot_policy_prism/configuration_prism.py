@@ -22,6 +22,7 @@ from prism_policy.config.settings import (
 from prism_policy.data.schema import Schema
 from prism_policy.errors import PrismError
 from prism_policy.policies.base import check_policy
+from prism_policy.utils.images import Resize
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -118,12 +119,16 @@ class PrismConfig(PreTrainedConfig):
     def __post_init__(self) -> None:
         """Fill in what follows from the others, and refuse what cannot be."""
         super().__post_init__()
+        if other := {mode for mode in self.normalization_mapping.values() if mode is not NormalizationMode.IDENTITY}:
+            got = ", ".join(sorted(mode.value for mode in other))
+            raise ValueError(f"normalization_mapping: expected IDENTITY, as the policy normalises itself, got {got}")
         try:
             self._fill()
             config = self.policy_config()
             check_ranges(config, "policy.")
             check_policy(config)
             check_ranges(self._train_config(), "policy.")
+            self.resize()
         except PrismError as error:  # draccus names the class with a ValueError alone
             raise ValueError(str(error)) from error
 
@@ -149,6 +154,10 @@ class PrismConfig(PreTrainedConfig):
         encoder["num_keypoints"] = encoder["num_keypoints"] or None
         rest = {f.name: getattr(self, f.name) for f in fields(PolicyConfig) if f.name != "encoder"}
         return PolicyConfig(**rest, encoder=EncoderConfig(**encoder))
+
+    def resize(self) -> Resize | None:
+        """What is done to each image before the encoder; None is nothing."""
+        return Resize.parse("x".join(map(str, self.resize_shape or ())), ",".join(map(str, self.crop_box or ())))
 
     def _train_config(self) -> TrainConfig:
         assert self.optimizer_lr is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,13 +60,14 @@ class PrismPolicy(PreTrainedPolicy):
         self.camera_keys, self.state_keys = camera_keys(config), state_keys(config)
         if config.robot is None:
             config.robot = robot_of(config, dataset_meta)
+        config.action_feature_names = flat_names(config.action_feature_names, config.robot.action_dim)
         if not config.instructions and dataset_meta is not None:
             tasks = tuple(map(str, dataset_meta.tasks.index))
             config.instructions = tasks if len(tasks) > 1 or config.task_input == "language" else ()
-        told = Instructions(config.instructions, config.task_input) if config.instructions else None
+        instructions = Instructions(config.instructions, config.task_input) if config.instructions else None
         with torch.random.fork_rng(devices=[]):  # the weights that `prism train` starts with at this seed
             torch.manual_seed(torch.initial_seed())
-            self.model: Policy = build_policy(config.policy_config(), config.robot, instructions=told)
+            self.model: Policy = build_policy(config.policy_config(), config.robot, instructions=instructions)
         if dataset_stats is not None:
             self._fit(dataset_stats)
         self.ema: Policy | None = None
@@ -74,7 +75,7 @@ class PrismPolicy(PreTrainedPolicy):
             self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.disturbances = None if dataset_meta is None else Disturbances.read(dataset_meta)
-        self.resize = Resize(config.resize_shape, config.crop_box) if config.resize_shape or config.crop_box else None
+        self.resize = config.resize()
         self.reset()
 
     def _fit(self, stats: Mapping[str, Mapping[str, Any]]) -> None:
@@ -260,7 +261,7 @@ def state_keys(config: PrismConfig) -> list[str]:
 
 def robot_of(config: PrismConfig, meta: Any) -> Schema:
     """Cameras at the size that the policy sees, and the parts of state and action: of the dataset, or by size alone."""
-    resize = Resize(config.resize_shape, config.crop_box)
+    resize = config.resize() or Resize()
     inputs = config.input_features or {}
     sizes = {camera: inputs[key].shape[1:] for camera, key in camera_keys(config).items()}
     cameras = {camera: resize.output(height, width, camera) for camera, (height, width) in sizes.items()}
@@ -275,6 +276,12 @@ def robot_of(config: PrismConfig, meta: Any) -> Schema:
     chosen: Any = {**info, "features": {key: about for key, about in info["features"].items() if key in dims}}
     state, action = (tuple(f.part for f in fields_of(chosen, path, prefix)[0]) for prefix in ("observation", ACTION))
     return replace(Schema(cameras, state, action), fps=float(info["fps"]))
+
+
+def flat_names(names: Sequence[Any] | None, size: int) -> list[str] | None:
+    """Names of this many numbers, out of lists within the list that some datasets have; none where they do not fit."""
+    flat = [text for one in names or () for text in ([one] if isinstance(one, str) else one)]
+    return flat if len(flat) == size else None
 
 
 def _last(rows: Tensor) -> int:
