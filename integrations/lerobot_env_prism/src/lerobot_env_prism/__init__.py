@@ -63,8 +63,13 @@ class PrismEnvConfig(EnvConfig):
         """The same as this library's own settings."""
         task = task_config(self.task or "")
         render = RenderConfig(self.resolution or task.render.resolution)
-        limits = {"cameras": self.cameras or task.cameras, "max_steps": self.max_steps or task.max_steps}
-        return replace(task, render=render, action_mode=self.action_mode, **limits)
+        return replace(
+            task,
+            cameras=self.cameras or task.cameras,
+            max_steps=self.max_steps or task.max_steps,
+            render=render,
+            action_mode=self.action_mode,
+        )
 
     @property
     def gym_kwargs(self) -> dict[str, Any]:  # noqa: D102 (LeRobot's)

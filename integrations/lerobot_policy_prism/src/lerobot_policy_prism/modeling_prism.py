@@ -99,7 +99,7 @@ class PrismPolicy(PreTrainedPolicy):
             self.ema.eval()
         return self
 
-    def get_optim_params(self) -> Iterable[nn.Parameter]:  # type: ignore[override]
+    def get_optim_params(self) -> Iterable[nn.Parameter]:
         """The weights that are trained."""
         return self.model.parameters()
 
@@ -113,7 +113,7 @@ class PrismPolicy(PreTrainedPolicy):
                 average.copy_(buffer)
         self.updates += 1
 
-    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:  # type: ignore[override]
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a batch of windows; in evaluation mode that of the averaged weights, with centred crops."""
         actions: Tensor = batch[ACTION]
         inputs = {**self._observation(batch), "actions": actions}
@@ -138,7 +138,7 @@ class PrismPolicy(PreTrainedPolicy):
         self._actions: deque[Tensor] = deque()
 
     @torch.no_grad()
-    def select_action(self, batch: dict[str, Any], noise: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def select_action(self, batch: dict[str, Any], noise: Tensor | None = None) -> Tensor:
         """The action (B, A) to execute now, given the newest frames; every `n_action_steps` a new chunk is drawn."""
         keys = [*self.camera_keys.values(), *self.state_keys]
         frame = {key: batch[key] for key in keys}
@@ -150,7 +150,7 @@ class PrismPolicy(PreTrainedPolicy):
         return self._actions.popleft()
 
     @torch.no_grad()
-    def predict_action_chunk(  # type: ignore[override]
+    def predict_action_chunk(
         self,
         batch: dict[str, Any],
         noise: Tensor | None = None,
