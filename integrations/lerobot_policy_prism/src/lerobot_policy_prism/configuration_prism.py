@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, Literal, get_type_hints
 
+import torch
 from lerobot.configs import NormalizationMode, PreTrainedConfig
-from lerobot.optim import AdamWConfig, LRSchedulerConfig
+from lerobot.optim import AdamWConfig, LRSchedulerConfig, OptimizerConfig
 from prism_policy.config import presets
 from prism_policy.config.ranges import check_ranges
 from prism_policy.config.settings import (
@@ -52,6 +53,16 @@ class PrismSchedulerConfig(LRSchedulerConfig):
 
         config = TrainConfig(steps=num_training_steps, warmup_steps=self.num_warmup_steps or 0, lr=1.0)
         return LambdaLR(optimizer, lambda step: learning_rate(step, config))
+
+
+@OptimizerConfig.register_subclass("prism_adamw")
+@dataclass
+class PrismAdamWConfig(AdamWConfig):
+    """AdamW in one pass over all weights, as `prism train` has it: the same sums, in the same order."""
+
+    def build(self, params: Any) -> Optimizer:
+        """The optimiser of these weights."""
+        return torch.optim.AdamW(params, self.lr, self.betas, self.eps, self.weight_decay, fused=True)
 
 
 @PreTrainedConfig.register_subclass("prism")
@@ -184,10 +195,10 @@ class PrismConfig(PreTrainedConfig):
         """Frames at an episode's end that no window starts at: less than half of its actions would be there."""
         return max(self.horizon - self.n_action_steps - self.n_obs_steps + 1, 0)
 
-    def get_optimizer_preset(self) -> AdamWConfig:  # noqa: D102 (LeRobot's)
+    def get_optimizer_preset(self) -> PrismAdamWConfig:  # noqa: D102 (LeRobot's)
         settings = self._train_config()
         named = {name: getattr(settings, name) for name in ("lr", "betas", "eps", "weight_decay")}
-        return AdamWConfig(**named, grad_clip_norm=settings.grad_clip)
+        return PrismAdamWConfig(**named, grad_clip_norm=settings.grad_clip)
 
     def get_scheduler_preset(self) -> PrismSchedulerConfig:  # noqa: D102 (LeRobot's)
         return PrismSchedulerConfig(num_warmup_steps=self.scheduler_warmup_steps)
