@@ -51,8 +51,9 @@ class PrismSchedulerConfig(LRSchedulerConfig):
         """The schedule over this many updates."""
         from prism_policy.training.trainer import learning_rate
 
-        config = TrainConfig(steps=num_training_steps, warmup_steps=self.num_warmup_steps or 0, lr=1.0)
-        return LambdaLR(optimizer, lambda step: learning_rate(step, config))
+        peak: float = optimizer.param_groups[0]["lr"]
+        config = TrainConfig(steps=num_training_steps, warmup_steps=self.num_warmup_steps or 0, lr=peak)
+        return LambdaLR(optimizer, lambda step: learning_rate(step, config) / peak)
 
 
 @OptimizerConfig.register_subclass("prism_adamw")

@@ -120,6 +120,7 @@ class PrismPolicy(PreTrainedPolicy):
         if self.disturbances is not None:
             learnable = self.disturbances.learnable(batch["index"], actions, self.config.n_obs_steps)
             inputs["actions"], inputs["mask"] = learnable
+            inputs["mask_share"] = learnable[1].float().mean()  # as the Trainer has it, to the bit
         if not self.training:
             return self.acting(inputs), {}
         draws = self.model.draw(len(actions), self._generator(), training=True)
