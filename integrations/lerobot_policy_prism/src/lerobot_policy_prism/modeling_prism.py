@@ -213,7 +213,7 @@ class PrismPolicy(PreTrainedPolicy):
         images = images if images.ndim == 5 else images[:, None]
         if images.dtype != torch.uint8:
             images = (images * 255).round_().clamp_(0, 255).to(torch.uint8)
-        images = images.movedim(-3, -1)
+        images = images.movedim(-3, -1).contiguous()  # as `prism train` has them: else other kernels, other last bits
         if self.resize is not None:
             images = torch.from_numpy(self.resize(images.cpu().numpy())).to(images.device)
         return self._history(images)
