@@ -185,3 +185,10 @@ def test_a_normaliser_put_in_after_the_first_call_is_used() -> None:
     plain = policy.sample(observation, policy.draw_noise(1, torch.Generator().manual_seed(3))).detach()
     torch.testing.assert_close(after, plain[:, 1:9], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(after, before, atol=1e-3)
+
+
+def test_trying_what_can_be_packed_costs_the_caller_no_random_numbers() -> None:
+    can_pack.cache_clear()
+    before = torch.get_rng_state()
+    can_pack(torch.float32)
+    assert torch.equal(torch.get_rng_state(), before)

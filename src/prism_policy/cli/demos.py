@@ -127,25 +127,36 @@ class Render(Command):
 
 @dataclass(frozen=True)
 class Import(Command):
-    """Convert LIBERO's own demonstration files to robomimic's layout, which the rest of the library reads.
+    """Convert LIBERO's own demonstration files to robomimic's layout, or a policy that LeRobot trained to a run folder.
 
-    Each action is paired with the observation before it, images are turned upright, and the instruction is checked
-    against the task's name. Next: prism render OUT --out FOLDER.
+    Each action of LIBERO's is paired with the observation before it, images are turned upright, and the instruction is
+    checked against the task's name. Next: prism render OUT --out FOLDER. Of a checkpoint of lerobot-train with
+    --policy.type=prism the run folder's actions are LeRobot's to the bit. Next: prism evaluate OUT, or prism serve OUT.
     """
 
     source: Annotated[Path, tyro.conf.Positional]
-    """LIBERO's HDF5, or a folder of them."""
+    """LIBERO's HDF5, or a folder of them; or a checkpoint's folder, pretrained_model."""
     out: Annotated[Path, tyro.conf.Positional]
     """The new file, or a folder for a folder."""
     suite: str | None = None
     """Suite that the files must belong to; by default any."""
+    task: str = ""
+    """Of a checkpoint, the task that it is rolled out in here, such as lift; by default none, or that of its run."""
 
     def run(self) -> None:
         """Convert them, and print where they lie."""
         from prism_policy.data.libero import import_libero
         from prism_policy.demos.cache import check_free
+        from prism_policy.deploy.lerobot_checkpoint import is_checkpoint, read_checkpoint
 
         check_free(self.out)
+        if is_checkpoint(self.source):
+            task = read_checkpoint(self.source, self.out, self.task).task
+            verb = "evaluate" if task.spec.simulated else "serve"
+            console.print(f"Run: {self.out} ({task.name})", f"Next: {shell('prism', verb, self.out)}")
+            return
+        if self.task:
+            raise PrismError(f"task: expected none, as {self.source} is no checkpoint of LeRobot's; leave out --task")
         folder = self.source.is_dir()
         sources = sorted(self.source.glob("*.hdf5")) if folder else [self.source]
         if not sources:
@@ -164,14 +175,15 @@ class Import(Command):
 
 @dataclass(frozen=True)
 class Export(Command):
-    """Write demonstrations in another format: LeRobot's dataset v3.0, or robomimic's HDF5.
+    """Write demonstrations, or a trained policy, in another format: LeRobot's, or robomimic's HDF5.
 
-    LeRobot opens and trains on the result. Images are stored as PNG, equal to the bit; --video makes them smaller and
-    not equal. A robomimic file that is exported to LeRobot and back holds the same arrays.
+    LeRobot opens and trains on the demonstrations. Images are stored as PNG, equal to the bit; --video makes them
+    smaller and not equal. A robomimic file that is exported to LeRobot and back holds the same arrays. A run folder
+    becomes a checkpoint that LeRobot's commands take as --policy.path with the plug-in lerobot_policy_prism.
     """
 
     source: Annotated[str, tyro.conf.Positional]
-    """HDF5 file, folder of a LeRobot dataset, or hf:USER/NAME on the Hugging Face hub."""
+    """HDF5 file, folder of a LeRobot dataset, hf:USER/NAME on the Hugging Face hub; or a run folder."""
     format: Literal["lerobot", "robomimic"]
     """Format to write."""
     out: Path
@@ -184,9 +196,31 @@ class Export(Command):
     """What to do, in words; by default what the demonstrations say."""
     fps: Annotated[int, Range(1, 1000)] | None = None
     """Frames a second; by default what the demonstrations say."""
+    checkpoint: str = "last"
+    """Of a run folder, which weights: last, best, or those kept at an update."""
 
     def run(self) -> None:
         """Write it, and print where it lies."""
+        from prism_policy.deploy.lerobot_checkpoint import is_run
+
+        if is_run(Path(self.source)):
+            self._export_policy(Path(self.source))
+        elif self.checkpoint != "last":
+            raise PrismError(f"checkpoint: expected none, as {self.source} is no run folder; leave out --checkpoint")
+        else:
+            self._export_demos()
+
+    def _export_policy(self, run: Path) -> None:
+        from prism_policy.deploy.lerobot_checkpoint import write_checkpoint
+
+        of_demos = (("video", "none"), ("episodes", ()), ("task", ""), ("fps", None), ("format", "lerobot"))
+        if other := [name for name, default in of_demos if getattr(self, name) != default]:
+            raise PrismError(f"{other[0]}: {run} is a run folder, whose policy is exported; leave out --{other[0]}")
+        write_checkpoint(run, self.out, self.checkpoint)
+        command = shell("lerobot-eval", f"--policy.path={self.out}")
+        console.print(f"Checkpoint: {self.out}", f"Next: {command} --env.type=... (pip install lerobot_policy_prism)")
+
+    def _export_demos(self) -> None:
         from prism_policy.data.source import open_source
         from prism_policy.demos.cache import check_free
         from prism_policy.demos.export import ExportOptions, export

@@ -54,7 +54,7 @@ class Windows:
             starts = np.arange(-(n_obs_steps - 1), max(length - horizon + n_action_steps, 1))
             current = np.clip(starts + n_obs_steps - 1, 0, length - 1)  # the newest frame's step
             starts, current = starts[~disturbed[current], None], current[~disturbed[current], None]
-            begin, last = _undisturbed_stretches(disturbed)
+            begin, last = undisturbed_stretches(disturbed)
             steps = np.clip(starts + np.arange(horizon), 0, length - 1)  # (m, H)
             known = np.clip(steps, begin[current], last[current])
             observed.append(first + np.clip(starts + np.arange(n_obs_steps), 0, length - 1))
@@ -119,7 +119,7 @@ def rows(values: Tensor, indices: Tensor) -> Tensor:
     return values.flatten(1).index_select(0, indices.flatten()).view(*indices.shape, *values.shape[1:])
 
 
-def _undisturbed_stretches(disturbed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def undisturbed_stretches(disturbed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First and last step (T,) of the undisturbed stretch that each step (T,) lies in; itself where disturbed."""
     steps = np.arange(len(disturbed))
     begin = np.maximum.accumulate(np.where(disturbed, steps + 1, 0))

@@ -67,7 +67,8 @@ def _pack_layers(module: nn.Module) -> nn.Module:
 @functools.cache
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether this processor has oneDNN's operators in this arithmetic: bfloat16 and float16 need AVX-512."""
-    layers: tuple[Any, ...] = (nn.Linear(8, 8), nn.Conv1d(8, 8, 3), nn.ConvTranspose1d(8, 8, 3))
+    with torch.random.fork_rng(devices=[]):  # the trial's weights cost the caller no random numbers
+        layers: tuple[Any, ...] = (nn.Linear(8, 8), nn.Conv1d(8, 8, 3), nn.ConvTranspose1d(8, 8, 3))
     try:
         with torch.no_grad():
             for layer, pack in zip(layers, (PackedLinear, PackedConv, PackedConv), strict=True):

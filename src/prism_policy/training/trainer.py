@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prism_policy.config.settings import RunConfig, TrainConfig
-from prism_policy.data.schema import slices
+from prism_policy.data.schema import Part, slices
 from prism_policy.data.windows import Windows, batch_indices
 from prism_policy.errors import PrismError
 from prism_policy.models.normalizer import LinearNormalizer
@@ -60,31 +60,36 @@ def update_seed(seed: int, step: int) -> int:
 
 
 def fit_normalizers(policy: Policy, windows: Windows, clip_quantile: float = 0.0) -> None:
-    """Min-max of each number of state and action, within their quantiles; rotations and grippers pass unchanged.
+    """Min-max of each number of state and action, within their quantiles, see `fit_normalizer`."""
+    frames, schema = windows.frames, policy.schema
+    for name, values, parts in (("state", frames.state, schema.state), ("action", frames.actions, schema.action)):
+        policy.normalizer[name] = fit_normalizer(parts, values.cpu().numpy(), clip_quantile)
+
+
+def fit_normalizer(parts: Sequence[Part], numbers: np.ndarray, clip_quantile: float = 0.0) -> LinearNormalizer:
+    """Min-max of numbers (N, D) of these parts; rotations and grippers pass unchanged.
 
     Those of other robots that leave [-1, 1], such as Euler angles or widths of a gripper, are scaled like the rest.
     """
-    frames, schema = windows.frames, policy.schema
-    for name, values, parts in (("state", frames.state, schema.state), ("action", frames.actions, schema.action)):
-        numbers, keep = values.cpu().numpy(), list[int]()
-        for part, where in zip(parts, slices(parts).values(), strict=True):
-            if part.kind not in ("rotation", "gripper"):
-                continue
-            for i in range(where.start, where.stop):
-                largest = float(np.abs(numbers[:, i]).max(initial=0))
-                quaternion_or_rows = part.kind == "rotation" and part.size in (4, 6) and not part.shares
-                if quaternion_or_rows or not largest > 1 + 1e-4:  # `min_max` refuses NaN
-                    keep.append(i)
-                elif part.shares:
-                    raise PrismError(
-                        f"actions, number {i}: expected rotations and gripper within [-1, 1], got {largest:.4g}; "
-                        "delta actions are shares of the controller's range, absolute ones need "
-                        "data.actions.encode_absolute"
-                    )
-        if clip_quantile:
-            low, high = np.quantile(numbers, (clip_quantile, 1 - clip_quantile), axis=0).astype(np.float32)
-            numbers = np.clip(numbers, low, high)
-        policy.normalizer[name] = LinearNormalizer.min_max(numbers, keep)
+    keep = list[int]()
+    for part, where in zip(parts, slices(parts).values(), strict=True):
+        if part.kind not in ("rotation", "gripper"):
+            continue
+        for i in range(where.start, where.stop):
+            largest = float(np.abs(numbers[:, i]).max(initial=0))
+            quaternion_or_rows = part.kind == "rotation" and part.size in (4, 6) and not part.shares
+            if quaternion_or_rows or not largest > 1 + 1e-4:  # `min_max` refuses NaN
+                keep.append(i)
+            elif part.shares:
+                raise PrismError(
+                    f"actions, number {i}: expected rotations and gripper within [-1, 1], got {largest:.4g}; "
+                    "delta actions are shares of the controller's range, absolute ones need "
+                    "data.actions.encode_absolute"
+                )
+    if clip_quantile:
+        low, high = np.quantile(numbers, (clip_quantile, 1 - clip_quantile), axis=0).astype(np.float32)
+        numbers = np.clip(numbers, low, high)
+    return LinearNormalizer.min_max(numbers, keep)
 
 
 class Due(NamedTuple):
