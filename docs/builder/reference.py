@@ -1,0 +1,149 @@
+"""The parts of the documentation that follow from the code: commands, settings, the modules of the API."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import tyro
+
+import prism_policy
+from prism_policy.cli.command import PLAIN, RunCommand
+from prism_policy.cli.main import COMMANDS
+from prism_policy.config import presets
+from prism_policy.config.settings import RunConfig
+
+PACKAGE = Path(prism_policy.__file__).parent
+
+
+def parser_of(of: type, **options: object) -> argparse.ArgumentParser:
+    """Return the parser that the command line uses."""
+    with warnings.catch_warnings():  # tyro is pinned; it has no other way to the flags
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return tyro.extras.get_parser(of, config=PLAIN, **options)  # type: ignore[arg-type]
+
+
+def escaped(text: str) -> str:
+    """Text of a docstring as a cell of a table."""
+    text = re.sub(r"(?<!`)(--[\w.-]+(?: [\d.]+\b)?)", r"`\1`", text)
+    return re.sub(r"([|<>*\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def table(actions: list[argparse.Action]) -> Iterator[str]:
+    """Lines of a table of flags: name, what it takes, what it does, default."""
+    yield "| flag | default | does |"
+    yield "|---|---|---|"
+    for action in actions:
+        names = ", ".join(f"`{name}`" for name in action.option_strings)
+        metavar = str(action.metavar or "")
+        takes = f" `{metavar}`" if metavar else ""
+        text, _, default = (action.help or "").rpartition(" (default: ")
+        if not _:
+            text, default = default, ""
+        default = default.removesuffix(")").strip("'")
+        shown = "" if default in ("", "None", "False") or not action.option_strings else f"`{default}`"
+        yield f"| {names}{takes} | {shown} | {escaped(text)} |"
+
+
+def commands() -> str:
+    """Every command with its flags, from the parser itself."""
+    lines: list[str] = []
+    for name, command in COMMANDS.items():
+        parser = parser_of(command, prog=f"prism {name}")
+        lines += ["", f"## prism {name}", "", *paragraphs(parser.description or ""), ""]
+        actions = [action for action in parser._actions if action.dest != "help"]
+        lines += table(actions)
+        if issubclass(command, RunCommand):
+            lines += ["", "And every [setting](settings.md) by its name."]
+    return "\n".join(lines)
+
+
+def paragraphs(text: str) -> list[str]:
+    """Paragraphs of a docstring, its angle brackets and stars not markup."""
+    return [line for block in text.split("\n\n") for line in (escaped(block), "")]
+
+
+def settings() -> str:
+    """Every setting of a run, group by group, with the defaults of the preset nano."""
+    parser = parser_of(RunConfig, prog="prism train", default=presets.nano())
+    groups: dict[str, list[argparse.Action]] = {}
+    for action in parser._actions:
+        if action.option_strings and action.dest != "help":
+            groups.setdefault(action.dest.rpartition(".")[0], []).append(action)
+    about = {str(group.title).removesuffix(" options"): group.description for group in parser._action_groups}
+    lines: list[str] = []
+    for group, actions in groups.items():
+        lines += ["", f"## {group or 'The run'}", "", escaped(about.get(group) or ""), "", *table(actions)]
+    return "\n".join(lines)
+
+
+def modules() -> dict[str, list[str]]:
+    """Modules of each room, by their names in this package."""
+    rooms: dict[str, list[str]] = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        parts = file.relative_to(PACKAGE).with_suffix("").parts
+        if parts[-1] == "__init__" and len(parts) == 2 and "def " in file.read_text():  # a room with names of its own
+            parts = parts[:1]
+        if not parts[-1].startswith("__") and parts[0] != "cli":
+            rooms.setdefault(parts[0], []).append(".".join(parts))
+    return rooms
+
+
+def summary(module: str) -> str:
+    """First sentence of a module's docstring, read without importing it."""
+    file = PACKAGE.joinpath(*module.split("."))
+    source = (file / "__init__.py" if file.is_dir() else file.with_suffix(".py")).read_text()
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+
+
+def functions(file: Path) -> list[str]:
+    """Public functions that a file defines."""
+    names = [node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)]
+    return [name for name in names if not name.startswith("_")]
+
+
+def write_api(folder: Path) -> None:
+    """Write a page for each room that imports its modules and shows their docstrings."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for room, names in modules().items():
+        lines = [f"# {room}", "", escaped(summary(room)), ""]
+        for name in names:
+            own = functions(PACKAGE / name / "__init__.py") if name == room and (PACKAGE / name).is_dir() else []
+            members = f"\n   :members: {', '.join(own)}" if own else ""  # what it imports is shown where it is defined
+            lines += [f"## {name}", "", f"```{{eval-rst}}\n.. automodule:: prism_policy.{name}{members}\n```", ""]
+        (folder / f"{room}.md").write_text("\n".join(lines))
+
+
+def public() -> str:
+    """The names that `import prism_policy as pp` gives, documented where they are defined."""
+    lines = ["| name | is |", "|---|---|"]
+    for name in prism_policy.__all__:
+        thing = getattr(prism_policy, name)
+        home = str(getattr(thing, "__module__", None) or thing.__name__)
+        role = f"{{py:obj}}`pp.{name} <{home if name == 'presets' else f'{home}.{name}'}>`"
+        doc = escaped((thing.__doc__ or "").strip().partition("\n\n")[0])
+        lines.append(f"| {role} | {doc} |")
+    return "\n".join(lines)
+
+
+def rooms() -> str:
+    """The rooms, each a page."""
+    pages = modules()
+    lines = [f"- [{room}](api/{room}.md): {escaped(summary(room))}" for room in pages]
+    toctree = ["```{toctree}", ":hidden:", "", *(f"api/{room}" for room in pages), "```"]
+    return "\n".join([*lines, "", *toctree])
+
+
+GENERATED: dict[str, Callable[[], str]] = {
+    "commands": commands,
+    "settings": settings,
+    "public": public,
+    "rooms": rooms,
+}
+"""What `<!-- generated: NAME -->` in a page stands for."""
