@@ -14,6 +14,7 @@ import tyro
 
 import prism_policy
 from prism_policy.cli.command import PLAIN, RunCommand
+from prism_policy.cli.encoders import Info, InfoDemos, InfoEncoders
 from prism_policy.cli.main import COMMANDS
 from prism_policy.config import presets
 from prism_policy.config.settings import RunConfig
@@ -29,35 +30,42 @@ def parser_of(of: type, **options: object) -> argparse.ArgumentParser:
 
 
 def escaped(text: str) -> str:
-    """Text of a docstring as a cell of a table."""
-    text = re.sub(r"(?<!`)(--[\w.-]+(?: [\d.]+\b)?)", r"`\1`", text)
+    """Text of a docstring, with no markup of its own."""
+    text = re.sub(r"(?<![`\w-])(--[\w.-]*\w(?: \d[\w.-]*\b)?)", r"`\1`", text)
     return re.sub(r"([|<>*\[\]])", r"\\\1", " ".join(text.split()))
 
 
-def table(actions: list[argparse.Action]) -> Iterator[str]:
-    """Lines of a table of flags: name, what it takes, what it does, default."""
-    yield "| flag | default | does |"
-    yield "|---|---|---|"
+def flags(actions: list[argparse.Action]) -> Iterator[str]:
+    """An item for each flag: its name, what it takes, its default, what it does."""
     for action in actions:
-        names = ", ".join(f"`{name}`" for name in action.option_strings)
         metavar = str(action.metavar or "")
-        takes = f" `{metavar}`" if metavar else ""
-        text, _, default = (action.help or "").rpartition(" (default: ")
-        if not _:
+        name = ", ".join(action.option_strings)
+        takes = "" if metavar.startswith("{") and len(metavar) > 40 else metavar
+        text, found, default = (action.help or "").removesuffix(" (required)").rpartition(" (default: ")
+        default = default.removesuffix(")").strip("'") if found else default
+        if not found:
             text, default = default, ""
-        default = default.removesuffix(")").strip("'")
-        shown = "" if default in ("", "None", "False") or not action.option_strings else f"`{default}`"
-        yield f"| {names}{takes} | {shown} | {escaped(text)} |"
+        shown = f", by default `{default}`" if default not in ("", "None", "False") and action.option_strings else ""
+        choices = f" One of `{metavar.strip('{}').replace(',', '`, `')}`." if metavar and not takes else ""
+        yield f"- `{f'{name} {takes}'.strip()}`{shown}: {escaped(text)}{choices}"
+
+
+def titled_commands() -> list[tuple[str, type]]:
+    """Commands by what is typed; `prism info` is two."""
+    titled: list[tuple[str, type]] = []
+    for name, command in COMMANDS.items():
+        titled += [("info FILE", InfoDemos), ("info encoders", InfoEncoders)] if command is Info else [(name, command)]
+    return titled
 
 
 def commands() -> str:
     """Every command with its flags, from the parser itself."""
     lines: list[str] = []
-    for name, command in COMMANDS.items():
+    for name, command in titled_commands():
         parser = parser_of(command, prog=f"prism {name}")
         lines += ["", f"## prism {name}", "", *paragraphs(parser.description or ""), ""]
         actions = [action for action in parser._actions if action.dest != "help"]
-        lines += table(actions)
+        lines += flags(actions)
         if issubclass(command, RunCommand):
             lines += ["", "And every [setting](settings.md) by its name."]
     return "\n".join(lines)
@@ -78,7 +86,7 @@ def settings() -> str:
     about = {str(group.title).removesuffix(" options"): group.description for group in parser._action_groups}
     lines: list[str] = []
     for group, actions in groups.items():
-        lines += ["", f"## {group or 'The run'}", "", escaped(about.get(group) or ""), "", *table(actions)]
+        lines += ["", f"## {group or 'The run'}", "", escaped(about.get(group) or ""), "", *flags(actions)]
     return "\n".join(lines)
 
 
