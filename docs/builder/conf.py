@@ -2,7 +2,8 @@
 
 The folder that is read is the repository's root, so a link that works on a code host works in the site: to a page, to
 an image, and to a source file, which the site carries as a download. docs/index.md is the first page and, section by
-section, the navigation. `<!-- generated: NAME -->` in a page is replaced by what `reference.py` makes.
+section, the navigation. `<!-- generated: NAME -->` in a page is replaced by what `reference.py` makes, and
+`<!-- include: PATH -->` by a script.
 """
 
 import re
@@ -95,9 +96,15 @@ def navigation(index: str) -> str:
     return "\n\n".join(trees)
 
 
+def included(path: str) -> str:
+    """A script of this repository as a block of code."""
+    return f"```python\n{(ROOT / path).read_text()}```"
+
+
 def read(app: object, docname: str, source: list[str]) -> None:
     """Complete a page before it is parsed."""
     text = re.sub(r"<!-- generated: (\w+) -->", lambda match: reference.GENERATED[match[1]](), source[0])
+    text = re.sub(r"<!-- include: (\S+) -->", lambda match: included(match[1]), text)
     if docname == root_doc:
         text += f"\n\n{navigation(text)}\n"
     elif re.fullmatch(r"results/[^/]+/table", docname):  # reached from results/README.md alone
