@@ -49,7 +49,7 @@ def make() -> AdaptedEnv:  # prism train --task own_environment:make
     return AdaptedEnv(gymnasium.wrappers.TimeLimit(Reach(), 30), ADAPTER)
 
 
-def main(out: Path = Path("runs/reach"), steps: int = 600, demos: int = 100, episodes: int = 20) -> None:
+def main(out: Path = Path("runs/reach"), steps: int = 400, demos: int = 100, episodes: int = 20) -> None:
     config = presets.nano("own_environment:make", encoder_name="sspool")
     file = collect(config.task, replace(config.demos, num_demos=demos))
     train_run(out, replace(config, dataset=str(file), train=replace(config.train, steps=steps, batch_size=32)))

@@ -4,7 +4,10 @@ A hidden comment right above a block says how it is checked:
 
     <!-- check: run -->                                     as it stands, in the page's own folder
     <!-- check: run; prism train + --train.steps 2 -->      in a cheap form: these flags are added to that command
+    <!-- check: run; prism train + small -->                the same with the flags that `check.py` calls small
+    <!-- check: run; skip prism download: needs the hub --> all but the lines that begin so
     <!-- check: not run: needs a robot -->                  listed with its reason
+    <!-- check: file my_sim.py -->                          kept under this name for the blocks after it
     <!-- check: with demos.hdf5 runs/a -->                  anywhere: small demonstrations and runs to use
 
 Lines of a comment that follow the first are run before the block: Python before Python, shell before shell. Every
@@ -21,9 +24,9 @@ from pathlib import Path
 
 SHELL = ("bash", "sh", "console", "")
 BLOCK = re.compile(
-    r"(?:<!-- check: (?P<check>(?:run|not run)\b.*?)-->\n\n?)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S
+    r"(?:<!-- check: (?P<check>(?:run|not run|file)\b.*?)-->\n\n?)?^```(?P<language>\w*)\n(?P<code>.*?)^```$",
+    re.M | re.S,
 )
-PLACEHOLDER = {"...", "RUN", "…"}
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,14 @@ class Block:
     language: str
     code: str
     mode: str = ""
-    """run, not run, or nothing said."""
+    """run, not run, file NAME, or nothing said."""
     reason: str = ""
     before: str = ""
     """Lines that are run first."""
     added: dict[str, list[str]] = field(default_factory=dict)
     """Command of prism -> flags of its cheap form."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Beginning of lines that are not run -> reason."""
 
     @property
     def where(self) -> str:
@@ -74,14 +79,18 @@ def blocks(page: Path) -> list[Block]:
     for match in BLOCK.finditer(text):
         first, _, before = (match["check"] or "").partition("\n")
         mode, _, rest = first.strip().partition(": ") if first.startswith("not run") else (first.strip(), "", "")
-        added = {}
+        added, skipped = {}, {}
         if not rest:
             mode, *cheap = [part.strip() for part in mode.split(";")]
             for one in cheap:
-                command, _, flags = one.partition(" + ")
-                added[command.removeprefix("prism ").strip()] = shlex.split(flags)
+                if one.startswith("skip "):
+                    start, _, reason = one.removeprefix("skip ").partition(": ")
+                    skipped[start] = reason
+                else:
+                    command, _, flags = one.partition(" + ")
+                    added[command.removeprefix("prism ").strip()] = shlex.split(flags)
         line = text.count("\n", 0, match.start("code"))
-        made.append(Block(page, line, match["language"], match["code"], mode, rest.strip(), before, added))
+        made.append(Block(page, line, match["language"], match["code"], mode, rest.strip(), before, added, skipped))
     return made
 
 

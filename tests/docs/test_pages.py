@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import browser
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs" / "builder"))
@@ -119,3 +123,36 @@ def test_dead_links_and_anchors_of_a_site_are_found(tmp_path: Path) -> None:
     )
     (tmp_path / "b.html").write_text('<h1 id="there"></h1><img src="no.png"><a href="a.html#gone"></a>')
     assert links.dead_links(tmp_path) == (["b.html: a.html#gone", "b.html: no.png"], 4, 1)
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning_or_a_dead_link(tmp_path: Path) -> None:
+    for package in ("sphinx", "myst_parser", "furo"):
+        pytest.importorskip(package, reason="needs prism-policy[docs]")
+    site = tmp_path / "site"
+    build = ["-c", "docs/builder", "-d", str(tmp_path / "trees"), "-E", "-q", "-W", "--keep-going", ".", str(site)]
+    source = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", *build], cwd=ROOT, env=source, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    dead, inside, _ = links.dead_links(site)
+    assert dead == []
+    assert inside > 10_000
+    assert "docs/index.html" in (site / "index.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="needs Chromium")
+def test_the_site_is_searched_without_a_server_and_fits_a_phone(tmp_path: Path) -> None:
+    site = ROOT / "build/docs"
+    if not (site / "search.html").exists():
+        pytest.skip("needs `make docs`")
+    found = "document.querySelectorAll('.search li').length > 3"
+    for address, wait in (("search.html?q=wilson", found), ("docs/index.html", "true"), ("docs/settings.html", "true")):
+        with browser.Page(f"{site.as_uri()}/{address}") as page:
+            page.command("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
+            page.wait_for(wait)
+            assert page.complaints() == []
+            assert [url for url in page.requests() if not url.startswith(("file:", "data:"))] == []
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
