@@ -120,11 +120,12 @@ def write_api(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for room, names in modules().items():
-        lines = [f"# {room}", "", escaped(summary(room)), ""]
+        lines = [f"# {room}", "", *([] if room in names else [escaped(summary(room)), ""])]
         for name in names:
             own = functions(PACKAGE / name / "__init__.py") if name == room and (PACKAGE / name).is_dir() else []
             members = f"\n   :members: {', '.join(own)}" if own else ""  # what it imports is shown where it is defined
-            lines += [f"## {name}", "", f"```{{eval-rst}}\n.. automodule:: prism_policy.{name}{members}\n```", ""]
+            heading = [] if name == room else [f"## {name}", ""]
+            lines += [*heading, f"```{{eval-rst}}\n.. automodule:: prism_policy.{name}{members}\n```", ""]
         (folder / f"{room}.md").write_text("\n".join(lines))
 
 
