@@ -69,7 +69,8 @@ def environment(cheap: dict[str, list[str]]) -> dict[str, str]:
         for tool in tools.iterdir():
             tool.chmod(0o755)
     path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ["PATH"]])
-    source = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
+    sources = [ROOT / "src", *ROOT.glob("packages/*/src")]
+    source = os.pathsep.join(filter(None, [*map(str, sources), os.environ.get("PYTHONPATH", "")]))
     own = {"PATH": path, "PYTHONPATH": source, "PRISM_CACHE": str(WORK / "cache"), "OMP_NUM_THREADS": "1"}
     return {**os.environ, **own, "DOCS_CHECK_ADDED": json.dumps(added), "COLUMNS": "100"}
 

@@ -19,6 +19,7 @@ from prism_policy.cli.main import COMMANDS
 from prism_policy.config import presets
 from prism_policy.config.settings import RunConfig
 
+ROOT = Path(__file__).parents[2]
 PACKAGE = Path(prism_policy.__file__).parent
 
 
@@ -90,23 +91,39 @@ def settings() -> str:
     return "\n".join(lines)
 
 
+def packages() -> list[Path]:
+    """Folders of the packages that are documented: this one, and those of the distributions beside it."""
+    beside = [init.parent for init in sorted(ROOT.glob("packages/*/src/*/__init__.py"))]
+    return [PACKAGE, *beside]
+
+
 def modules() -> dict[str, list[str]]:
-    """Modules of each room, by their names in this package."""
-    rooms: dict[str, list[str]] = {}
-    for file in sorted(PACKAGE.rglob("*.py")):
-        parts = file.relative_to(PACKAGE).with_suffix("").parts
-        if parts[-1] == "__init__" and len(parts) == 2 and "def " in file.read_text():  # a room with names of its own
-            parts = parts[:1]
-        if not parts[-1].startswith("__") and parts[0] != "cli":
-            rooms.setdefault(parts[0], []).append(".".join(parts))
-    return rooms
+    """Modules of each page: of a room of this package, or of all of another one."""
+    pages: dict[str, list[str]] = {}
+    for package in packages():
+        for file in sorted(package.rglob("*.py")):
+            parts = file.relative_to(package).with_suffix("").parts
+            if (
+                parts[-1] == "__init__" and len(parts) == 2 and "def " in file.read_text()
+            ):  # a room with names of its own
+                parts = parts[:1]
+            if not parts[-1].startswith("__") and parts[0] != "cli":
+                page = parts[0] if package == PACKAGE else package.name
+                pages.setdefault(page, []).append(".".join((package.name, *parts)))
+    return pages
 
 
-def summary(module: str) -> str:
-    """First sentence of a module's docstring, read without importing it."""
-    file = PACKAGE.joinpath(*module.split("."))
-    source = (file / "__init__.py" if file.is_dir() else file.with_suffix(".py")).read_text()
-    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+def source_of(module: str) -> Path:
+    """File of a module, or of a package its `__init__.py`."""
+    package, *parts = module.split(".")
+    file = next(folder for folder in packages() if folder.name == package).joinpath(*parts)
+    return file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+
+
+def summary(page: str) -> str:
+    """First sentence of the docstring of what a page is about."""
+    module = page if page in {package.name for package in packages()} else f"{PACKAGE.name}.{page}"
+    return (ast.get_docstring(ast.parse(source_of(module).read_text())) or "").partition("\n")[0]
 
 
 def functions(file: Path) -> list[str]:
@@ -119,14 +136,16 @@ def write_api(folder: Path) -> None:
     """Write a page for each room that imports its modules and shows their docstrings."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for room, names in modules().items():
-        lines = [f"# {room}", "", *([] if room in names else [escaped(summary(room)), ""])]
+    for page, names in modules().items():
+        alone = f"{PACKAGE.name}.{page}"  # the room itself, if it has names of its own
+        lines = [f"# {page}", "", *([] if alone in names else [escaped(summary(page)), ""])]
         for name in names:
-            own = functions(PACKAGE / name / "__init__.py") if name == room and (PACKAGE / name).is_dir() else []
+            file = source_of(name)
+            own = functions(file) if file.name == "__init__.py" else []
             members = f"\n   :members: {', '.join(own)}" if own else ""  # what it imports is shown where it is defined
-            heading = [] if name == room else [f"## {name}", ""]
-            lines += [*heading, f"```{{eval-rst}}\n.. automodule:: prism_policy.{name}{members}\n```", ""]
-        (folder / f"{room}.md").write_text("\n".join(lines))
+            heading = [] if name == alone else [f"## {name.partition('.')[2]}", ""]
+            lines += [*heading, f"```{{eval-rst}}\n.. automodule:: {name}{members}\n```", ""]
+        (folder / f"{page}.md").write_text("\n".join(lines))
 
 
 def public() -> str:
