@@ -90,7 +90,8 @@ def test_the_reference_has_every_command_and_setting() -> None:
 
 def source_text() -> str:
     """The package's text with the literals of a message joined, and `...` where something is filled in."""
-    text = "\n".join(file.read_text() for file in (ROOT / "src").rglob("*.py"))
+    folders = [ROOT / "src", *ROOT.glob("packages/*/src")]
+    text = "\n".join(file.read_text() for folder in folders for file in folder.rglob("*.py"))
     text = re.sub(r'"\s*\n\s*f?"', "", text + (ROOT / "scripts/setup.sh").read_text())
     return re.sub(r"\{[^{}]*\}", "...", text).replace("`", "")
 
