@@ -10,8 +10,8 @@ import numpy as np
 import tyro
 
 from prism_policy.config import presets
+from prism_policy.data.schema import Part, Schema
 from prism_policy.demos.record import Recorder
-from prism_policy.tasks.robot import Part, Schema
 from prism_policy.training.run import train_run
 
 SCHEMA = Schema(
