@@ -32,7 +32,11 @@ OTHERS = {"lerobot-train", "torchrun", "pip", "uv", "pytest", "python", "h5clear
 
 def complaints(page: Path) -> list[str]:
     """What a page says that is not so: commands, flags, make targets, extras and scripts that do not exist."""
-    found = [f"{block.where}: {text}" for block in blocks(page) for text in of_block(block)]
+    there = blocks(page)
+    found = [f"{block.where}: {text}" for block in there for text in of_block(block)]
+    comments = re.findall(r"^<!-- check: (?!with )", page.read_text(), re.M)
+    if len(comments) != sum(bool(block.mode) for block in there):
+        found.append(f"{page.name}: a comment `check:` of an unknown form, or without a block right below it")
     for line, code in inline(page):
         found += [f"{page.name}:{line}: `{code}`: {text}" for text in of_inline(code)]
     return found

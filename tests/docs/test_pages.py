@@ -41,6 +41,8 @@ def test_every_command_of_a_page_is_one_that_the_parser_takes(page: Path) -> Non
         ("Say `prism saliency --al RUN`.\n", "no flag --al"),
         ("Say `--train.no-compil`.\n", "no flag --train.no-compil"),
         ("Say `prism look RUN`.\n", "no command look"),
+        ("<!-- check: rnu -->\n```bash\nprism train\n```\n", "a comment `check:`"),
+        ("<!-- check: run -->\nText.\n", "a comment `check:`"),
     ],
 )
 def test_what_does_not_exist_is_found(tmp_path: Path, text: str, complaint: str) -> None:
