@@ -6,6 +6,7 @@ SHELL := bash
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+DOCS_STAMP := .venv/.docs
 # One process more than cores, up to four, as many tests wait for another process. A file's tests stay together, as what
 # they share is made once; files come in their order, for the longest are among the first.
 # `make test ARGS="-n 0 tests/envs"` runs some in one process.
@@ -20,6 +21,10 @@ help: ## Show this list.
 
 $(STAMP): pyproject.toml packages/prism-client/pyproject.toml constraints.txt scripts/setup.sh
 	@scripts/setup.sh
+	@touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	@$(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
 .PHONY: system
@@ -70,11 +75,17 @@ check: $(STAMP) ## Format, lint, types.
 	@$(BIN)/mypy
 
 .PHONY: docs
-docs: $(STAMP) ## The API from the docstrings, as HTML in docs/api.
-	@$(BIN)/pdoc --docformat google --output-directory docs/api prism_policy
-	@echo "Documentation: docs/api/index.html"
+docs: $(DOCS_STAMP) ## The documentation as a site that works offline, in build/docs; a warning or a dead link is an error.
+	@rm -rf build/docs
+	@$(BIN)/python -m sphinx -c docs/builder -d build/doctrees -E -q -W --keep-going . build/docs
+	@$(BIN)/python docs/builder/links.py build/docs
+	@echo "Documentation: build/docs/index.html (open it in a browser)"
+
+.PHONY: docs-check
+docs-check: system $(DOCS_STAMP) ## Run the commands and snippets of the documentation, the long ones in a cheap form; PAGES="docs/data.md" some.
+	@$(BIN)/python docs/builder/check.py $(PAGES)
 
 .PHONY: clean
 clean: ## Remove everything made here except run folders.
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache dist docs/api
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache dist build docs/api
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -69,6 +69,12 @@ def test_a_reader_that_stops_reading_ends_the_command_quietly() -> None:
     assert done.stderr == ""
 
 
+def test_info_takes_a_folder_of_any_name(tmp_path: Path) -> None:
+    done = prism("info", "unitree_g1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("prism: unitree_g1")
+
+
 def test_a_file_that_nobody_foresaw_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise PermissionError(13, os.strerror(13), str(tmp_path / "[x]"))

@@ -89,6 +89,7 @@ def test_files_of_diffusion_policy_are_known_by_their_actions() -> None:
             {**env_args("v1.4"), "type": 2},
             "recorded in an environment of gymnasium, which --task gym:Lift would roll out",
         ),
+        ({**env_args("v1.4"), "type": 2, "env_name": ""}, "no environment recorded it; success is what trials"),
     ],
 )
 def test_scenes_that_cannot_be_made_here_are_one_sentence(about: dict[str, Any], sentence: str) -> None:

@@ -116,6 +116,6 @@ class Info(Command):
     @classmethod
     def parse(cls, arguments: Sequence[str], prog: str) -> Callable[[], None]:
         """The inspection that these arguments ask for; the word `demos` may be left out before a file."""
-        if arguments and {".", "/"} & set(arguments[0]):
+        if arguments and arguments[0] not in ("demos", "encoders") and not arguments[0].startswith("-"):
             arguments = ["demos", *arguments]
         return tyro.cli(cls, args=list(arguments), prog=prog, config=PLAIN).topic.run

@@ -269,6 +269,8 @@ def _scene_trouble(env_args: dict[str, Any], task: str | None, robots: tuple[str
     if not env_args:
         return "the file does not say which environment recorded it (no `env_args`), so its states cannot be replayed"
     env_name = str(env_args.get("env_name") or "")
+    if env_args.get("type") == GYM_TYPE and not env_name:  # `Recorder` on a robot
+        return "no environment recorded it; success is what trials on the robot count"
     if env_args.get("type") == GYM_TYPE:
         name = one_line(env_name if ":" in env_name else f"gym:{env_name}")
         return f"it was recorded in an environment of gymnasium, which --task {name} would roll out"

@@ -106,7 +106,7 @@ def instruction_attribute(task: TaskConfig) -> dict[str, str]:
 def make_missing(
     pool: WorkerPool, parts: Sequence[Path], work: Sequence[tuple[Any, ...]], progress: Progress | None
 ) -> None:
-    """Have the pool do `work`, (function, *arguments) a part, where the part is not there yet."""
+    """Have the pool do `work`, `(function, *arguments)` a part, where the part is not there yet."""
     missing = [job for part, job in zip(parts, work, strict=True) if part_success(part) is None]
     done = len(parts) - len(missing)
     progress = progress or (lambda done, total: None)

@@ -175,13 +175,13 @@ def layer_cam(f: Objective, stage: int | None = None) -> Images:
 
 
 def in_whole(crops: Tensor, size: Sequence[int]) -> Tensor:
-    """Centre crops (B, h, w) in their whole images (B, *size), zero around them."""
+    """Centre crops (B, h, w) in their whole images `(B, *size)`, zero around them."""
     top, left = ((whole - part) // 2 for whole, part in zip(size, crops.shape[1:], strict=True))
     return F.pad(crops, (left, size[1] - crops.shape[2] - left, top, size[0] - crops.shape[1] - top))
 
 
 def on_pixels(values: Tensor, size: tuple[int, int], stride: int) -> Tensor:
-    """Interpolate a feature map (B, h, w) to pixels (B, *size): its cell (i, j) is centred on pixel (i, j) * stride.
+    """Interpolate a feature map (B, h, w) to pixels `(B, *size)`: its cell (i, j) is centred on pixel (i, j) * stride.
 
     That is where the trunk's paddings put it; stretching the map over the image would shift it by half a stride.
     """
@@ -196,7 +196,7 @@ def on_pixels(values: Tensor, size: tuple[int, int], stride: int) -> Tensor:
 
 @torch.no_grad()
 def occlusion(f: Objective, patch: int) -> Images:
-    """|f - f where a square is painted over|, averaged over the squares that cover a pixel, (B, To, H, W) a camera.
+    """`|f - f where a square is painted over|`, averaged over the squares that cover a pixel, (B, To, H, W) a camera.
 
     A square is painted in the frame's mean colour, in all frames of a camera at once (arXiv:1311.2901, Figure 7).
     """
