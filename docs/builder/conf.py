@@ -39,6 +39,8 @@ include_patterns = [
     "results/*/*.md",
     "benchmarks/*.md",
     "examples/*.md",
+    "integrations/*/README.md",
+    "packages/*/README.md",
 ]
 exclude_patterns = [
     ".venv",
@@ -48,8 +50,6 @@ exclude_patterns = [
     "runs",
     "src",
     "tests",
-    "integrations",
-    "packages",
     "**/node_modules",
 ]
 
@@ -107,7 +107,7 @@ def read(app: object, docname: str, source: list[str]) -> None:
     text = re.sub(r"<!-- include: (\S+) -->", lambda match: included(match[1]), text)
     if docname == root_doc:
         text += f"\n\n{navigation(text)}\n"
-    elif re.fullmatch(r"results/[^/]+/table", docname):  # reached from results/README.md alone
+    elif re.fullmatch(r"results/[^/]+/table|(integrations|packages)/[^/]+/README", docname):  # reached by a link alone
         text = f"---\norphan: true\n---\n\n{text}"
     source[0] = text
 
