@@ -9,14 +9,15 @@ from lerobot.policies.factory import make_pre_post_processors
 from lerobot_policy_prism.modeling_prism import PrismPolicy
 
 from prism_policy.deploy.lerobot_checkpoint import read_checkpoint
-from prism_policy.run_folder import load_policy
+from prism_policy.run_folder import load_policy, read_run
 from prism_policy.utils.images import Resize
 
 run, checkpoint, saved, back = map(Path, sys.argv[1:])
 ours = load_policy(run)
 theirs = PrismPolicy.from_pretrained(checkpoint)
 before, after = make_pre_post_processors(theirs.config, str(checkpoint))
-resize = Resize((32, 32), (0, 0, 36, 40))
+settings = read_run(run).data
+resize = Resize.parse(settings.resize, settings.crop) or Resize()
 rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (24, 40, 40, 3), np.uint8)
 centre = (-ours.normalizer["state"].offset / ours.normalizer["state"].scale).numpy()

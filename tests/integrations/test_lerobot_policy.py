@@ -86,7 +86,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_an_exported_run_acts_in_lerobot_as_it_does_here_to_the_bit(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("resized", [True, False])
+def test_an_exported_run_acts_in_lerobot_as_it_does_here_to_the_bit(run: Path, tmp_path: Path, resized: bool) -> None:
+    if not resized:
+        prism_train(run.parent, "--task", "recorded", "--out", tmp_path / "run", settings=("--train.steps 2",))
+        run = tmp_path / "run"
     done = prism("export", run, "--format", "lerobot", "--out", tmp_path / "checkpoint")
     assert done.returncode == 0, done.stderr
     said = lerobot(HERE / "same_actions.py", run, tmp_path / "checkpoint", tmp_path / "saved", tmp_path / "back")
