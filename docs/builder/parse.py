@@ -26,7 +26,21 @@ PAGES = [  # not benchmarks/RESULTS.md and CHANGELOG.md, which say what was, in 
     *sorted(page for room in ("docs", "results", "examples") for page in (ROOT / room).glob("*.md")),
     *sorted((ROOT / "results").glob("*/README.md")),
 ]
-OTHERS = {"lerobot-train", "lerobot-eval", "lerobot-rollout", "lerobot-record", "torchrun", "pip", "uv", "pytest", "python", "h5clear", "ray", "make", "git"}
+OTHERS = {
+    "lerobot-train",
+    "lerobot-eval",
+    "lerobot-rollout",
+    "lerobot-record",
+    "torchrun",
+    "pip",
+    "uv",
+    "pytest",
+    "python",
+    "h5clear",
+    "ray",
+    "make",
+    "git",
+}
 """Commands of others that the pages name; their flags are theirs."""
 
 
