@@ -27,19 +27,8 @@ PAGES = [  # not benchmarks/RESULTS.md and CHANGELOG.md, which say what was, in 
     *sorted((ROOT / "results").glob("*/README.md")),
 ]
 OTHERS = {
-    "lerobot-train",
-    "lerobot-eval",
-    "lerobot-rollout",
-    "lerobot-record",
-    "torchrun",
-    "pip",
-    "uv",
-    "pytest",
-    "python",
-    "h5clear",
-    "ray",
-    "make",
-    "git",
+    *(f"lerobot-{name}" for name in ("train", "eval", "rollout", "record")),
+    *("torchrun", "pip", "uv", "pytest", "python", "h5clear", "ray", "make", "git"),
 }
 """Commands of others that the pages name; their flags are theirs."""
 

@@ -21,6 +21,8 @@ BAD = {
     "reproduce": ["table9", "table1 --smoke --dataset lift", "table1 --smoke --tasks juggle"],
     "saliency": ["nothing", "file"],
     "serve": ["nothing", "file", "nothing --tls-cert file", "nothing --tls-cert file --tls-key file"],
+    "push": ["nothing user/name", "file user/name", "nothing name"],
+    "pull": ["name --out new", "user/name --out file"],
     "robot": ["check nothing.toml", "check file"],
     "rollout": ["nothing.toml ws://127.0.0.1:9", "file ws://127.0.0.1:9"],
     "report": ["nothing", "file"],

@@ -59,14 +59,22 @@ def frozen(metadata: dict[str, Any] = METADATA, **limits: float) -> Iterator[Pol
 
 @contextlib.contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """The block ends by then, and not long before. On busy cores all is late; a timer beside it says by how much."""
+    """The block ends by then, and not long before. On busy cores all is late; a thread beside it says by how much."""
+    over, late = threading.Event(), [0.0]
+
+    def sample() -> None:
+        while not over.is_set():
+            began = time.monotonic()
+            time.sleep(0.005)
+            late[0] = max(late[0], time.monotonic() - began - 0.005)
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
     started = time.monotonic()
-    late: list[float] = []
-    timer = threading.Timer(seconds, lambda: late.append(time.monotonic() - started - seconds))
-    timer.start()
     yield
     took = time.monotonic() - started
-    timer.join()
+    over.set()
+    sampler.join()
     assert seconds - 0.05 <= took <= seconds + LATE_S + 4 * late[0]
 
 

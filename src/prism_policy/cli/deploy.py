@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -81,7 +80,7 @@ class Push(Command):
         from prism_policy.reports.hub import model_card, push
 
         if self.card_only:
-            sys.stdout.write(model_card(self.folder, self.repository, self.checkpoint))
+            console.print(*model_card(self.folder, self.repository, self.checkpoint).splitlines())
             return
         console.print(f"Model: {push(self.folder, self.repository, self.checkpoint, self.private)}")
         console.print(f"Next:  {shell('prism', 'serve', f'hf:{self.repository}')}   (on any machine)")
