@@ -119,6 +119,7 @@ def test_killed_at_any_stage_it_ends_with_what_an_uninterrupted_run_gives(
     assert order[0] == order[1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_quickly_without_a_trace(cache: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     process = subprocess.Popen(

@@ -240,7 +240,7 @@ def test_who_does_not_know_the_key_is_not_admitted(run: Path) -> None:
             assert page.read() == b"OK\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_stopped_it_says_what_it_did_and_a_client_that_it_is_gone(run: Path, number: signal.Signals) -> None:
     with served(run) as (url, process), PolicyClient(url) as client:
         for _ in range(3):
@@ -261,6 +261,7 @@ def test_a_robot_that_vanishes_does_not_stop_the_server(url: str) -> None:
         assert other.infer(stacked(0, 1))["actions"].shape == (8, 7)
 
 
+@pytest.mark.slow
 def test_bad_input_to_the_command_is_one_sentence(run: Path, tmp_path: Path, url: str) -> None:
     def complaint(*arguments: str) -> str:
         command = [sys.executable, "-m", "prism_policy", "serve", *arguments]

@@ -118,6 +118,7 @@ def test_a_folder_grows_by_encoders_and_seeds_without_repeating_any(tmp_path: Pa
     assert (tmp_path / "p" / "probe.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_an_encoder_of_the_same_name_but_other_settings_is_trained_anew(tmp_path: Path, cache: Path) -> None:
     for temperature in (1.0, 0.5):
         mine = {"mine": replace(presets.encoder("sspool"), temperature=temperature)}

@@ -59,6 +59,7 @@ def prism(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return commandline.prism(*arguments)
 
 
+@pytest.mark.slow
 def test_checkpoints_and_seeds_are_added_and_nothing_is_run_twice(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = EvalOptions(n_episodes=2, video_every=0)
     (summary,) = evaluate_runs([run], options, 1)

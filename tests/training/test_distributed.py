@@ -26,7 +26,7 @@ from prism_policy.training.distributed import ProcessGroup, failure_priority
 from prism_policy.training.trainer import Trainer
 from small_run import command, environment, prism_train, small_config, small_windows, write_demos
 
-KINDS: tuple[PolicyKind, ...] = get_args(PolicyKind)
+KINDS = [k if k == "flow_matching" else pytest.param(k, marks=pytest.mark.slow) for k in get_args(PolicyKind)]
 PROCESSES = 2
 STABLE = ("--train.eps 0.01", "--train.lr 0.01", "--train.steps 16")
 """A large epsilon, for with a small one Adam makes rounding, where the gradient vanishes, as large as a true step."""
@@ -44,32 +44,34 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in lines]
 
 
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> PolicyKind:
+    return request.param  # type: ignore[no-any-return]
+
+
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def together(kind: PolicyKind, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes trained, see `_train_together`."""
     folder = tmp_path_factory.mktemp("together")
     windows = small_windows(folder)
-    for kind in KINDS:  # one process begins
-        with pytest.raises(PrismError, match="stopped at update 1 of 16"):
-            Trainer(folder / f"{kind}_joined", of_kind(kind), windows, max_s=0).train()
-    torch.multiprocessing.spawn(_train_together, (str(folder),), nprocs=PROCESSES)  # type: ignore[attr-defined, no-untyped-call]
-    for kind in KINDS:  # and one ends what two began
-        Trainer(folder / f"{kind}_left", of_kind(kind), windows).train()
+    with pytest.raises(PrismError, match="stopped at update 1 of 16"):  # one process begins
+        Trainer(folder / "joined", of_kind(kind), windows, max_s=0).train()
+    torch.multiprocessing.spawn(_train_together, (str(folder), kind), nprocs=PROCESSES)  # type: ignore[attr-defined, no-untyped-call]
+    Trainer(folder / "left", of_kind(kind), windows).train()  # and one ends what two began
     return folder
 
 
-def _train_together(rank: int, at: str) -> None:
+def _train_together(rank: int, at: str, kind: PolicyKind) -> None:
     torch.set_num_threads(1)
     folder = Path(at)
     if rank:
         sys.addaudithook(_Watch(folder, folder / "written_by_others"))
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=PROCESSES)
     group, windows = ProcessGroup(rank, PROCESSES, rank), small_windows(folder / f"of_{rank}")
-    for kind in KINDS:
-        Trainer(folder / kind, of_kind(kind, "--train.keep-every 8"), windows, group=group).train()
-        Trainer(folder / f"{kind}_joined", of_kind(kind), windows, group=group).train()
-        with pytest.raises(PrismError, match="stopped at update 1 of 16"):
-            Trainer(folder / f"{kind}_left", of_kind(kind), windows, max_s=0, group=group).train()
+    Trainer(folder / "whole", of_kind(kind, "--train.keep-every 8"), windows, group=group).train()
+    Trainer(folder / "joined", of_kind(kind), windows, group=group).train()
+    with pytest.raises(PrismError, match="stopped at update 1 of 16"):
+        Trainer(folder / "left", of_kind(kind), windows, max_s=0, group=group).train()
     settings = ("--train.steps 80", "--train.log-every 0", "--train.checkpoint-minutes 0.005")
     Trainer(folder / "paced", small_config(*settings), windows, group=group).train()
     gc.collect()  # the models of trainings that were stopped, which hold the group: torch may abort at its end else
@@ -101,21 +103,19 @@ def test_the_parts_of_a_batch_have_masks_of_unequal_size(together: Path) -> None
     assert len(windows.mask.float().mean(1).unique()) > 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_as_one(tmp_path: Path, together: Path, kind: PolicyKind) -> None:
     Trainer(tmp_path, of_kind(kind), small_windows(tmp_path / "data")).train()
-    assert losses(together / kind) == pytest.approx(losses(tmp_path), rel=1e-5)
+    assert losses(together / "whole") == pytest.approx(losses(tmp_path), rel=1e-5)
     alone = load_file(tmp_path / "weights.safetensors")
-    for name, weight in load_file(together / kind / "weights.safetensors").items():
+    for name, weight in load_file(together / "whole" / "weights.safetensors").items():
         torch.testing.assert_close(weight, alone[name], **ROUNDING)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("change", ["joined", "left"])
-def test_a_run_goes_on_with_another_number_of_processes(together: Path, kind: PolicyKind, change: str) -> None:
-    folder = together / f"{kind}_{change}"
-    assert losses(folder) == pytest.approx(losses(together / kind), rel=1e-5)
-    expected = load_file(together / kind / "weights.safetensors")
+def test_a_run_goes_on_with_another_number_of_processes(together: Path, change: str) -> None:
+    folder = together / change
+    assert losses(folder) == pytest.approx(losses(together / "whole"), rel=1e-5)
+    expected = load_file(together / "whole" / "weights.safetensors")
     for name, weight in load_file(folder / "weights.safetensors").items():
         torch.testing.assert_close(weight, expected[name], **ROUNDING)
 
@@ -123,7 +123,7 @@ def test_a_run_goes_on_with_another_number_of_processes(together: Path, kind: Po
 def test_only_the_first_process_writes(together: Path) -> None:
     written = together / "written_by_others"
     assert not written.exists(), written.read_text()
-    assert (together / "ddpm" / "checkpoints" / "update_000008.safetensors").exists()
+    assert (together / "whole" / "checkpoints" / "update_000008.safetensors").exists()
 
 
 def test_several_processes_write_checkpoints_no_more_often_than_one(together: Path) -> None:
