@@ -61,6 +61,15 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
     raise AssertionError("tyro has exited")
 
 
+def _parsed(arguments: Sequence[str]) -> Callable[[], None]:
+    """As `parse`; ends quietly where nobody reads the help to its end, as in `prism --help | head`."""
+    try:
+        return parse(arguments)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes there
+        sys.exit(1)
+
+
 def main() -> None:
     """Run a command: exit code 0 on success, 2 on bad input; `doctor` gives 1 where it found a fault."""
     arguments = sys.argv[1:]
@@ -69,7 +78,7 @@ def main() -> None:
     silent = launched or arguments[:1] == ["serve"]
     try:
         with nullcontext() if silent else Heartbeat("prism " + shell(*arguments[:1])):
-            parse(arguments)()
+            _parsed(arguments)()
     except (Exception, KeyboardInterrupt) as error:
         code = 2 if isinstance(error, PrismError) else 130 if isinstance(error, KeyboardInterrupt) else 1
         if launched:  # the launcher prints one sentence for all processes
