@@ -18,6 +18,7 @@ from prism_policy.config.settings import RenderConfig, TaskConfig
 from prism_policy.config.typed_json import conform
 from prism_policy.data.schema import task_schema
 from prism_policy.deploy.session import ABSOLUTE
+from prism_policy.envs.episode import furthest_stage
 from prism_policy.envs.make import make_env
 from prism_policy.errors import PrismError
 
@@ -111,6 +112,10 @@ class SimRobot:
         self.start = (split, seed, episode)
         self._call(self._begin)
 
+    def progress(self) -> tuple[str, np.ndarray]:
+        """The furthest stage that the episode reached, and its simulator states, float64 (T, S)."""
+        return self._call(self._progress)
+
     def observe(self) -> Frame:
         """The latest frame."""
         if self._frame is None:
@@ -176,6 +181,10 @@ class SimRobot:
         self._home_state = self._env.state
         self._action, self._grip, self.success = None, -1.0, False
         self._see(observation)
+
+    def _progress(self) -> tuple[str, np.ndarray]:
+        states = np.stack(self._env.states)
+        return furthest_stage(self._env, states, self.success), states
 
     def _simulate(self) -> None:
         """One control step."""
