@@ -136,7 +136,7 @@ def test_more_starts_can_be_added_and_other_trials_are_refused(two: tuple[str, s
         run(tmp_path, SUCCESS, options(two, seed=1))
     with (
         server("weights-c") as c,
-        pytest.raises(PrismError, match="policies.b.weights was 'weights-b' and is now 'weights-c'"),
+        pytest.raises(PrismError, match=r"policies\.b\.weights was 'weights-b' and is now 'weights-c'"),
     ):
         run(tmp_path, SUCCESS, options((two[0], f"b={c}")))
 
@@ -193,8 +193,15 @@ def test_bad_policies_are_one_sentence(policies: tuple[str, ...], sentence: str,
 
 
 def test_bad_input_of_the_command_is_exit_code_2(tmp_path: Path) -> None:
-    (tmp_path / "robot.json").write_text('{"robot": "nothing"}')
-    refused = prism("trials", "robot.json", "--policies", "a=ws://127.0.0.1:9", cwd=tmp_path)
-    assert refused.returncode == 2
-    refused = prism("trials", "none.json", "--policies", "a=ws://127.0.0.1:9", "--region", *"5511", cwd=tmp_path)
-    assert (refused.returncode, "trials" in refused.stderr or "region" in refused.stderr) == (2, True)
+    for flags, sentence in (
+        (("--region", "0.5", "0.5", "0.1", "0.9"), "--region: expected left < right"),
+        (("--starts", "0"), "starts: expected at least 1, got 0"),
+        (("--judge", "operator"), "cannot read the robot file none.json"),
+    ):
+        refused = prism("trials", "none.json", "--policies", "a=ws://127.0.0.1:9", *flags, cwd=tmp_path)
+        assert (refused.returncode, sentence in refused.stderr) == (2, True), refused.stderr
+
+
+def test_only_a_simulated_robot_judges_itself(two: tuple[str, str], tmp_path: Path) -> None:
+    with pytest.raises(PrismError, match="only a simulated robot"):
+        run(tmp_path, "", options(two, judge="simulator"))

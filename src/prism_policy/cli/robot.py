@@ -181,7 +181,5 @@ class Trials(Command):
         if valid and (self.unblind or finished(folder, self.starts, self.until)):
             print_summary(folder, self.out)
         else:
-            console.print(
-                f"{valid} trials count so far; which policy is which is said when all are done (--unblind: now)"
-            )
+            console.print(f"{valid} trials count so far; when all are done it says which is which (--unblind: now)")
             console.print(f"The same command goes on in {self.out}")

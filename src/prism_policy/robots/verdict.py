@@ -91,8 +91,8 @@ def pair_lines(one: dict[str, Any], planned: int) -> list[str]:
     found = Sequential(**{**anytime, "interval": tuple(anytime["interval"])})
     bounds = [100 * share for share in found.interval]
     return [
-        f"{one['a']} less {one['b']}: {100 * one['difference']:+.1f} points over {one['n']} start{'s' * (one['n'] != 1)}; only {one['a']} "
-        f"succeeds from {one['only_a']}, only {one['b']} from {one['only_b']}",
+        f"{one['a']} less {one['b']}: {100 * one['difference']:+.1f} points over {one['n']} paired trials; only "
+        f"{one['a']} succeeds from {one['only_a']} starts, only {one['b']} from {one['only_b']}",
         f"Fixed n: 95% interval {low:+.1f} to {high:+.1f}, {test}{caution}",
         f"Whenever you stop: {bounds[0]:+.1f} to {bounds[1]:+.1f}, p = {found.p_value:.3g}; {_more(found)}",
     ]
