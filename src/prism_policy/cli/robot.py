@@ -1,4 +1,4 @@
-"""The commands on a robot: robot, rollout, trials."""
+"""The commands on a robot: robot, record, rollout, trials."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tyro
 from prism_policy.cli.command import Command
 from prism_policy.config.ranges import Fraction, Natural, NonNegative, Number, Positive, Seed
 from prism_policy.errors import PrismError
-from prism_policy.utils.terminal import console
+from prism_policy.utils.terminal import console, shell
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,56 @@ class Robot(Command):
         if checkup.problems:
             sys.exit(1)
         console.print(f"Next: prism rollout {self.file} ws://SERVER:8000")
+
+
+@dataclass(frozen=True)
+class Record(Command):
+    """Record demonstrations on a robot by keyboard or SpaceMouse, or on a simulated one by its scripted expert.
+
+    Enter keeps a demonstration, Delete discards it (and you record it again), q leaves. Each is whole on the disk
+    before the next begins; what is going on when the power goes is discarded. The same command goes on there.
+    Next: prism train --dataset OUT/demos.hdf5.
+    """
+
+    robot: Annotated[Path, tyro.conf.Positional]
+    """The robot file, TOML or JSON."""
+    out: Path
+    """Folder of the recordings, and of the dataset made of them."""
+    by: Literal["keyboard", "spacemouse", "expert"] = "keyboard"
+    """Who demonstrates; expert is for robot = "sim" alone."""
+    episodes: Number = 20
+    """Demonstrations to keep, those of earlier calls included."""
+    format: Literal["robomimic", "lerobot"] = "robomimic"
+    """Of the dataset: OUT/demos.hdf5, or LeRobot's v3.0 in OUT/lerobot; the same call with the other adds that."""
+    task: str = ""
+    """What to do, in words."""
+    seed: Seed = 0
+    """Of a simulation's starts and its expert."""
+    max_steps: Number = 600
+    """Control steps after which a demonstration is discarded."""
+    speed: Positive = 0.15
+    """Of the hand at a key or full deflection [m/s]."""
+    turn_speed: Positive = 0.8
+    """The same of turns [rad/s]."""
+    noise: NonNegative = 0.5
+    """Strength of the pushes that disturb the expert."""
+
+    def run(self) -> None:
+        """Record what is missing, write the dataset, and print where it lies."""
+        from prism_client.robots.robot_file import read_robot_file
+        from prism_policy.robots.record import RecordOptions, record
+
+        options = RecordOptions(
+            self.by, self.episodes, self.format, self.task, self.seed, self.max_steps, self.speed, self.turn_speed,
+            self.noise,
+        )  # fmt: skip
+        recorded = record(read_robot_file(self.robot), options, self.out)
+        console.print(f"{recorded.kept} demonstrations kept, {recorded.discarded} discarded")
+        if recorded.dataset is None:
+            console.print(f"No dataset yet; the same command goes on in {self.out}")
+            return
+        info, train = shell("prism", "info", recorded.dataset), shell("prism", "train", "--dataset", recorded.dataset)
+        console.print(f"Dataset: {recorded.dataset}", f"Next: {train}   ({info} says what it holds)")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from prism_policy.config.settings import RenderConfig, TaskConfig
 from prism_policy.config.typed_json import conform
 from prism_policy.data.schema import task_schema
 from prism_policy.deploy.session import ABSOLUTE
-from prism_policy.envs.episode import furthest_stage
+from prism_policy.envs.episode import episode_rng, furthest_stage
 from prism_policy.envs.make import make_env
 from prism_policy.errors import PrismError
 
@@ -115,6 +115,34 @@ class SimRobot:
     def progress(self) -> tuple[str, np.ndarray]:
         """The furthest stage that the episode reached, and its simulator states, float64 (T, S)."""
         return self._call(self._progress)
+
+    @property
+    def env_args(self) -> str:
+        """What makes the environment, as JSON: robomimic's `env_args`."""
+        return str(self._call(lambda: self._env.metadata_json()))
+
+    def demonstrator(self, noise: float = 0.5) -> Callable[[], tuple[np.ndarray, bool, bool]]:
+        """The task's scripted expert, for an episode that has just begun.
+
+        Returns:
+            A function that looks at the simulation as it is now, and gives the action (A,), whether it is a push that
+            was forced on the expert and shall not be learned, and whether nothing is left to do.
+        """
+        from prism_policy.envs.experts import Disturbance, expert_type
+
+        split, seed, episode = self.start
+        rng = episode_rng(split, seed, episode, rng_stream=2)
+        expert: Any = expert_type(self.task.spec)(self._env, rng)
+        disturbance, script, left = Disturbance(noise, rng), expert.script(), [int(rng.integers(5, 11))]
+
+        def act() -> tuple[np.ndarray, bool, bool]:
+            action, pushed = disturbance(next(script), expert.tolerance.get(expert.stage, 1.0))
+            left[0] -= expert.done()
+            if self.task.action_mode == "absolute":
+                action = self._env.absolute(action)
+            return action, pushed, left[0] < 0
+
+        return lambda: self._call(act)
 
     def observe(self) -> Frame:
         """The latest frame."""
