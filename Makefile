@@ -69,7 +69,7 @@ check: $(STAMP) ## Format, lint, types.
 
 .PHONY: docs
 docs: $(STAMP) ## The API from the docstrings, as HTML in docs/api.
-	@$(BIN)/pdoc --docformat google --output-directory docs/api prism_policy
+	@$(BIN)/pdoc --docformat google --output-directory docs/api prism_policy prism_client
 	@echo "Documentation: docs/api/index.html"
 
 .PHONY: clean

@@ -31,7 +31,7 @@ ARGUMENTS = {
     "reproduce": "table1 --smoke --dry-run", "saliency": "run", "serve": "run", "report": "run", "collect": "--out a",
     "render": "x.hdf5", "import": "x.hdf5 y.hdf5", "export": "x.hdf5 --format lerobot --out y",
     "download": "robomimic/lift/ph --out a", "info": "encoders --json", "probe": "--out a",
-    "doctor": "x.hdf5",
+    "doctor": "x.hdf5", "robot": "check x.toml", "rollout": "x.toml ws://127.0.0.1:9",
 }  # fmt: skip
 
 

@@ -43,11 +43,20 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "cert.pem", folder / "key.pem"
 
 
-def page(url: str, path: str, key: str = "") -> str:
+@pytest.fixture(scope="module")
+def secured(run: Path, certificate: tuple[Path, Path]) -> Iterator[tuple[str, str]]:
+    """A server with TLS and a key, "k": its address, and the certificate to trust."""
+    cert, key = certificate
+    with served(run, "--tls-cert", str(cert), "--tls-key", str(key), key="k") as (url, _):
+        yield url, str(cert)
+
+
+def page(url: str, path: str, key: str = "", ca: str | None = None) -> str:
     request = urllib.request.Request(url.replace("ws", "http", 1) + path)
     if key:
         request.add_header("Authorization", f"Api-Key {key}")
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    context = ssl.create_default_context(cafile=ca) if ca else None
+    with urllib.request.urlopen(request, timeout=10, context=context) as answer:
         return answer.read().decode()
 
 
@@ -57,21 +66,39 @@ def value(text: str, name: str) -> float:
     return float(found[1])
 
 
-def test_over_tls_a_robot_that_knows_the_certificate_is_served(run: Path, certificate: tuple[Path, Path]) -> None:
-    cert, key = certificate
-    with served(run, "--tls-cert", str(cert), "--tls-key", str(key)) as (url, _):
-        assert url.startswith("wss://")
-        with PolicyClient(url, ca=str(cert)) as client:
-            assert client.infer(stacked(0, 1))["actions"].shape == (8, 7)
-            big = np.zeros((2, 32, 32, 3), np.uint8)
-            assert client.infer({**stacked(0, 1), "images": {"agentview": big}})["actions"].shape == (8, 7)
-        with pytest.raises(PrismError, match=r"is not to be trusted .*; name the server's certificate with `ca`"):
-            PolicyClient(url, connect_s=5)
-        with pytest.raises(PrismError, match=r"no policy server|refuses"):
-            PolicyClient(url.replace("wss", "ws"), connect_s=1)
-        context = ssl.create_default_context(cafile=str(cert))
-        with urllib.request.urlopen(url.replace("wss", "https") + "/healthz", context=context) as answer:
-            assert answer.read() == b"OK\n"
+def test_metrics_say_what_happened(secured: tuple[str, str]) -> None:
+    url, ca = secured
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        page(url, "/metrics", ca=ca)
+    with PolicyClient(url, api_key="k", ca=ca) as client, PolicyClient(url, api_key="k", ca=ca) as other:
+        for _ in range(3):
+            client.infer(stacked(0, 1))
+        with pytest.raises(PrismError):
+            other.infer({"pose": 1})
+        text = page(url, "/metrics", "k", ca)
+    assert (value(text, "prism_answers_total"), value(text, "prism_questions_total")) == (3, 4)
+    assert (value(text, "prism_refusals_total"), value(text, "prism_failures_total")) == (1, 0)
+    assert (value(text, "prism_connections_total"), value(text, "prism_waiting")) == (2, 0)
+    assert 1 <= value(text, "prism_robots") <= 2
+    assert value(text, "prism_answer_seconds_count") == 3
+    assert value(text, "prism_answer_seconds_sum") > 0
+    assert re.search(r'prism_policy_info\{run="run",checkpoint="last",weights="[0-9a-f]{16}",', text)
+    for line in text.splitlines():  # as the exposition format has it
+        assert re.fullmatch(r"# (HELP|TYPE) prism_\w+ .+|prism_\w+(\{.*\})? -?[0-9.e+-]+", line), line
+
+
+def test_over_tls_a_robot_that_knows_the_certificate_is_served(
+    secured: tuple[str, str], certificate: tuple[Path, Path]
+) -> None:
+    (url, ca), (cert, key) = secured, certificate
+    assert url.startswith("wss://")
+    with PolicyClient(url, api_key="k", ca=ca) as client:
+        assert client.infer(stacked(0, 1))["actions"].shape == (8, 7)
+    with pytest.raises(PrismError, match=r"is not to be trusted .*; name the server's certificate with `ca`"):
+        PolicyClient(url, api_key="k", connect_s=5)
+    with pytest.raises(PrismError, match=r"no policy server|refuses"):
+        PolicyClient(url.replace("wss", "ws"), api_key="k", connect_s=1)
+    assert page(url, "/healthz", ca=ca) == "OK\n"
     with pytest.raises(PrismError, match="expected a certificate and its key"):
         tls_context(cert, cert)
     with pytest.raises(PrismError, match="expected a certificate and its key"):
@@ -88,27 +115,6 @@ def test_histograms_count_each_bucket_with_those_below() -> None:
         assert value(lines, f'x_bucket{{le="{end}"}}') == sum(d <= end for d in durations)
     assert value(lines, 'x_bucket{le="+Inf"}') == value(lines, "x_count") == len(durations)
     assert value(lines, "x_sum") == pytest.approx(sum(durations))
-
-
-def test_metrics_say_what_happened(run: Path) -> None:
-    with served(run, key="k") as (url, _):
-        with pytest.raises(urllib.error.HTTPError, match="401"):
-            page(url, "/metrics")
-        with PolicyClient(url, api_key="k") as client, PolicyClient(url, api_key="k") as other:
-            for _ in range(3):
-                client.infer(stacked(0, 1))
-            with pytest.raises(PrismError):
-                other.infer({"pose": 1})
-            text = page(url, "/metrics", "k")
-        assert (value(text, "prism_answers_total"), value(text, "prism_questions_total")) == (3, 4)
-        assert (value(text, "prism_refusals_total"), value(text, "prism_failures_total")) == (1, 0)
-        assert (value(text, "prism_connections_total"), value(text, "prism_waiting")) == (2, 0)
-        assert 1 <= value(text, "prism_robots") <= 2
-        assert value(text, "prism_answer_seconds_count") == 3
-        assert value(text, "prism_answer_seconds_sum") > 0
-        assert re.search(r'prism_policy_info\{run="run",checkpoint="last",weights="[0-9a-f]{16}",', text)
-        for line in text.splitlines():  # as the exposition format has it
-            assert re.fullmatch(r"# (HELP|TYPE) prism_\w+ .+|prism_\w+(\{.*\})? -?[0-9.e+-]+", line), line
 
 
 def test_stopped_by_sigterm_it_answers_who_waits_and_lets_the_others_go(run: Path) -> None:

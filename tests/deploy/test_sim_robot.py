@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from prism_client.control.asking import DelayedAsking
 from prism_client.control.limits import Limits, Workspace
@@ -95,6 +96,34 @@ def test_holding_it_stays_and_home_is_where_it_began(robot: SimRobot) -> None:
     assert abs(held[7]) < 0.01  # the gripper stays closed
     robot.home()
     np.testing.assert_allclose(robot.observe()["state"], begun, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_holding_with_absolute_actions_is_staying_where_the_hand_is() -> None:
+    settings = {"task": "lift", "realtime": False, "resolution": 32, "action_mode": "absolute"}
+    robot: Any = make_robot(RobotFile("sim", settings=settings))
+    robot.connect()
+    never, begun = threading.Event(), robot.observe()["state"]
+
+    def steps(number: int) -> np.ndarray:
+        for _ in range(number):
+            robot.clock.wait(robot.clock.now() + 0.05, never)
+        return robot.observe()["state"]
+
+    assert np.abs(steps(20)[:7] - begun[:7]).max() < 0.005
+    site = robot.env.sim_env.sim.data.site_xmat[robot.env.eef_site].reshape(3, 3)
+    goal = np.array([*(begun[:3] - [0, 0, 0.1]), *Rotation.from_matrix(site).as_rotvec(), 1.0])
+    for _ in range(30):
+        robot.act(goal)
+        moved = steps(1)
+    np.testing.assert_allclose(moved[:3], goal[:3], atol=0.01)
+    turn = robot.env.sim_env.sim.data.site_xmat[robot.env.eef_site].reshape(3, 3)
+    np.testing.assert_allclose(robot.where(moved)[:3], moved[:3])
+    np.testing.assert_allclose(Rotation.from_rotvec(robot.where(moved)[3:6]).as_matrix(), turn, atol=1e-4)
+    held = steps(20)
+    np.testing.assert_allclose(held[:3], moved[:3], atol=0.005)
+    assert abs(held[7]) < 0.01
+    robot.close()
 
 
 def test_the_box_holds_in_the_simulation_too(robot: SimRobot) -> None:

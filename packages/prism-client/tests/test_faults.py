@@ -129,6 +129,22 @@ def test_many_faults_are_survived_and_lose_nothing_that_was_recorded(tmp_path: P
     assert all(path.read_bytes() == data for path, data in before.items())
 
 
+@pytest.mark.parametrize(("key", "stops"), [(b"q", True), (b" ", True), (b"x", False)])
+def test_a_key_stops_the_arm_where_there_is_a_terminal(
+    key: bytes, stops: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keyboard, terminal = os.openpty()
+    with open(terminal, "rb", buffering=0, closefd=False) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        stop = Stop()
+        with operator(stop):
+            os.write(keyboard, key)
+            assert stop.wait(2.0 if stops else 0.3) == stops
+        assert (stop.reason, stop.voids) == ("the stop key" if stops else "", False)
+    os.close(keyboard)
+    os.close(terminal)
+
+
 def test_a_robot_of_another_rate_is_refused() -> None:
     with pytest.raises(PrismError, match="the policy acts at 20 Hz, the robot at 50; give rate_hz = 20"):
         check_rate(Point(), 20.0)
@@ -181,16 +197,16 @@ def test_the_arm_never_waits_for_a_server_150_ms_away_but_with_a_blocking_client
             robot = Point()
             robot.schema = type(robot.schema)(robot.schema.cameras, robot.schema.state, robot.schema.action, 20.0)
             with PolicyClient(url) as client:
-                options = LoopOptions(45, overlap=overlap)
+                options = LoopOptions(36, overlap=overlap)
                 loop = ControlLoop(robot, ThreadedAsking(client), client.interface, LIMITS, FILE.workspace, options)
                 pauses[overlap] = loop.run().pauses
         with PolicyClient(url) as client:  # as robots have done so far
             robot, late = Point(), 0
-            for _ in range(20):
+            for _ in range(17):
                 started = time.monotonic()
                 frame = robot.observe()
                 robot.act(client.act(frame["images"], frame["state"]))
                 late += time.monotonic() - started > 0.05
     assert pauses[True] == 0
-    assert pauses[False] >= 3 * 3
+    assert pauses[False] >= 2 * 3
     assert late >= 2

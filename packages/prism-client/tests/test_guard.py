@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prism_client.control.guard import Guard, _exp, _from_quaternion, _log
+from prism_client.control.guard import Guard, _exp, _from_quaternion, _log, rotation_vector
 from prism_client.control.limits import Limits, Workspace
 from prism_client.errors import PrismError
 from prism_client.schema import Part, Schema
@@ -30,6 +30,10 @@ STEPS = Schema(
 LIMITS = Limits(speed=0.4, step=0.05, turn_speed=2.0, turn=0.3)  # of which 20 mm and 0.1 rad a step count
 
 
+def where(state: np.ndarray) -> np.ndarray:
+    return np.array([*state[:3], *rotation_vector(state[3:7]), 0.0])
+
+
 def state(position: np.ndarray, quaternion: tuple[float, ...] = (0, 0, 0, 1)) -> np.ndarray:
     return np.array([*position, *quaternion, 0.04, -0.04])
 
@@ -41,7 +45,7 @@ def angle(a: np.ndarray, b: np.ndarray) -> float:
 
 def test_poses_stay_in_the_box_and_near_the_pose_before_whatever_is_asked() -> None:
     rng = np.random.default_rng(0)
-    guard, hand, turn = Guard(POSE, LIMITS, BOX), np.array([0.0, 0.0, 0.1]), np.zeros(3)
+    guard, hand, turn = Guard(POSE, LIMITS, BOX, where), np.array([0.0, 0.0, 0.1]), np.zeros(3)
     changed = set()
     for _ in range(500):
         wanted = np.array([*rng.normal(0, 0.3, 3), *rng.normal(0, 2, 3), rng.normal(0, 3)])
@@ -71,7 +75,7 @@ def test_steps_of_a_hand_stay_in_the_box_and_in_their_limits() -> None:
 
 def test_what_is_within_all_limits_is_sent_as_it_is() -> None:
     wanted = np.array([0.01, 0.0, 0.1, 0.05, 0.0, 0.0, -1.0], np.float32)
-    sent, changes = Guard(POSE, LIMITS, BOX).safe(wanted, state(np.array([0.0, 0.0, 0.1])))
+    sent, changes = Guard(POSE, LIMITS, BOX, where).safe(wanted, state(np.array([0.0, 0.0, 0.1])))
     assert (sent.tolist(), changes) == (wanted.tolist(), [])
 
 
@@ -83,7 +87,7 @@ def test_outside_of_the_box_the_hand_may_only_come_back() -> None:
 
 
 def test_the_first_step_after_a_hold_is_measured_from_the_state() -> None:
-    guard = Guard(POSE, LIMITS, BOX)
+    guard = Guard(POSE, LIMITS, BOX, where)
     wanted = np.array([0.1, 0.0, 0.1, 0, 0, 0, 0])
     for expected in (0.02, 0.04):  # the goal runs ahead of a hand that does not follow
         assert guard.safe(wanted, state(np.array([0.0, 0.0, 0.1])))[0][0] == pytest.approx(expected, abs=1e-6)
@@ -105,13 +109,15 @@ def test_joints_are_limited_by_their_speed() -> None:
 @pytest.mark.parametrize("bad", [np.full(7, np.nan), np.full(7, np.inf), np.zeros(6), np.zeros((1, 7))])
 def test_what_is_not_finite_or_of_another_shape_is_refused(bad: np.ndarray) -> None:
     with pytest.raises(PrismError, match="expected an action of 7 finite numbers"):
-        Guard(POSE, LIMITS, BOX).safe(bad, state(np.zeros(3)))
+        Guard(POSE, LIMITS, BOX, where).safe(bad, state(np.zeros(3)))
 
 
 def test_limits_that_cannot_be_kept_are_named() -> None:
     blind = Schema({}, (Part("x", 2, "other"),), POSE.action, 20.0)
     with pytest.raises(PrismError, match=r"limits.step: the state has no position"):
-        Guard(blind, LIMITS, Workspace())
+        Guard(blind, Limits(turn=0, turn_speed=0), Workspace())
+    with pytest.raises(PrismError, match=r"limits.turn: the robot does not say where 'r' is; give .* `where`"):
+        Guard(POSE, LIMITS, BOX)
     with pytest.raises(PrismError, match="states no rate"):
         Guard(Schema({}, POSE.state, POSE.action), LIMITS, BOX)
     with pytest.raises(PrismError, match="need its position in the state"):

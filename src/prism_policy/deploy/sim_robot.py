@@ -6,19 +6,23 @@ import concurrent.futures
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from prism_client.control.clock import Clock
 from prism_client.robots.robot import Frame
 from prism_client.robots.robot_file import RobotFile
 from prism_client.schema import Schema
-from prism_policy.config.settings import RenderConfig, TaskConfig
+from prism_policy.config.presets import task_config
+from prism_policy.config.settings import check_task
 from prism_policy.config.typed_json import conform
-from prism_policy.data.schema import task_schema
+from prism_policy.data.schema import slices, task_schema
 from prism_policy.deploy.session import ABSOLUTE
 from prism_policy.envs.episode import episode_rng, furthest_stage
+from prism_policy.envs.gym.env import describe
 from prism_policy.envs.make import make_env
 from prism_policy.errors import PrismError
 
@@ -65,25 +69,25 @@ class SimRobot:
         settings = {name: conform(allowed[name], value, f"settings.{name}") for name, value in file.settings.items()}
         if "task" not in settings:
             raise PrismError("settings.task is missing; it says what is simulated, such as stack")
+        plain = task_config(settings["task"])
         mode, frame = settings.get("action_mode", "delta"), settings.get("reference_frame", "base")
-        render = RenderConfig(resolution=settings.get("resolution", 84))
-        plain = TaskConfig(settings["task"])
-        self.task = TaskConfig(
-            plain.name, plain.spec.cameras, action_mode=mode, reference_frame=frame, render=render, max_steps=10**6
-        )
+        render = replace(plain.render, resolution=settings.get("resolution", plain.render.resolution))
+        self.task = replace(plain, action_mode=mode, reference_frame=frame, render=render, max_steps=10**6)
+        check_task(self.task)
         self.start = (settings.get("split", "evaluate"), settings.get("seed", 0), settings.get("episode", 0))
         """Where an episode starts: split, seed, number."""
         self.realtime: bool = settings.get("realtime", True)
         self.success = False
         """Whether the task was done since the start."""
-        schema = task_schema(self.task)
+        schema = task_schema(self.task) if self.task.spec.own_robot else describe(self.task)
         action = ABSOLUTE if mode == "absolute" else schema.action
         self._schema = Schema(schema.cameras, schema.state, action, file.rate_hz)
-        if file.rate_hz != schema.fps:
+        if schema.fps and abs(file.rate_hz - schema.fps) > 0.01 * schema.fps:
             raise PrismError(f"rate_hz: expected the simulation's {schema.fps:g}, got {file.rate_hz:g}")
         self.clock: Clock = Clock() if self.realtime else LockStep(self._simulate, 1 / file.rate_hz)
         self._action: np.ndarray | None = None  # due at the next simulated step; None holds
-        self._grip = -1.0
+        self._last: np.ndarray | None = None  # that was executed
+        self._held, self._goal = False, np.zeros(6)  # whether the last step held, and where the hand then stays
         self._env: Any = None
         self._frame: Frame | None = None
         self._work: queue.Queue[tuple[Callable[[], Any], concurrent.futures.Future[Any]]] = queue.Queue()
@@ -118,8 +122,8 @@ class SimRobot:
 
     @property
     def env_args(self) -> str:
-        """What makes the environment, as JSON: robomimic's `env_args`."""
-        return str(self._call(lambda: self._env.metadata_json()))
+        """What makes the environment, as JSON: robomimic's `env_args`; "" of gymnasium's, which says nothing."""
+        return str(self._call(lambda: self._env.metadata_json())) if self.task.spec.own_robot else ""
 
     def demonstrator(self, noise: float = 0.5) -> Callable[[], tuple[np.ndarray, bool, bool]]:
         """The task's scripted expert, for an episode that has just begun.
@@ -127,7 +131,12 @@ class SimRobot:
         Returns:
             A function that looks at the simulation as it is now, and gives the action (A,), whether it is a push that
             was forced on the expert and shall not be learned, and whether nothing is left to do.
+
+        Raises:
+            PrismError: the task has no script.
         """
+        if not self.task.spec.expert:
+            raise PrismError(f"task {self.task.name!r} has no scripted expert that acts in steps; record another way")
         from prism_policy.envs.experts import Disturbance, expert_type
 
         split, seed, episode = self.start
@@ -161,7 +170,7 @@ class SimRobot:
         self._commanded.set()
 
     def home(self) -> None:
-        """Put the arm where it was at the start; objects stay."""
+        """Put the arm where it was at the start; objects stay. A gymnasium environment begins its episode anew."""
         self._call(self._home)
 
     def close(self) -> None:
@@ -206,25 +215,56 @@ class SimRobot:
             self._env = make_env(self.task)
         split, seed, episode = self.start
         observation, _ = self._env.reset(seed=seed, options={"split": split, "episode": episode})
-        self._home_state = self._env.state
-        self._action, self._grip, self.success = None, -1.0, False
+        self._home_state = self._env.state if self.task.spec.own_robot else None
+        self._action, self._last, self._held, self.success = None, None, False, False
+        if self.task.action_mode == "absolute":
+            site = self._env.sim_env.sim.data.site_xmat[self._env.eef_site].reshape(3, 3)
+            self._site_in_hand = Rotation.from_quat(observation["state"][3:7]).inv() * Rotation.from_matrix(site)
         self._see(observation)
 
     def _progress(self) -> tuple[str, np.ndarray]:
-        states = np.stack(self._env.states)
+        states, spec = np.stack(self._env.states), self.task.spec
+        if not spec.own_robot:  # its states cannot be looked at one after the other
+            return spec.stages[-1] if self.success and spec.stages else "", states
         return furthest_stage(self._env, states, self.success), states
 
     def _simulate(self) -> None:
         """One control step."""
         action, self._action = self._action, None
         if action is None:
-            action = np.zeros(self.schema.action_dim)
-            if self.task.action_mode == "absolute":
-                action = self._env.absolute(action)
-            action[-1] = self._grip
-        self._grip = float(action[-1])
+            action = self._holding()
+        else:
+            self._held = False
+        self._last = action
         self.success |= bool(self._env.advance(action))
         self._see(self._env.observe())
+
+    def _holding(self) -> np.ndarray:
+        """The action that moves nothing: steps of zero, or where the hand is; else, and for grippers, the last one."""
+        action = np.zeros(self.schema.action_dim) if self._last is None else self._last.copy()
+        absolute = self.task.action_mode == "absolute"
+        for part, place in zip(self.schema.action, slices(self.schema.action).values(), strict=True):
+            if part.kind == "gripper" and self._last is None:
+                action[place] = -1.0
+            elif part.kind != "gripper" and part.shares:
+                action[place] = 0.0
+        if absolute and not self._held:
+            data, site = self._env.sim_env.sim.data, self._env.eef_site
+            turn = Rotation.from_matrix(data.site_xmat[site].reshape(3, 3)).as_rotvec()
+            self._goal = np.concatenate([data.site_xpos[site], turn])
+        if absolute:
+            action[:6] = self._goal
+        self._held = True
+        return action
+
+    @property
+    def where(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """Of absolute actions, which turn the grip site, where the state has the hand's body."""
+        return self._where if self.task.action_mode == "absolute" else None
+
+    def _where(self, state: np.ndarray) -> np.ndarray:
+        turn = (Rotation.from_quat(state[3:7]) * self._site_in_hand).as_rotvec() if np.any(state[3:7]) else np.zeros(3)
+        return np.concatenate([state[:3], turn, [0.0]])
 
     def _see(self, observation: dict[str, Any]) -> None:
         now = self.clock.now()
@@ -233,6 +273,9 @@ class SimRobot:
 
     def _home(self) -> None:
         env = self._env
+        if self._home_state is None:
+            self._begin()
+            return
         robot = env.sim_env.robots[0]
         joints = np.array([*robot._ref_joint_pos_indexes, *env.fingers])
         speeds = np.array([*robot._ref_joint_vel_indexes, *robot._ref_gripper_joint_vel_indexes["right"]])
@@ -240,5 +283,5 @@ class SimRobot:
         state[1 + joints] = self._home_state[1 + joints]
         state[1 + nq + speeds] = 0.0
         env.set_state(state)
-        self._action, self._grip = None, -1.0
+        self._action, self._last, self._held = None, None, False
         self._see(env.observe())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prism_policy.tasks.checks import body_pose, grasps, near
-from prism_policy.tasks.spec import ROBOSUITE, TaskSpec
+from prism_policy.tasks.spec import ROBOSUITE, TaskSpec, Tracked
 
 
 def check(env: Any, heights: Sequence[float]) -> tuple[bool, ...]:
@@ -27,4 +27,6 @@ KEY_PICK = TaskSpec(
     nano_steps=2000,
     lift_bodies=("key_root",),
     mask_bodies=("key_root",),
+    tracked=(Tracked("key", "key_root", heading=0, folds=1),),
+    spread=0.05,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Callable
+
 import numpy as np
 
 from prism_client.control.limits import Limits, Workspace
@@ -13,7 +15,9 @@ from prism_client.text import one_line
 class Guard:
     """Keeps every action finite, the hand's goal in its box, and each step within the limits of length and speed.
 
-    A step is measured from the goal before; after a hold, from where the state says that the arm is.
+    A step is measured from the goal before; after a hold, from where the state says that the arm is. That are the parts
+    of the state of the same kind and size as the action's, or what `where` makes of a state (S,): the action (A,) that
+    stays there, as of a robot whose actions turn another frame than its state's.
 
     Usage::
 
@@ -21,18 +25,32 @@ class Guard:
         action, changes = guard.safe(action, state)  # (A,), (S,)
     """
 
-    def __init__(self, schema: Schema, limits: Limits, workspace: Workspace) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        limits: Limits,
+        workspace: Workspace,
+        where: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
         if not schema.fps:
             raise PrismError("the robot states no rate, so its speed cannot be limited; give `rate_hz` in its file")
         self.schema, self.limits, self.period_s = schema, limits, 1 / schema.fps
         self._box = np.array([workspace.low, workspace.high], float) if workspace.low else None
         self._actions, self._states = _places(schema.action), _places(schema.state)
         self._goals: dict[str, np.ndarray] = {}
+        self._where = where
         for part, _ in self._actions:
-            if part.kind == "position" and part.size == 3 and self._here(part, np.zeros(schema.state_dim)) is None:
-                if self._box is not None and part.shares:
+            turns = (
+                part.kind == "rotation" and part.size == 3 and not part.shares and (limits.turn or limits.turn_speed)
+            )
+            if turns and self._here(part, np.zeros(schema.state_dim)) is None:
+                hint = "give the robot's class `where`, or set turn and turn_speed 0"
+                raise PrismError(f"limits.turn: the robot does not say where '{part.name}' is; {hint}")
+            if part.kind == "position" and part.size == 3:
+                zeros = np.zeros(schema.state_dim)
+                if self._box is not None and part.shares and self._position(zeros) is None:
                     raise PrismError("workspace: steps of a hand need its position in the state; leave the box out")
-                if not part.shares and limits.step:
+                if not part.shares and limits.step and self._here(part, zeros) is None:
                     raise PrismError(f"limits.step: the state has no position to measure '{part.name}' from; set it 0")
 
     def reset(self) -> None:
@@ -65,12 +83,18 @@ class Guard:
 
     def _here(self, part: Part, state: np.ndarray) -> np.ndarray | None:
         """Where the arm is, in the numbers of a part of the action; None if the state does not say."""
+        if self._where is not None:
+            place = next(place for one, place in self._actions if one == part)
+            return np.asarray(self._where(state), float)[place]
         for other, place in self._states:
             if other.kind == part.kind and other.size == part.size:
                 return state[place].astype(float)
-            if part.kind == other.kind == "rotation" and (other.size, part.size) == (4, 3):
-                return _log(_from_quaternion(state[place].astype(float)))
         return None
+
+    def _position(self, state: np.ndarray) -> np.ndarray | None:
+        """Where the hand is, of a robot that is sent its steps."""
+        parts = [place for part, place in self._states if part.kind == "position" and part.size == 3]
+        return state[parts[0]].astype(float) if parts else None
 
     def _from(self, part: Part, state: np.ndarray) -> np.ndarray | None:
         return self._goals[part.name] if part.name in self._goals else self._here(part, state)
@@ -80,7 +104,7 @@ class Guard:
         return min(step or np.inf, speed * self.period_s or np.inf)
 
     def _moved(self, part: Part, wanted: np.ndarray, state: np.ndarray, changes: list[str]) -> np.ndarray:
-        here = self._here(part, state) if part.shares else self._from(part, state)
+        here = self._position(state) if part.shares else self._from(part, state)
         origin = np.zeros(3) if here is None else here
         goal = origin + wanted * self.limits.share_m if part.shares else wanted
         if self._box is not None:
@@ -157,6 +181,11 @@ def _log(rotation: np.ndarray) -> np.ndarray:
     quaternion *= np.copysign(1.0, quaternion[3]) / np.linalg.norm(quaternion)
     sine = float(np.linalg.norm(quaternion[:3]))
     return quaternion[:3] * (2 * np.arctan2(sine, quaternion[3]) / sine if sine > 1e-12 else 2.0)
+
+
+def rotation_vector(quaternion: np.ndarray) -> np.ndarray:
+    """Rotation vector (3,) [rad] of a quaternion x y z w."""
+    return _log(_from_quaternion(np.asarray(quaternion, float)))
 
 
 def _from_quaternion(quaternion: np.ndarray) -> np.ndarray:

@@ -24,6 +24,9 @@ class Frame(TypedDict):
 class Robot(Protocol):
     """An arm with cameras. Every call but `connect`, `home` and `close` returns at once.
 
+    A robot whose actions are poses with a rotation also has `where(state)`, (S,) to (A,): the action that stays where
+    the state says that the arm is, from which the first step is measured (`guard.rotation_vector` helps).
+
     A camera that needs time is read by a thread of its own (`Polled`), and `observe` gives its latest image, however
     old. `hold` may be called from another thread than the rest, and more than once. Whatever a call raises makes the
     loop hold the arm.
