@@ -100,7 +100,7 @@ class _Session:
 
     def __init__(self, robot: Robot, file: RobotFile, options: RecordOptions, out: Path) -> None:
         self.robot, self.file, self.options, self.out = robot, file, options, out
-        self.guard = Guard(robot.schema, file.limits, file.workspace)
+        self.guard = Guard(robot.schema, file.limits, file.workspace, getattr(robot, "where", None))
         self.simulated = hasattr(robot, "begin")
 
     def _demonstrator(self, keys: Keys) -> Demonstrator:
