@@ -21,6 +21,7 @@ from prism_client.robots.robot import Frame
 from prism_client.robots.robot_file import RobotFile
 from prism_client.schema import Part, Schema
 from prism_policy.data.source import open_source
+from prism_policy.demos.dataset import task_of
 from prism_policy.errors import PrismError
 from prism_policy.robots import record as recording
 from prism_policy.robots.operator import Keys
@@ -123,6 +124,7 @@ def test_kept_demonstrations_become_a_dataset_and_discarded_ones_do_not(
     assert source.schema.state == POSE.state
     assert source.schema.action == POSE.action
     assert source.schema.fps == 20
+    assert task_of(tmp_path / "out" / "demos.hdf5") == "recorded"
     with h5py.File(tmp_path / "out" / "demos.hdf5") as file:
         demo = file["data/demo_1"]
         np.testing.assert_allclose(demo["timestamps"][:], np.arange(8) / 20, atol=1e-9)
@@ -229,6 +231,15 @@ def test_other_robots_are_refused() -> None:
     joints = Schema({}, (), (Part("joints", 6, "joint"),), 30.0)
     with pytest.raises(PrismError, match=r"expected actions of a hand's position \(3\)"):
         Jog(joints, 0.1, 0.5)
+
+
+def test_a_hand_that_was_kept_in_its_box_comes_back_at_once() -> None:
+    jog, start = Jog(POSE, 0.2, 1.0), np.zeros(7)
+    for _ in range(50):
+        action = jog(np.array([1.0, 0, 0]), np.zeros(3), frame(start))
+        action[0] = min(action[0], 0.05)
+        jog.follow(action)
+    assert jog(np.array([-1.0, 0, 0]), np.zeros(3), frame(start))[0] == pytest.approx(0.04)
 
 
 def test_a_key_moves_for_a_moment_and_space_toggles_the_gripper(tmp_path: Path) -> None:

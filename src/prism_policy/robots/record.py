@@ -182,6 +182,8 @@ class _Session:
                 command = demonstrate(frame)
                 sent, changes = self.guard.safe(command.action, seen["state"])
                 self.robot.act(sent)
+                if (jog := getattr(demonstrate, "jog", None)) is not None:
+                    jog.follow(sent)
             except Exception as error:  # a camera, a driver, or an action that is none
                 return "discard", step, one_line(error, 200)
             times = {name: float(when) for name, when in frame["time"].items()}
@@ -247,8 +249,12 @@ def write_dataset(
 def _write_hdf5(kept: list[Path], path: Path, task: str, progress: Callable[[int, int], None]) -> None:
     header = read_episode(kept[0]).header
     schema: Schema = conform(Schema, header["schema"])
-    attributes = {name: value for name, value in (("env_args", header.get("env_args")), ("instruction", task)) if value}
-    with Recorder(path, schema, str(header["robot"]["robot"]), attributes) as recorder:
+    # A robot is no environment that anybody could make again; what is simulated says itself what it is.
+    name = str(header["robot"]["robot"]).rpartition(":")[2]
+    robot = {"env_name": name, "type": 1, "env_kwargs": {"control_freq": schema.fps}}
+    attributes = {"env_args": str(header.get("env_args") or json.dumps(robot))}
+    attributes |= {"instruction": task} if task else {}
+    with Recorder(path, schema, attributes=attributes) as recorder:
         for done, folder in enumerate(kept, start=1):
             episode = read_episode(folder)
             if conform(Schema, episode.header["schema"]) != schema:

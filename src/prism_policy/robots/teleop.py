@@ -71,6 +71,11 @@ class Jog:
         """Another episode begins, with the gripper open."""
         self.closed, self._goal = False, None
 
+    def follow(self, sent: np.ndarray) -> None:
+        """Go on from the action (A,) that was executed, which a guard may have kept in its limits."""
+        if self._goal is not None:
+            self._goal = np.array(sent[:3], float), np.array(sent[3:6], float)
+
     def __call__(self, move: np.ndarray, turn: np.ndarray, frame: Frame) -> np.ndarray:
         """The action (A,) that moves and turns by these shares (3,) of the speeds, in the robot's base frame."""
         position, rotation, gripper = self.schema.action
