@@ -20,6 +20,7 @@ from prism_client.control.log import read_episode
 from prism_client.robots.robot import Frame
 from prism_client.robots.robot_file import RobotFile
 from prism_client.schema import Part, Schema
+from prism_policy.data.facts import read_facts
 from prism_policy.data.source import open_source
 from prism_policy.demos.dataset import task_of
 from prism_policy.errors import PrismError
@@ -125,6 +126,7 @@ def test_kept_demonstrations_become_a_dataset_and_discarded_ones_do_not(
     assert source.schema.action == POSE.action
     assert source.schema.fps == 20
     assert task_of(tmp_path / "out" / "demos.hdf5") == "recorded"
+    assert "it was recorded on a robot (hand)" in read_facts(tmp_path / "out" / "demos.hdf5").train_only
     with h5py.File(tmp_path / "out" / "demos.hdf5") as file:
         demo = file["data/demo_1"]
         np.testing.assert_allclose(demo["timestamps"][:], np.arange(8) / 20, atol=1e-9)

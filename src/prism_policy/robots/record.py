@@ -29,6 +29,7 @@ from prism_client.robots.robot import Robot
 from prism_client.robots.robot_file import RobotFile, make_robot
 from prism_client.schema import Schema
 from prism_policy.config.typed_json import conform
+from prism_policy.data.recorded_env import ROBOT_TYPE
 from prism_policy.data.source import open_source
 from prism_policy.demos.export import ExportOptions, export
 from prism_policy.demos.record import Recorder
@@ -251,7 +252,7 @@ def _write_hdf5(kept: list[Path], path: Path, task: str, progress: Callable[[int
     schema: Schema = conform(Schema, header["schema"])
     # A robot is no environment that anybody could make again; what is simulated says itself what it is.
     name = str(header["robot"]["robot"]).rpartition(":")[2]
-    robot = {"env_name": name, "type": 1, "env_kwargs": {"control_freq": schema.fps}}
+    robot = {"env_name": name, "type": ROBOT_TYPE, "env_kwargs": {"control_freq": schema.fps}}
     attributes = {"env_args": str(header.get("env_args") or json.dumps(robot))}
     attributes |= {"instruction": task} if task else {}
     with Recorder(path, schema, attributes=attributes) as recorder:
