@@ -15,13 +15,16 @@ from PIL import Image
 
 from commandline import prism
 from prism_client.control.log import read_episode
+from prism_policy.config import config_json
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.compare import compare
+from prism_policy.paper.table7 import read_trials
 from prism_policy.robots import trials
 from prism_policy.robots.results import TrialFolder
 from prism_policy.robots.schedule import schedule
 from prism_policy.robots.trials import TrialOptions, run_trials
 from prism_policy.robots.verdict import finished, write_summary
+from small_run import config_of
 from trial_bench import BENCH, Bench, person, server
 
 
@@ -62,6 +65,18 @@ def test_trials_become_results_that_compare_reads(two: tuple[str, str], tmp_path
     assert (folder.episodes("b").videos / "episode_002.mp4").stat().st_size > 1000
     assert "| b | none | 0 of 3 | 0% | 0% to 56% |" in (tmp_path / "out" / "trials.md").read_text()
     assert all(read_episode(tmp_path / "out" / "episodes" / line["episode"]).outcome for line in folder.lines())
+
+
+def test_a_run_that_nothing_simulates_gets_a_report_of_its_trials(tmp_path: Path) -> None:
+    config = json.loads(config_json.to_json(config_of("--task recorded --encoder sspool")))
+    with server("w", task="recorded", config={**config, "seed": 4}, encoder="sspool") as url:
+        folder = run(tmp_path, SUCCESS + ALL_FAIL, options((f"base={url}",), starts=2))
+    page = (tmp_path / "out" / "base" / "report.html").read_text()
+    assert "50%" in page
+    assert "on bench, judged by the operator" in page
+    assert folder.about.policies["base"].seed == 4
+    (one,) = read_trials([f"StackCube={tmp_path / 'out'}"])
+    assert (one.row, one.seed, one.outcomes, one.simulated) == ("Base.", 4, (True, False), False)
 
 
 def test_each_policy_meets_a_start_with_the_same_noise(two: tuple[str, str], tmp_path: Path) -> None:
