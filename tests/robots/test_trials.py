@@ -171,6 +171,12 @@ def test_an_operator_who_leaves_is_told_no_names(two: tuple[str, str], tmp_path:
     assert not finished(folder, 3, "all")
 
 
+def test_leaving_instead_of_saying_how_it_went_is_a_void_trial(two: tuple[str, str], tmp_path: Path) -> None:
+    for keys in ("\nq\n", "\nf\nq\n", "\n"):
+        folder = run(tmp_path, keys, options(two))
+    assert [line["void"][0] for line in folder.lines()] == ["the operator left before saying how it went"] * 3
+
+
 def test_the_second_policy_gets_the_picture_of_the_first_ones_start(two: tuple[str, str], tmp_path: Path) -> None:
     run(tmp_path, SUCCESS * 2, options(two, starts=1))
     wanted = Image.open(tmp_path / "out" / "starts" / "start_000.png")

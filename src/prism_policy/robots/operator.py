@@ -86,12 +86,11 @@ class Keys:
             self._raw(True)
 
     def choose(self, question: str, choices: Mapping[str, str]) -> str:
-        """One of these keys, after saying what each is for."""
+        """One of these keys, after saying what each is for; or "q", which leaves, whatever is asked."""
         keys = ", ".join(f"{key.replace(ENTER, 'Enter')} {what}" for key, what in choices.items())
         console.print(f"{question}  {keys}".strip())
-        while (key := self.read()) not in choices:
-            if key == QUIT:  # nobody is there any more
-                raise KeyboardInterrupt
+        while (key := self.read()) not in choices and key != QUIT:
+            pass
         return key
 
 
@@ -105,6 +104,12 @@ class Verdict:
     note: str = ""
     void: str = ""
     """Why it counts for nothing, where it does not."""
+    left: bool = False
+    """The operator wants to leave."""
+
+
+LEFT = Verdict(void="the operator left before saying how it went", left=True)
+"""So nobody drops a trial unseen whose end they did not like: it is in the journal."""
 
 
 def judge(keys: Keys, stages: Sequence[str]) -> Verdict:
@@ -113,6 +118,13 @@ def judge(keys: Keys, stages: Sequence[str]) -> Verdict:
     Args:
         stages: of the task, in order; the last one is success.
     """
+    try:
+        return _judge(keys, stages)
+    except KeyboardInterrupt:
+        return LEFT
+
+
+def _judge(keys: Keys, stages: Sequence[str]) -> Verdict:
     note = ""
     while True:
         key = keys.choose("How did it go?", {"s": "success", "f": "failure", "n": "note", "v": "void"})
@@ -122,14 +134,17 @@ def judge(keys: Keys, stages: Sequence[str]) -> Verdict:
             return Verdict(void=keys.line("Why: ") or "the operator says so", note=note)
         elif key == "s":
             return Verdict(True, stages[-1] if stages else "", note)
+        elif key == QUIT or (stage := _furthest(keys, stages[:-1])) is None:
+            return LEFT
         else:
-            return Verdict(False, _furthest(keys, stages[:-1]), note)
+            return Verdict(False, stage, note)
 
 
-def _furthest(keys: Keys, stages: Sequence[str]) -> str:
+def _furthest(keys: Keys, stages: Sequence[str]) -> str | None:
+    """The furthest stage of a failure; None where the operator leaves."""
     if not stages:
         return ""
     names = {str(i): name for i, name in enumerate(("nothing", *stages))}
     said = keys.line("") if not keys.terminal else ""  # "f 2" of a pipe
     key = said[:1] if said[:1] in names else keys.choose("How far did it come?", names)
-    return "" if key == "0" else names[key]
+    return None if key == QUIT else "" if key == "0" else names[key]

@@ -173,7 +173,10 @@ class _Session:
             if self.options.judge == "simulator":
                 return True
             console.print(f"{head}: {picture}")
-            return keys.choose("", {ENTER: "starts", QUIT: "leaves"}) == ENTER
+            if keys.choose("", {ENTER: "starts", QUIT: "leaves"}) == QUIT:
+                return False
+            self.robot.begin("evaluate", self.options.seed, trial.start)  # type: ignore[attr-defined]
+            return True  # begun anew: meanwhile it held
         self.robot.home()
         places = marks(self.options.objects, self.options.region, self.options.seed, trial.start)
         matcher = Matcher(self.folder.path, picture if picture.exists() else None, places)
@@ -203,9 +206,9 @@ class _Session:
                 outcome = run_episode(self.robot, self.file, client, self._rollout(url, trial.start), 0, log)
             finally:
                 keys.__enter__()
-        interrupted = outcome.ended == "stopped" and bool(outcome.void)
         console.print(f"Trial {trial.number + 1}: {about_outcome(replace(outcome, ended='ended', reason=''))}")
         verdict, states = self._judge(outcome, keys)
+        interrupted = verdict.left or (outcome.ended == "stopped" and bool(outcome.void))
         line: dict[str, Any] = {"trial": trial.number, "start": trial.start, "policy": trial.policy}
         line |= {"void": [*outcome.void, *filter(None, (verdict.void,))], "success": verdict.success}
         line |= {"stage": verdict.stage, "judge": self.options.judge, "note": verdict.note}
