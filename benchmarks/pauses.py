@@ -79,7 +79,14 @@ def relay(port: int, delay_s: float) -> Iterator[str]:
     threading.Thread(target=loop.run_forever, daemon=True).start()
     ready.wait()
     yield address[0]
-    loop.call_soon_threadsafe(loop.stop)
+
+    def leave() -> None:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.call_later(0.1, loop.stop)
+
+    loop.call_soon_threadsafe(leave)
+    time.sleep(0.3)
 
 
 @contextlib.contextmanager

@@ -73,7 +73,7 @@ def test_known_actions_are_those_that_are_executed_until_the_answer_comes() -> N
     place = 0
     for request in policy.requests[1:]:
         assert request["known"].shape == (3, 4)
-        place += 8 - 3  # the answer comes when 8 are used
+        place += 8
         done = robot.goals[place : place + 3]
         np.testing.assert_allclose(request["known"][: len(done), :3], done, atol=1e-7)
         assert request["state"].shape == (2, 4)

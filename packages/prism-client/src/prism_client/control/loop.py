@@ -210,9 +210,9 @@ class ControlLoop:
             left = len(self._chunk) - (self._executed - self._start)
             used = self._executed - self._start
             if self.options.overlap:
-                # So that the answer comes when as many actions are used as are executed of a chunk without latency: at
-                # 200 ms, asking only then halves the success of a policy that was trained so (benchmarks/RESULTS.md).
-                if used < self.interface.n_action_steps - known and left > max(known, 1):
+                # Asking earlier, so that no later actions of a chunk are executed than without latency, asks more often
+                # and helped nothing (benchmarks/RESULTS.md).
+                if used < self.interface.n_action_steps and left > max(known, 1):
                     return
             elif left > 0:
                 return
