@@ -58,5 +58,5 @@ def test_pages_mention_what_there_is(page: Path) -> None:
         assert exists(parent, name), f"prism_policy{dotted}"
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
         assert (page.parent / link).exists(), link
-    for path in re.findall(r"\b((?:tests|benchmarks|scripts|src|docs)/[\w/.-]+\.(?:py|sh|md|json|html))", text):
+    for path in re.findall(r"(?<![\w/])((?:tests|benchmarks|scripts|src|docs)/[\w/.-]+\.(?:py|sh|md|json|html))", text):
         assert (ROOT / path).exists(), path
