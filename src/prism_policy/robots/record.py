@@ -37,7 +37,7 @@ from prism_policy.errors import PrismError
 from prism_policy.robots.operator import ENTER, QUIT, Keys
 from prism_policy.robots.spacemouse import open_spacemouse
 from prism_policy.robots.teleop import HELP, Demonstrator, Expert, Jog, Keyboard, SpaceMouse
-from prism_policy.utils.files import folder_lock, scratch
+from prism_policy.utils.files import disk_errors, folder_lock, scratch
 from prism_policy.utils.progress import console
 from prism_policy.utils.text import one_line
 
@@ -79,7 +79,8 @@ def record(file: RobotFile, options: RecordOptions, out: Path, keys: Keys | None
         PrismError: the robot cannot be recorded in this way, or the folder holds something else.
     """
     robot = make_robot(file)
-    out.mkdir(parents=True, exist_ok=True)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
     if other := [one.name for one in out.iterdir() if one.name not in ("episodes", ".lock", *DATASETS.values())]:
         raise PrismError(f"{out} holds {one_line(other[0], 60)} and is no folder of recordings; choose another --out")
     if getattr(getattr(robot, "task", None), "action_mode", "delta") == "absolute":

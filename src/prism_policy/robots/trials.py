@@ -25,7 +25,7 @@ from prism_policy.robots.results import About, TrialFolder, policy_of
 from prism_policy.robots.schedule import Trial, marks, schedule
 from prism_policy.robots.verdict import evidence_so_far, finished, write_summary
 from prism_policy.tasks import task_spec
-from prism_policy.utils.files import folder_lock
+from prism_policy.utils.files import disk_errors, folder_lock
 from prism_policy.utils.progress import console
 from prism_policy.utils.text import quoted
 
@@ -67,7 +67,8 @@ def run_trials(file: RobotFile, options: TrialOptions, out: Path, keys: Keys | N
     simulated = hasattr(robot, "progress")
     if options.judge == "simulator" and not simulated:
         raise PrismError("--judge simulator: only a simulated robot (robot = 'sim') knows; leave it out")
-    out.mkdir(parents=True, exist_ok=True)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
     with folder_lock(out, "running trials in"), addresses(policies) as urls:
         session = _Session(robot, file, options, out, urls, simulated)
         try:
