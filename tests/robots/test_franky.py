@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from prism_client.control.check import check_robot
+from prism_client.control.limits import Limits
 from prism_client.errors import PrismError
 from prism_client.robots import franky
 from prism_client.robots.franky import FrankyRobot
@@ -165,6 +167,16 @@ def test_an_action_is_reached_in_a_straight_line_within_a_control_step(robot: Fr
     expected = Rotation.from_rotvec([0, 0, 0.2]) * Rotation.from_quat([1, 0, 0, 0])
     last = Rotation.from_quat(arm.targets[-1].quaternion)
     np.testing.assert_allclose(last.as_matrix(), expected.as_matrix(), atol=1e-9)
+
+
+def test_a_check_moves_a_centimetre_up_and_back(robot: FrankyRobot, arm: Arm) -> None:
+    arm.targets.clear()
+    checkup = check_robot(robot, Limits(frame_age_s=0), 0.2, move=True)
+    assert 0 <= (checkup.moved_after_s or -1) < 0.5
+    wait_for(lambda: abs(arm.targets[-1].translation[2] - 0.4) < 1e-3)
+    heights = [target.translation[2] for target in arm.targets]
+    assert 0.4 < max(heights) <= 0.41 + 1e-9
+    assert min(heights) > 0.4 - 1e-6
 
 
 def test_closing_grasps_and_opening_moves(robot: FrankyRobot, arm: Arm) -> None:

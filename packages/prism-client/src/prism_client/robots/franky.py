@@ -144,6 +144,10 @@ class FrankyRobot:
             images=images, state=state, time={"state": now, **{name: when for name, (_, when) in latest.items()}}
         )
 
+    def where(self, state: np.ndarray) -> np.ndarray:
+        """The action (7,) that stays where a state (7,) is: the same numbers."""
+        return np.array(state, float)
+
     def act(self, action: np.ndarray) -> None:
         """Go to a pose and a width (7,), on a straight line within a control step.
 
