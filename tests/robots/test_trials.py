@@ -63,7 +63,7 @@ def test_trials_become_results_that_compare_reads(two: tuple[str, str], tmp_path
     records = folder.episodes("b").records()
     assert [record["stage"] for record in records] == ["touched"] * 3
     assert (folder.episodes("b").videos / "episode_002.mp4").stat().st_size > 1000
-    assert "| b | none | 0 of 3 | 0% | 0% to 56% |" in (tmp_path / "out" / "trials.md").read_text()
+    assert "| b | none | 0 of 3 | 0% | 0% to 56% | 0 |" in (tmp_path / "out" / "trials.md").read_text()
     assert all(read_episode(tmp_path / "out" / "episodes" / line["episode"]).outcome for line in folder.lines())
 
 

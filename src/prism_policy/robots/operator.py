@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import select
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -40,6 +41,15 @@ class Keys:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._raw(False)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within, somebody else reads the keys."""
+        self._raw(False)
+        try:
+            yield
+        finally:
+            self._raw(True)
 
     def _raw(self, on: bool) -> None:
         if not self.terminal:
@@ -77,13 +87,10 @@ class Keys:
         """A line of text, for which the terminal echoes what is typed."""
         if not self.terminal:
             return self._rest
-        self._raw(False)
-        try:
+        with self.paused():
             console.file.write(prompt)
             console.file.flush()
             return self._stream.readline().strip()
-        finally:
-            self._raw(True)
 
     def choose(self, question: str, choices: Mapping[str, str]) -> str:
         """One of these keys, after saying what each is for; or "q", which leaves, whatever is asked."""

@@ -202,11 +202,8 @@ class _Session:
         with self._client(url) as client:
             if client.metadata.get("weights") != self.folder.about.policies[trial.policy].weights:
                 raise PrismError(f"the server at {url} has another policy than before; choose another --out")
-            keys.__exit__(None, None, None)  # the loop reads its own stop keys
-            try:
+            with keys.paused():  # the loop reads its own stop keys
                 outcome = run_episode(self.robot, self.file, client, self._rollout(url, trial.start), 0, log)
-            finally:
-                keys.__enter__()
         console.print(f"Trial {trial.number + 1}: {about_outcome(replace(outcome, ended='ended', reason=''))}")
         verdict, states = self._judge(outcome, keys)
         interrupted = verdict.left or (outcome.ended == "stopped" and bool(outcome.void))

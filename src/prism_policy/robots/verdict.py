@@ -58,6 +58,7 @@ def write_summary(folder: TrialFolder, planned: int) -> dict[str, Any]:
         if outcomes:
             low, high = wilson_interval(sum(outcomes), len(outcomes))
             rate = {"n_success": sum(outcomes), "n": len(outcomes), "wilson_95": [low, high]}
+            rate |= {"void": sum(bool(line["void"]) for line in lines if line["policy"] == name)}
             policies[name] = {"encoder": about.policies[name].encoder, **rate}
     pairs = []
     for a, b in combinations(policies, 2):
@@ -102,12 +103,12 @@ def _page(folder: TrialFolder, summary: dict[str, Any], lines: list[dict[str, An
     about = folder.about
     where = "simulated (SimRobot), not on a robot" if about.simulated else f"on a robot ({about.robot['robot']})"
     text = [f"# Trials of {about.task}: {where}", ""]
-    text += [f"Judged by the {about.judge}. {summary['void']} void trials are left out.", ""]
-    text += ["| policy | encoder | successes | rate | 95% interval |", "| --- | --- | --- | --- | --- |"]
+    text += [f"Judged by the {about.judge}. Void trials are left out: a policy with many of them may be why.", ""]
+    text += ["| policy | encoder | successes | rate | 95% interval | void |", "| --- | --- | --- | --- | --- | --- |"]
     for name, one in summary["policies"].items():
         low, high = one["wilson_95"]
         rate = f"{one['n_success']} of {one['n']} | {one['n_success'] / one['n']:.0%} | {low:.0%} to {high:.0%}"
-        text.append(f"| {name} | {one['encoder']} | {rate} |")
+        text.append(f"| {name} | {one['encoder']} | {rate} | {one['void']} |")
     for one in summary["pairs"]:
         text += ["", *(f"{line}  " for line in pair_lines(one, summary["starts_planned"]))]
     text += ["", "| trial | start | policy | outcome | stage | note |", "| --- | --- | --- | --- | --- | --- |"]
