@@ -23,6 +23,7 @@ FLOORS: tuple[set[str], ...] = (
     {"evaluation", "deploy"},
     {"training", "saliency", "probe"},
     {"reports"},
+    {"robots"},
     {"paper", "doctor"},
     {"cli"},
 )

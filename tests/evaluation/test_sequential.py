@@ -80,3 +80,24 @@ def test_only_outcomes_that_are_alike_say_nothing_against_it() -> None:
     assert result.p_value == 1
     assert result.interval[0] < 0 < result.interval[1]
     assert result.interval[1] < 0.2
+
+
+def test_of_mcnemars_table_only_the_discordant_pairs_count_for_the_evidence() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.random(60) < 0.7, rng.random(60) < 0.4
+    whole = sequential(a.tolist(), b.tolist())
+    discordant = a != b
+    only = sequential(a[discordant].tolist(), b[discordant].tolist())
+    assert whole.evidence == pytest.approx(only.evidence)
+    assert whole.p_value == pytest.approx(only.p_value)
+
+
+def test_rules_that_stop_at_the_best_moment_err_in_at_most_5_percent_of_studies() -> None:
+    """Whole tables of two policies that are alike, looked at after each trial: the smallest p value ever shown."""
+    rng, wrong, count = np.random.default_rng(2), 0, 600
+    for _ in range(count):
+        easy = rng.random(80) < 0.6  # starts that both find easy: the outcomes go together
+        a, b = (np.where(easy, rng.random(80) < 0.9, rng.random(80) < 0.3) for _ in range(2))
+        only_a, only_b = np.cumsum(a & ~b), np.cumsum(b & ~a)
+        wrong += bool(np.exp(-log_evidence(only_a, only_b)).min() <= 0.05)
+    assert wrong / count <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / count)

@@ -57,8 +57,8 @@ class Compare(Command):
     """Another one, or the same one with another checkpoint."""
     checkpoints: tuple[str, str] = ("last", "last")
     """Whose episodes, of A and of B."""
-    split: Literal["evaluate", "validate"] = "evaluate"
-    """Split of the episodes."""
+    split: Literal["evaluate", "validate", "trials"] = "evaluate"
+    """Split of the episodes; trials are those of `prism trials`."""
     out: Path | None = None
     """The JSON file; by default in A's results."""
 

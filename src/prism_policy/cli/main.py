@@ -18,7 +18,7 @@ from prism_policy.cli.doctor import Doctor
 from prism_policy.cli.encoders import Info, Probe
 from prism_policy.cli.evaluate import Compare, Evaluate, Report
 from prism_policy.cli.paper import Reproduce
-from prism_policy.cli.robot import Robot, Rollout
+from prism_policy.cli.robot import Record, Robot, Rollout, Trials
 from prism_policy.cli.saliency import Saliency
 from prism_policy.cli.train import Quickstart, Train
 from prism_policy.errors import PrismError
@@ -37,7 +37,9 @@ COMMANDS: dict[str, type[Command]] = {
     "push": Push,
     "pull": Pull,
     "robot": Robot,
+    "record": Record,
     "rollout": Rollout,
+    "trials": Trials,
     "report": Report,
     "collect": Collect,
     "render": Render,

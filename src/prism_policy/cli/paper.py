@@ -26,8 +26,8 @@ class Reproduce(Command):
     command goes on where it was, and another seed runs only what is new.
 
     NAME is table1 to table6 (table6 is LIBERO), fig2 (saliency), fig4 (components), fig5 (multiscale poolings),
-    precision (Square, not a table of the paper), ladder (Lift, step by step harder to see), or study (the claims, over
-    training seeds, on one core).
+    precision (Square, not a table of the paper), ladder (Lift, step by step harder to see), table7 (on a robot, from
+    the folders of `prism trials`), or study (the claims, over training seeds, on one core).
     """
 
     name: Annotated[str, tyro.conf.Positional]
@@ -60,6 +60,8 @@ class Reproduce(Command):
     """Encoders of the study; by default all (its --tasks may name some of lift and lift_2cm)."""
     report: bool = False
     """Of the study: only write the report of the cells measured so far."""
+    trials: tuple[str, ...] = ()
+    """Of table7: folders of `prism trials`; COLUMN=FOLDER (StackCube or KeyPick) where the task's name does not say."""
     cluster: Annotated[ClusterOptions, Flat] = field(default_factory=ClusterOptions)
 
     def run(self) -> None:
@@ -67,6 +69,11 @@ class Reproduce(Command):
         if self.name == "study":
             self._study()
             return
+        if self.name == "table7":
+            self._table7()
+            return
+        if self.trials:
+            raise PrismError(f"--trials: {self.name} is trained and measured here; leave it out, or ask for table7")
         from prism_policy.paper.reproduce import make_plan, print_plan, reproduce
 
         datasets: dict[str, list[Path]] = {}
@@ -98,6 +105,19 @@ class Reproduce(Command):
         more = [*plan.seeds, max(plan.seeds) + 1]
         seeds = shell("--seeds", *more)
         console.print(f"Next:  {shell('prism', 'reproduce', self.name)} ... {seeds}   (runs only what is new)")
+
+    def _table7(self) -> None:
+        """Write the table from trials."""
+        from prism_policy.paper.table7 import print_table7, read_trials, write_table7
+
+        mine = ("name", "trials", "out")
+        default = type(self)("table7")
+        if changed := [n for n in vars(self) if n not in mine and getattr(self, n) != getattr(default, n)]:
+            raise PrismError(f"{changed[0]}: table7 is made of trials, which say all that there is to it; leave it out")
+        results = read_trials(self.trials)
+        out = self.out or Path("runs/reproduce-table7")
+        print_table7(results)
+        console.print(f"Table: {write_table7(results, out)} (also table.csv)")
 
     def _study(self) -> None:
         """Show the study's cells and their cost, run what is missing, and write the report."""

@@ -1,4 +1,4 @@
-"""The commands on a robot: robot, rollout."""
+"""The commands on a robot: robot, record, rollout, trials."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 import tyro
 
 from prism_policy.cli.command import Command
-from prism_policy.config.ranges import NonNegative, Number, Positive, Seed
+from prism_policy.config.ranges import Fraction, Natural, NonNegative, Number, Positive, Seed
 from prism_policy.errors import PrismError
-from prism_policy.utils.terminal import console
+from prism_policy.utils.terminal import console, shell
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,56 @@ class Robot(Command):
         if checkup.problems:
             sys.exit(1)
         console.print(f"Next: prism rollout {self.file} ws://SERVER:8000")
+
+
+@dataclass(frozen=True)
+class Record(Command):
+    """Record demonstrations on a robot by keyboard or SpaceMouse, or on a simulated one by its scripted expert.
+
+    Enter keeps a demonstration, Delete discards it (and you record it again), q leaves. Each is whole on the disk
+    before the next begins; what is going on when the power goes is discarded. The same command goes on there.
+    Next: prism train --dataset OUT/demos.hdf5.
+    """
+
+    robot: Annotated[Path, tyro.conf.Positional]
+    """The robot file, TOML or JSON."""
+    out: Path
+    """Folder of the recordings, and of the dataset made of them."""
+    by: Literal["keyboard", "spacemouse", "expert"] = "keyboard"
+    """Who demonstrates; expert is for robot = "sim" alone."""
+    episodes: Number = 20
+    """Demonstrations to keep, those of earlier calls included."""
+    format: Literal["robomimic", "lerobot"] = "robomimic"
+    """Of the dataset: OUT/demos.hdf5, or LeRobot's v3.0 in OUT/lerobot; the same call with the other adds that."""
+    task: str = ""
+    """What to do, in words."""
+    seed: Seed = 0
+    """Of a simulation's starts and its expert."""
+    max_steps: Number = 600
+    """Control steps after which a demonstration is discarded."""
+    speed: Positive = 0.15
+    """Of the hand at a key or full deflection [m/s]."""
+    turn_speed: Positive = 0.8
+    """The same of turns [rad/s]."""
+    noise: NonNegative = 0.5
+    """Strength of the pushes that disturb the expert."""
+
+    def run(self) -> None:
+        """Record what is missing, write the dataset, and print where it lies."""
+        from prism_client.robots.robot_file import read_robot_file
+        from prism_policy.robots.record import RecordOptions, record
+
+        options = RecordOptions(
+            self.by, self.episodes, self.format, self.task, self.seed, self.max_steps, self.speed, self.turn_speed,
+            self.noise,
+        )  # fmt: skip
+        recorded = record(read_robot_file(self.robot), options, self.out)
+        console.print(f"{recorded.kept} demonstrations kept, {recorded.discarded} discarded")
+        if recorded.dataset is None:
+            console.print(f"No dataset yet; the same command goes on in {self.out}")
+            return
+        info, train = shell("prism", "info", recorded.dataset), shell("prism", "train", "--dataset", recorded.dataset)
+        console.print(f"Dataset: {recorded.dataset}", f"Next: {train}   ({info} says what it holds)")
 
 
 @dataclass(frozen=True)
@@ -119,3 +169,67 @@ class Rollout(Command):
             if any(outcome.ended == how for outcome in outcomes)
         )
         console.print(f"Episodes: {ended or 'none'}" + f"; {void} void" * bool(void), f"Result: {self.out}")
+
+
+@dataclass(frozen=True)
+class Trials(Command):
+    """Compare policies on a robot by trials: blinded, paired, resumable, with an answer that holds whenever you stop.
+
+    Every policy starts from the same placements, in an order that is drawn and not shown. You match a picture, press
+    Enter, watch, and press s (success), f (failure), n (note) or v (void). After each start it says how strong the
+    evidence is, not for whom. The results read like simulated ones: prism compare OUT/A OUT/B --split trials.
+    """
+
+    robot: Annotated[Path, tyro.conf.Positional]
+    """The robot file, TOML or JSON."""
+    policies: tuple[str, ...]
+    """NAME=RUN (a run folder, served here meanwhile) or NAME=ws://SERVER:PORT each."""
+    out: Path = Path("trials")
+    """Folder of the trials; the same command goes on there."""
+    starts: Number = 10
+    """Placements, each met by every policy."""
+    seed: Seed = 0
+    """Of placements, order and the policies' noise."""
+    judge: Literal["operator", "simulator"] = "operator"
+    """Who says how it went; simulator is for robot = "sim" alone, and marks the results so."""
+    until: Literal["all", "decided"] = "all"
+    """When to end: all starts, or as soon as the evidence reaches 20 (5% error whenever you stop)."""
+    unblind: bool = False
+    """Say what the trials show although some are missing; then you know which policy is which."""
+    max_steps: Number = 400
+    """Control steps after which a trial ends."""
+    instruction: str = ""
+    """What to do, in words, for a policy of several tasks."""
+    stages: tuple[str, ...] = ()
+    """How far a trial can come, in order, the last one success; by default those of the task."""
+    objects: Natural = 2
+    """Objects to place, on a robot."""
+    region: tuple[Fraction, Fraction, Fraction, Fraction] = (0.25, 0.35, 0.75, 0.85)
+    """Where: left, top, right and bottom, as shares of the first camera's image."""
+    reconnect_s: NonNegative = 10.0
+    """How long the arm holds for a server that is gone before the trial is void [s]."""
+    answer_s: Positive = 5.0
+    """How long an answer may take before the server counts as gone [s]."""
+    ca: str = ""
+    """Of wss://, a file of the certificates to trust."""
+
+    def run(self) -> None:
+        """Run the trials that are missing, and print what all of them say."""
+        from prism_client.robots.robot_file import read_robot_file
+        from prism_policy.robots.trials import TrialOptions, run_trials
+        from prism_policy.robots.verdict import finished, print_summary
+
+        if not (self.region[0] < self.region[2] and self.region[1] < self.region[3]):
+            raise PrismError(f"--region: expected left < right and top < bottom, got {self.region}")
+        options = TrialOptions(
+            self.policies, self.starts, self.seed, self.judge, self.until, self.max_steps, self.instruction,
+            self.stages, self.objects, self.region, self.answer_s, self.reconnect_s,
+            os.environ.get("PRISM_API_KEY"), self.ca or None,
+        )  # fmt: skip
+        folder = run_trials(read_robot_file(self.robot), options, self.out)
+        valid = len(folder.valid())
+        if valid and (self.unblind or finished(folder, self.starts, self.until)):
+            print_summary(folder, self.out)
+        else:
+            console.print(f"{valid} trials count so far; when all are done it says which is which (--unblind: now)")
+            console.print(f"The same command goes on in {self.out}")

@@ -34,6 +34,8 @@ NEWEST_ROBOSUITE = (1, 5)
 _ROBOSUITE_TYPE = 1  # in robomimic's numbering of simulators
 GYM_TYPE = 2
 """gymnasium's there."""
+ROBOT_TYPE = 4
+"""A robot's, by `prism record`; robomimic's own numbers end before."""
 _CONTROLLER = {
     "kp": 150,
     "damping_ratio": 1,
@@ -69,6 +71,7 @@ class RecordedEnv:
     )
     scene_trouble: str  # why recorded states cannot be drawn or restored here; "" where they can
     control_trouble: str  # why recorded actions cannot be executed here; "" where they can
+    on_robot: bool = False  # nothing simulated it
 
     def action_parts(self, width: int) -> tuple[Part, ...]:
         """What `width` recorded numbers are: of each arm, then its gripper, where the controllers say so."""
@@ -193,6 +196,7 @@ def recorded_env(env_args: dict[str, Any], absolute: bool = False) -> RecordedEn
         control_hz=float(rate) if known and rate else None,
         cameras=_names(kwargs.get("camera_names")),
         scene_trouble=_scene_trouble(env_args, task, robots, version),
+        on_robot=env_args.get("type") == ROBOT_TYPE,
         control_trouble=trouble or _control_trouble(kwargs, config, arm, mode == "absolute" and frame == "base"),
     )
 
@@ -274,6 +278,8 @@ def _scene_trouble(env_args: dict[str, Any], task: str | None, robots: tuple[str
     if env_args.get("type") == GYM_TYPE:
         name = one_line(env_name if ":" in env_name else f"gym:{env_name}")
         return f"it was recorded in an environment of gymnasium, which --task {name} would roll out"
+    if env_args.get("type") == ROBOT_TYPE:
+        return f"it was recorded on a robot ({one_line(env_name)})"
     if env_args.get("type", _ROBOSUITE_TYPE) != _ROBOSUITE_TYPE:
         kind = one_line(env_args["type"], 30)
         return f"expected a robosuite environment (type {_ROBOSUITE_TYPE}), got {one_line(env_name)!r} of type {kind}"

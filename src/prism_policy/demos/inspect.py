@@ -169,6 +169,8 @@ def _print_facts(path: Path, facts: DatasetFacts) -> None:
     if is_adapted(env.env_name):
         rate = f"{env.control_hz:g} steps a second" if env.control_hz else "unknown rate"
         who = {"recorded by": f"an environment of gymnasium, {rate}"}
+    if env.on_robot:
+        who = {"recorded by": f"a robot, {env.control_hz or 0:g} steps a second"}
     rows = {
         **who,
         "images": images or "none",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -44,21 +45,26 @@ class Recorder:
                 recorder.end(success)
     """
 
-    def __init__(self, path: Path | str, schema: Schema, environment: str = "") -> None:
+    def __init__(
+        self, path: Path | str, schema: Schema, environment: str = "", attributes: Mapping[str, str] | None = None
+    ) -> None:
         """Begin a file.
 
         Args:
             schema: what is seen, felt and done, such as `AdaptedEnv.schema()` gives.
             environment: what recorded it, in the file for readers to see.
+            attributes: of the file, instead of those that follow from the two.
 
         Raises:
             PrismError: `path` is taken.
         """
         self.path, self.schema, self.environment = Path(path), schema, environment
+        self.attributes = dict(attributes or {})
         self.count = 0
         """Demonstrations in the file."""
         check_free(self.path)
         self._steps: list[tuple[Observation, np.ndarray, bool]] = []
+        self._times: list[float] = []
         self._stack = ExitStack()
         self._file: h5py.File | None = None
 
@@ -69,13 +75,16 @@ class Recorder:
         self._data = self._file.create_group("data")
         return self
 
-    def step(self, observation: Observation, action: np.ndarray, disturbed: bool = False) -> None:
+    def step(
+        self, observation: Observation, action: np.ndarray, disturbed: bool = False, time: float | None = None
+    ) -> None:
         """What is there, and what is done about it.
 
         Args:
             observation: `{"images": {camera: uint8 (H, W, 3)}, "state": (S,)}`.
             action: (A,), as it is executed.
             disturbed: it was forced on the demonstrator, and shall not be learned.
+            time: when, by a clock of the robot's [s]; of all steps or of none.
 
         Raises:
             PrismError: it is not what the schema says.
@@ -91,14 +100,19 @@ class Recorder:
             if array.shape != (width,) or not np.isfinite(array).all():
                 raise PrismError(f"{what}: expected {width} finite numbers, got {one_line(array)}")
         self._steps.append(({"images": images, "state": state}, done, disturbed))
+        self._times += [] if time is None else [float(time)]
 
     def end(self, success: bool = True, keep: bool | None = None) -> None:
         """End a demonstration; one that did not succeed is dropped, unless `keep` says otherwise."""
-        steps, self._steps = self._steps, []
+        (steps, self._steps), (times, self._times) = (self._steps, []), (self._times, [])
         if not steps or not (success if keep is None else keep):
             return
         assert self._file is not None
         arrays = arrays_of(self.schema, steps, success)
+        if times:
+            if len(times) != len(steps) or not np.isfinite(times).all():
+                raise PrismError(f"time: expected one of each of {len(steps)} steps, all finite, got {len(times)}")
+            arrays["timestamps"] = np.array(times, np.float64) - times[0]
         write_demo(self._data.create_group(f"demo_{self.count}"), arrays, {})
         self.count += 1
         self._data.attrs["total"] = int(self._data.attrs.get("total", 0)) + len(steps)
@@ -113,7 +127,7 @@ class Recorder:
             self._stack.__exit__(kind, error, trace)
             return
         assert self._file is not None
-        self._data.attrs.update(attributes_of(self.schema, self.environment))
+        self._data.attrs.update({**attributes_of(self.schema, self.environment), **self.attributes})
         split_masks(self._file)
         self._stack.close()
 

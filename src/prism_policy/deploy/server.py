@@ -13,6 +13,7 @@ import functools
 import hmac
 import http
 import ipaddress
+import json
 import logging
 import math
 import signal
@@ -24,7 +25,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +39,7 @@ from websockets.http11 import Request, Response
 
 from prism_client.interface import Interface
 from prism_client.msgpack_numpy import pack, unpack
+from prism_policy.config import config_json
 from prism_policy.config.presets import encoder_name
 from prism_policy.config.settings import Device, RunConfig
 from prism_policy.deploy.connection import FairConnection
@@ -339,6 +341,7 @@ def describe(folder: Path, checkpoint: str, config: RunConfig, policy: Policy) -
         "action_mode": task.action_mode,
         **interface.metadata(),
         "control_hz": policy.schema.fps,  # none where the demonstrations do not say
+        "config": json.loads(config_json.to_json(replace(config, dataset=Path(config.dataset).name))),
     }
 
 

@@ -21,6 +21,7 @@ from prism_policy.config.settings import check_task
 from prism_policy.config.typed_json import conform
 from prism_policy.data.schema import slices, task_schema
 from prism_policy.deploy.session import ABSOLUTE
+from prism_policy.envs.episode import episode_rng, furthest_stage
 from prism_policy.envs.gym.env import describe
 from prism_policy.envs.make import make_env
 from prism_policy.errors import PrismError
@@ -115,6 +116,43 @@ class SimRobot:
         self.start = (split, seed, episode)
         self._call(self._begin)
 
+    def progress(self) -> tuple[str, np.ndarray]:
+        """The furthest stage that the episode reached, and its simulator states, float64 (T, S)."""
+        return self._call(self._progress)
+
+    @property
+    def env_args(self) -> str:
+        """What makes the environment, as JSON: robomimic's `env_args`; "" of gymnasium's, which says nothing."""
+        return str(self._call(lambda: self._env.metadata_json())) if self.task.spec.own_robot else ""
+
+    def demonstrator(self, noise: float = 0.5) -> Callable[[], tuple[np.ndarray, bool, bool]]:
+        """The task's scripted expert, for an episode that has just begun.
+
+        Returns:
+            A function that looks at the simulation as it is now, and gives the action (A,), whether it is a push that
+            was forced on the expert and shall not be learned, and whether nothing is left to do.
+
+        Raises:
+            PrismError: the task has no script.
+        """
+        if not self.task.spec.expert:
+            raise PrismError(f"task {self.task.name!r} has no scripted expert that acts in steps; record another way")
+        from prism_policy.envs.experts import Disturbance, expert_type
+
+        split, seed, episode = self.start
+        rng = episode_rng(split, seed, episode, rng_stream=2)
+        expert: Any = expert_type(self.task.spec)(self._env, rng)
+        disturbance, script, left = Disturbance(noise, rng), expert.script(), [int(rng.integers(5, 11))]
+
+        def act() -> tuple[np.ndarray, bool, bool]:
+            action, pushed = disturbance(next(script), expert.tolerance.get(expert.stage, 1.0))
+            left[0] -= expert.done()
+            if self.task.action_mode == "absolute":
+                action = self._env.absolute(action)
+            return action, pushed, left[0] < 0
+
+        return lambda: self._call(act)
+
     def observe(self) -> Frame:
         """The latest frame."""
         if self._frame is None:
@@ -183,6 +221,12 @@ class SimRobot:
             site = self._env.sim_env.sim.data.site_xmat[self._env.eef_site].reshape(3, 3)
             self._site_in_hand = Rotation.from_quat(observation["state"][3:7]).inv() * Rotation.from_matrix(site)
         self._see(observation)
+
+    def _progress(self) -> tuple[str, np.ndarray]:
+        states, spec = np.stack(self._env.states), self.task.spec
+        if not spec.own_robot:  # its states cannot be looked at one after the other
+            return spec.stages[-1] if self.success and spec.stages else "", states
+        return furthest_stage(self._env, states, self.success), states
 
     def _simulate(self) -> None:
         """One control step."""

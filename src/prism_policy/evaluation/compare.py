@@ -19,6 +19,9 @@ from prism_policy.utils.progress import console
 from prism_policy.utils.terminal import shell
 from prism_policy.utils.text import shown
 
+TRIED = "policy.json"
+"""In a folder of `prism trials`: what the server said of the policy that was tried."""
+
 
 def compare(run_a: Path, run_b: Path, checkpoints: tuple[str, str], split: str, out: Path | None = None) -> Path:
     """Compare two runs, or checkpoints of one, on the episodes that both have; print, write JSON, return the file."""
@@ -50,13 +53,15 @@ def compare(run_a: Path, run_b: Path, checkpoints: tuple[str, str], split: str, 
 
 
 def _episode_sets(run: Path, checkpoint: str, split: str) -> list[EpisodeSet]:
-    read_run(run)  # is it a run folder?
+    if not (run / TRIED).exists():
+        read_run(run)  # is it a run folder?
     sets = [s for s in episode_sets(run, checkpoint, split) if s.records()]
     if not sets:
         there = ", ".join(s.name for s in episode_sets(run)) or "none"
+        makes = f"run `{shell('prism', 'evaluate', run)} --checkpoints {checkpoint} --split {split}`"
         raise PrismError(
             f"{run} has no episodes of checkpoint '{checkpoint}' on split '{split}'; it has {there}: "
-            f"run `{shell('prism', 'evaluate', run)} --checkpoints {checkpoint} --split {split}`"
+            f"{'`prism trials` makes them' if split == 'trials' else makes}"
         )
     return sets
 
@@ -67,14 +72,20 @@ def _names(sets: dict[tuple[int, str], EpisodeSet]) -> str:
 
 def paired_outcomes(a: EpisodeSet, b: EpisodeSet, n_episodes: int | None = None) -> tuple[list[bool], list[bool]]:
     """Outcomes of the (first `n_episodes`) episodes that both sets have, in order."""
-    sets, tasks = (a, b), (a.simulated(), b.simulated())
+    sets, settings = (a, b), (a.settings(), b.settings())
+    tasks = [one["task"] for one in settings]
     for field in ("name", "max_steps"):
         if tasks[0][field] != tasks[1][field]:
             got = " and ".join(f"{shown(task[field])} in {s.run}" for task, s in zip(tasks, sets, strict=True))
             raise PrismError(f"expected runs of one task, got task.{field} {got}")
     ours, theirs = ({r["episode"]: bool(r["success"]) for r in s.records()} for s in sets)
     both = [e for e in sorted(ours.keys() & theirs.keys()) if n_episodes is None or e < n_episodes]
-    for episode in both:
+    placements = [one.get("starts") for one in settings]
+    if placements[0] != placements[1]:
+        raise PrismError(
+            f"expected trials of one schedule, with the same placements, got others in {a.run} and {b.run}"
+        )
+    for episode in both if placements[0] is None else ():
         if not np.array_equal(*(read_states(s.states(episode))[0] for s in sets)):
             raise PrismError(
                 f"expected the same starts, but episode {episode} of {a.name} starts differently in {a.run} and "

@@ -50,6 +50,8 @@ class Settings(TypedDict):
     """settings.json of a set of episodes."""
 
     task: SimulatedTask
+    starts: NotRequired[str]
+    """Of trials on a robot: which placements of the objects these were."""
 
 
 class Success(TypedDict):
@@ -106,6 +108,8 @@ class Summary(Rate, total=False):
     wall_s: dict[str, Any] | None
     peak_rss_mib: NonNegative | None
     worker_peak_rss_mib: NonNegative | None
+    trials: str
+    """Of `prism trials`: on what robot, and judged by whom."""
 
 
 LAST_TEN = 10
@@ -158,10 +162,9 @@ class EpisodeSet:
         """File of an episode's simulator states, float64 (steps + 1, S)."""
         return states_path(self.folder, episode)
 
-    def simulated(self) -> dict[str, Any]:
-        """The settings of the task that was simulated."""
-        remedy = f"move {self.folder} away and evaluate the run again"
-        return read_json(self.folder / "settings.json", Settings, remedy)["task"]
+    def settings(self) -> dict[str, Any]:
+        """What was done, as settings.json says; `task` is that of the episodes."""
+        return read_json(self.folder / "settings.json", Settings, f"move {self.folder} away and measure the run again")
 
 
 def read_records(folder: Path) -> Journal:

@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 from prism_policy.config.presets import encoder_name
 from prism_policy.config.settings import RunConfig
 from prism_policy.config.typed_json import Journal, read_json
+from prism_policy.evaluation.compare import TRIED
 from prism_policy.evaluation.open_loop import read_open_loop
 from prism_policy.evaluation.results import EpisodeSet, Summary, episode_sets, stages_of_failures
 from prism_policy.reports.charts import loss_curve
@@ -31,7 +32,8 @@ Sets = Sequence[tuple[EpisodeSet, list[dict[str, Any]]]]
 def write_report(run_dir: Path) -> Path:
     """Write `report.html` into a run folder from what lies there, and return its path."""
     run = read_run(run_dir)
-    if not run.task.spec.simulated:
+    tried = (run_dir / TRIED).exists()  # on a robot, by `prism trials`
+    if not run.task.spec.simulated and not tried:
         return _write_recorded(run_dir, run)
     summary = read_summary(run_dir)
     checkpoint, split = str(summary.get("checkpoint", "last")), str(summary.get("split", "evaluate"))
@@ -154,6 +156,8 @@ def _facts(run: RunConfig, summary: dict[str, Any]) -> dict[str, Any]:
     }
     if summary.get("median_seconds_to_success") is not None:
         facts["Median time to success"] = f"{summary['median_seconds_to_success']:.1f} s"
+    if summary.get("trials"):
+        facts["Trials"] = summary["trials"]
     if summary.get("split") == "validate":
         facts["Episodes"] = "of the split for choosing settings"
     return facts

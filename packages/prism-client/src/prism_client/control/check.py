@@ -129,16 +129,19 @@ def _problems(checkup: Checkup, robot: Robot, limits: Limits) -> list[str]:
 
 
 def _reaction(robot: Robot, period: float) -> float | None:
-    """Seconds from a command to the first change of the state: a fifth of a share, or 5 mm up; then back."""
+    """Seconds from a command to the first change of the state: a fifth of a share, or 1 cm, up; then back."""
     frame, never = robot.observe(), threading.Event()
     start = frame["state"]
     up, down = np.zeros(robot.schema.action_dim), np.zeros(robot.schema.action_dim)
     part = robot.schema.action[0]
     if part.kind != "position" or part.size != 3:
         raise PrismError("--move needs actions that begin with the hand's position; leave it out")
-    if not part.shares:
-        raise PrismError("--move needs actions that are steps; leave it out")
-    up[2], down[2] = 0.2, -0.2
+    if part.shares:
+        up[2], down[2] = 0.2, -0.2
+    elif hasattr(robot, "where"):
+        up, down = robot.where(start) + 0.01 * (np.arange(len(up)) == 2), robot.where(start)
+    else:
+        raise PrismError("--move needs actions that are steps, or a robot that says `where` it is; leave it out")
     began = robot.clock.now()
     moved = None
     while moved is None and robot.clock.now() - began < 2.0:

@@ -74,7 +74,7 @@ def rollout(
             if not ready(number):
                 break
             folder = next_folder(options.out)
-            outcome = _episode(robot, file, client, options, number, folder)
+            outcome = run_episode(robot, file, client, options, number, folder)
             outcomes.append(outcome)
             done(folder, outcome)
             if outcome.ended == "stopped" and outcome.void:
@@ -120,6 +120,7 @@ def header(file: RobotFile, robot: Robot, client: PolicyClient, options: Rollout
         "policy": client.metadata,
         "server": options.url,
         "instruction": options.instruction,
+        "seed": options.seed,
         "loop": dataclasses.asdict(options.loop),
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
@@ -128,9 +129,10 @@ def header(file: RobotFile, robot: Robot, client: PolicyClient, options: Rollout
     return about
 
 
-def _episode(
+def run_episode(
     robot: Robot, file: RobotFile, client: PolicyClient, options: RolloutOptions, number: int, folder: Path
 ) -> Outcome:
+    """Execute an episode of a robot that is where it shall begin; the policy's seed is the options' and `number`."""
     request: dict[str, Any] = {}
     if options.instruction:
         request["task"] = options.instruction

@@ -16,6 +16,7 @@ from prism_client.text import one_line, quoted
 
 KINDS = {
     "sim": "prism_policy.deploy.sim_robot:SimRobot",
+    "franka": "prism_client.robots.franky:FrankyRobot",
     "lerobot": "prism_client.robots.lerobot:LeRobotRobot",
 }
 """Robots that come with prism: their class, whose only argument is a `RobotFile`."""
@@ -39,7 +40,7 @@ class RobotFile:
     """What stands in a robot file.
 
     ```
-    robot = "sim"                       # or lerobot, or MODULE:CLASS of your own
+    robot = "sim"                       # or franka, lerobot, or MODULE:CLASS of your own
     rate_hz = 20
     workspace = {low = [-0.3, -0.3, 0.8], high = [0.3, 0.3, 1.2]}
     limits = {speed = 0.5, step = 0.05}
@@ -52,7 +53,7 @@ class RobotFile:
     """
 
     robot: str
-    """sim, lerobot, or a class as MODULE:CLASS."""
+    """sim, franka, lerobot, or a class as MODULE:CLASS."""
     address: str = ""
     """Where the robot is: a name, an IP address, or a serial port."""
     rate_hz: float = 20.0
