@@ -32,6 +32,7 @@ ARGUMENTS = {
     "render": "x.hdf5", "import": "x.hdf5 y.hdf5", "export": "x.hdf5 --format lerobot --out y",
     "download": "robomimic/lift/ph --out a", "info": "encoders --json", "probe": "--out a",
     "doctor": "x.hdf5", "robot": "check x.toml", "rollout": "x.toml ws://127.0.0.1:9",
+    "record": "x.toml --out y", "trials": "x.toml --policies A=run --out y",
     "push": "run user/name", "pull": "user/name",
 }  # fmt: skip
 

@@ -68,7 +68,7 @@ def _parsed(arguments: Sequence[str]) -> Callable[[], None]:
     try:
         return parse(arguments)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be flushed goes there
         sys.exit(1)
 
 
