@@ -234,7 +234,8 @@ def run_folder(run: Path) -> dict[str, Any]:
 
 
 def table(folder: Path) -> dict[str, Any]:
-    same = {name: (folder / "table" / name).read_text() for name in ("table.csv", "table.md")}
+    texts = {name: (folder / "table" / name).read_text() for name in ("table.csv", "table.md")}
+    same = {name: text.replace(str(folder), "HERE") for name, text in texts.items()}  # it names the cells' folders
     (cell,) = [path.parent for path in (folder / "cells").glob("*/report.html")]
     return same | run_folder(cell)
 

@@ -12,7 +12,7 @@ from small_run import prism_train, write_demos
 
 PYTHON = os.environ.get("PRISM_LEROBOT_PYTHON", "")
 ROOT = Path(__file__).parents[2]
-SOURCES = [ROOT / "src", *(ROOT / "integrations").glob("*/src")]
+SOURCES = [ROOT / "src", ROOT / "packages/prism-client/src", *(ROOT / "integrations").glob("*/src")]
 
 
 EVAL = "import lerobot_env_prism, lerobot_policy_prism; from lerobot.scripts.lerobot_eval import main; main()"

@@ -43,7 +43,7 @@ SMALL = (
 def lerobot(*command: object, code: int = 0) -> str:
     """Run a script or module in LeRobot's Python with the sources of this library and the plug-in."""
     settings = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    settings["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT / "src", PLUGIN, HERE)))
+    settings["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT / "src", ROOT / "packages/prism-client/src", PLUGIN, HERE)))
     done = subprocess.run(
         [PYTHON, *map(str, command)],
         env={**os.environ, **settings},

@@ -55,7 +55,7 @@ print("difference", float(difference))
     [("lerobot_diffusion.py", "lerobot"), ("robomimic_bc.py", "robomimic"), ("diffusion_policy_unet.py", "")],
 )
 def test_it_trains_there_and_gives_what_it_gives_here(script: str, data: str) -> None:
-    paths = [str(ROOT / "src"), os.environ.get("PRISM_ELSEWHERE_PATH", "")]
+    paths = [str(ROOT / "src"), str(ROOT / "packages/prism-client/src"), os.environ.get("PRISM_ELSEWHERE_PATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "HF_HUB_OFFLINE": "1"}
     arguments = [str(ROOT / "examples" / "elsewhere" / script), COMPARE[script], *filter(None, [DATA.get(data)]), "20"]
     done = subprocess.run(
