@@ -36,8 +36,9 @@ DRIVER = """
 import runpy, sys
 script, code = sys.argv[1:3]
 sys.argv = [script, *sys.argv[3:]]
-names = runpy.run_path(script)
 import torch
+torch.manual_seed(0)
+names = runpy.run_path(script)
 exec(code, names)
 images = torch.randint(0, 256, (3, 84, 84, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 ours, theirs = names["ours"].eval(), names["theirs"]
