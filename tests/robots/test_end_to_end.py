@@ -16,9 +16,10 @@ pytest.importorskip("robosuite", reason="needs prism-policy[sim]")
 
 from prism_client.control.log import read_episode
 from prism_client.robots.robot_file import RobotFile
+from prism_policy.config.options import RecordOptions
 from prism_policy.deploy.sim_robot import SimRobot
 from prism_policy.envs.make import make_env
-from prism_policy.robots.record import RecordOptions, record
+from prism_policy.robots.record import record
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "robot_end_to_end.py"
 

@@ -20,13 +20,14 @@ from prism_client.control.log import read_episode
 from prism_client.robots.robot import Frame
 from prism_client.robots.robot_file import RobotFile
 from prism_client.schema import Part, Schema
+from prism_policy.config.options import RecordOptions
 from prism_policy.data.facts import read_facts
 from prism_policy.data.source import open_source
 from prism_policy.demos.dataset import task_of
 from prism_policy.errors import PrismError
 from prism_policy.robots import record as recording
 from prism_policy.robots.operator import Keys
-from prism_policy.robots.record import RecordOptions, kept_episodes, record
+from prism_policy.robots.record import kept_episodes, record
 from prism_policy.robots.spacemouse import open_spacemouse
 from prism_policy.robots.teleop import Command, Jog, Keyboard, SpaceMouse
 from trial_bench import person
@@ -192,7 +193,7 @@ def test_leaving_keeps_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_lerobots_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pyarrow", reason="needs prism-policy[lerobot]")
     monkeypatch.setattr(recording, "Keyboard", scripted("keep keep"))
-    recorded = run(tmp_path, "\n\n", form="lerobot", task="push it")
+    recorded = run(tmp_path, "\n\n", format="lerobot", task="push it")
     source = open_source(recorded.dataset)
     assert len(source.names) == 2
     assert next(iter(source.episodes(source.names, source.schema))).task == "push it"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from prism_policy.cli.command import Command
+from prism_policy.cli.command import Command, Flat
+from prism_policy.config.options import RecordOptions
 from prism_policy.config.ranges import Fraction, Natural, NonNegative, Number, Positive, Seed
 from prism_policy.errors import PrismError
 from prism_policy.utils.terminal import console, shell
@@ -69,35 +70,14 @@ class Record(Command):
     """The robot file, TOML or JSON."""
     out: Path
     """Folder of the recordings, and of the dataset made of them."""
-    by: Literal["keyboard", "spacemouse", "expert"] = "keyboard"
-    """Who demonstrates; expert is for robot = "sim" alone."""
-    episodes: Number = 20
-    """Demonstrations to keep, those of earlier calls included."""
-    format: Literal["robomimic", "lerobot"] = "robomimic"
-    """Of the dataset: OUT/demos.hdf5, or LeRobot's v3.0 in OUT/lerobot; the same call with the other adds that."""
-    task: str = ""
-    """What to do, in words."""
-    seed: Seed = 0
-    """Of a simulation's starts and its expert."""
-    max_steps: Number = 600
-    """Control steps after which a demonstration is discarded."""
-    speed: Positive = 0.15
-    """Of the hand at a key or full deflection [m/s]."""
-    turn_speed: Positive = 0.8
-    """The same of turns [rad/s]."""
-    noise: NonNegative = 0.5
-    """Strength of the pushes that disturb the expert."""
+    options: Annotated[RecordOptions, Flat] = field(default_factory=RecordOptions)
 
     def run(self) -> None:
         """Record what is missing, write the dataset, and print where it lies."""
         from prism_client.robots.robot_file import read_robot_file
-        from prism_policy.robots.record import RecordOptions, record
+        from prism_policy.robots.record import record
 
-        options = RecordOptions(
-            self.by, self.episodes, self.format, self.task, self.seed, self.max_steps, self.speed, self.turn_speed,
-            self.noise,
-        )  # fmt: skip
-        recorded = record(read_robot_file(self.robot), options, self.out)
+        recorded = record(read_robot_file(self.robot), self.options, self.out)
         console.print(f"{recorded.kept} demonstrations kept, {recorded.discarded} discarded")
         if recorded.dataset is None:
             console.print(f"No dataset yet; the same command goes on in {self.out}")

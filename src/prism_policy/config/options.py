@@ -96,3 +96,27 @@ class ClusterOptions:
     """With --ray: GPUs a cell, such as 0.5; by default one where the cluster has any."""
     cpus_per_cell: Positive = 1.0
     """With --ray: cores a cell, each with a simulator."""
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """Which demonstrations to record on a robot, and how they are made."""
+
+    by: Literal["keyboard", "spacemouse", "expert"] = "keyboard"
+    """Who demonstrates; expert is for robot = "sim" alone."""
+    episodes: Number = 20
+    """Demonstrations to keep, those of earlier calls included."""
+    format: Literal["robomimic", "lerobot"] = "robomimic"
+    """Of the dataset: OUT/demos.hdf5, or LeRobot's v3.0 in OUT/lerobot; the same call with the other adds that."""
+    task: str = ""
+    """What to do, in words."""
+    seed: Seed = 0
+    """Of a simulation's starts and its expert."""
+    max_steps: Number = 600
+    """Control steps after which a demonstration is discarded."""
+    speed: Positive = 0.15
+    """Of the hand at a key or full deflection [m/s]."""
+    turn_speed: Positive = 0.8
+    """The same of turns [rad/s]."""
+    noise: NonNegative = 0.5
+    """Strength of the pushes that disturb the expert."""

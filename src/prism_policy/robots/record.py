@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from prism_client.interface import Interface
 from prism_client.robots.robot import Robot
 from prism_client.robots.robot_file import RobotFile, make_robot
 from prism_client.schema import Schema
+from prism_policy.config.options import RecordOptions
 from prism_policy.config.typed_json import conform
 from prism_policy.data.recorded_env import ROBOT_TYPE
 from prism_policy.data.source import open_source
@@ -43,23 +44,6 @@ from prism_policy.utils.text import one_line
 
 MOST_FAILURES = 5
 """Discarded demonstrations of the expert in a row."""
-
-
-@dataclass(frozen=True)
-class RecordOptions:
-    """Which demonstrations, and how they are made."""
-
-    by: Literal["keyboard", "spacemouse", "expert"] = "keyboard"
-    episodes: int = 20
-    """Kept ones in the folder, those of earlier calls too."""
-    form: Literal["robomimic", "lerobot"] = "robomimic"
-    task: str = ""
-    """What to do, in words."""
-    seed: int = 0
-    max_steps: int = 600
-    speed: float = 0.15
-    turn_speed: float = 0.8
-    noise: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -234,12 +218,12 @@ def write_dataset(
     kept: list[Path], out: Path, options: RecordOptions, progress: Callable[[int, int], None] | None = None
 ) -> Path:
     """Write the kept demonstrations as one dataset, instead of an older one; returns its path."""
-    target = out / DATASETS[options.form]
+    target = out / DATASETS[options.format]
     with scratch(out) as place:
         file = place / DATASETS["robomimic"]
         _write_hdf5(kept, file, options.task, progress or (lambda done, total: None))
         made = file
-        if options.form == "lerobot":
+        if options.format == "lerobot":
             made = place / "lerobot"
             export(open_source(file), made, "lerobot", ExportOptions(task=options.task))
         if target.is_dir():
