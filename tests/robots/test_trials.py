@@ -16,13 +16,14 @@ from PIL import Image
 from commandline import prism
 from prism_client.control.log import read_episode
 from prism_policy.config import config_json
+from prism_policy.config.options import TrialOptions
 from prism_policy.errors import PrismError
 from prism_policy.evaluation.compare import compare
 from prism_policy.paper.table7 import read_trials
 from prism_policy.robots import trials
 from prism_policy.robots.results import TrialFolder
 from prism_policy.robots.schedule import schedule
-from prism_policy.robots.trials import TrialOptions, run_trials
+from prism_policy.robots.trials import run_trials
 from prism_policy.robots.verdict import finished, write_summary
 from small_run import config_of
 from trial_bench import BENCH, Bench, person, server

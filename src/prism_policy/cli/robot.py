@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 import tyro
 
 from prism_policy.cli.command import Command, Flat
-from prism_policy.config.options import RecordOptions
-from prism_policy.config.ranges import Fraction, Natural, NonNegative, Number, Positive, Seed
+from prism_policy.config.options import RecordOptions, TrialOptions
+from prism_policy.config.ranges import NonNegative, Number, Positive, Seed
 from prism_policy.errors import PrismError
 from prism_policy.utils.terminal import console, shell
 
@@ -162,53 +162,25 @@ class Trials(Command):
 
     robot: Annotated[Path, tyro.conf.Positional]
     """The robot file, TOML or JSON."""
-    policies: tuple[str, ...]
-    """NAME=RUN (a run folder, served here meanwhile) or NAME=ws://SERVER:PORT each."""
+    options: Annotated[TrialOptions, Flat]
     out: Path = Path("trials")
     """Folder of the trials; the same command goes on there."""
-    starts: Number = 10
-    """Placements, each met by every policy."""
-    seed: Seed = 0
-    """Of placements, order and the policies' noise."""
-    judge: Literal["operator", "simulator"] = "operator"
-    """Who says how it went; simulator is for robot = "sim" alone, and marks the results so."""
-    until: Literal["all", "decided"] = "all"
-    """When to end: all starts, or as soon as the evidence reaches 20 (5% error whenever you stop)."""
     unblind: bool = False
     """Say what the trials show although some are missing; then you know which policy is which."""
-    max_steps: Number = 400
-    """Control steps after which a trial ends."""
-    instruction: str = ""
-    """What to do, in words, for a policy of several tasks."""
-    stages: tuple[str, ...] = ()
-    """How far a trial can come, in order, the last one success; by default those of the task."""
-    objects: Natural = 2
-    """Objects to place, on a robot."""
-    region: tuple[Fraction, Fraction, Fraction, Fraction] = (0.25, 0.35, 0.75, 0.85)
-    """Where: left, top, right and bottom, as shares of the first camera's image."""
-    reconnect_s: NonNegative = 10.0
-    """How long the arm holds for a server that is gone before the trial is void [s]."""
-    answer_s: Positive = 5.0
-    """How long an answer may take before the server counts as gone [s]."""
-    ca: str = ""
-    """Of wss://, a file of the certificates to trust."""
 
     def run(self) -> None:
         """Run the trials that are missing, and print what all of them say."""
         from prism_client.robots.robot_file import read_robot_file
-        from prism_policy.robots.trials import TrialOptions, run_trials
+        from prism_policy.robots.trials import run_trials
         from prism_policy.robots.verdict import finished, print_summary
 
-        if not (self.region[0] < self.region[2] and self.region[1] < self.region[3]):
-            raise PrismError(f"--region: expected left < right and top < bottom, got {self.region}")
-        options = TrialOptions(
-            self.policies, self.starts, self.seed, self.judge, self.until, self.max_steps, self.instruction,
-            self.stages, self.objects, self.region, self.answer_s, self.reconnect_s,
-            os.environ.get("PRISM_API_KEY"), self.ca or None,
-        )  # fmt: skip
-        folder = run_trials(read_robot_file(self.robot), options, self.out)
+        if not (self.options.region[0] < self.options.region[2] and self.options.region[1] < self.options.region[3]):
+            raise PrismError(f"--region: expected left < right and top < bottom, got {self.options.region}")
+        folder = run_trials(
+            read_robot_file(self.robot), self.options, self.out, api_key=os.environ.get("PRISM_API_KEY")
+        )
         valid = len(folder.valid())
-        if valid and (self.unblind or finished(folder, self.starts, self.until)):
+        if valid and (self.unblind or finished(folder, self.options.starts, self.options.until)):
             print_summary(folder, self.out)
         else:
             console.print(f"{valid} trials count so far; when all are done it says which is which (--unblind: now)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from prism_policy.config.ranges import Natural, NonNegative, Number, Positive, Range, Seed, Size, Workers
+from prism_policy.config.ranges import Fraction, Natural, NonNegative, Number, Positive, Range, Seed, Size, Workers
 from prism_policy.config.settings import Device
 
 
@@ -120,3 +120,35 @@ class RecordOptions:
     """The same of turns [rad/s]."""
     noise: NonNegative = 0.5
     """Strength of the pushes that disturb the expert."""
+
+
+@dataclass(frozen=True)
+class TrialOptions:
+    """Which trials on a robot, and how they are judged."""
+
+    policies: tuple[str, ...]
+    """NAME=RUN (a run folder, served here meanwhile) or NAME=ws://SERVER:PORT each."""
+    starts: Number = 10
+    """Placements, each met by every policy."""
+    seed: Seed = 0
+    """Of placements, order and the policies' noise."""
+    judge: Literal["operator", "simulator"] = "operator"
+    """Who says how it went; simulator is for robot = "sim" alone, and marks the results so."""
+    until: Literal["all", "decided"] = "all"
+    """When to end: all starts, or as soon as the evidence reaches 20 (5% error whenever you stop)."""
+    max_steps: Number = 400
+    """Control steps after which a trial ends."""
+    instruction: str = ""
+    """What to do, in words, for a policy of several tasks."""
+    stages: tuple[str, ...] = ()
+    """How far a trial can come, in order, the last one success; by default those of the task."""
+    objects: Natural = 2
+    """Objects to place, on a robot."""
+    region: tuple[Fraction, Fraction, Fraction, Fraction] = (0.25, 0.35, 0.75, 0.85)
+    """Where: left, top, right and bottom, as shares of the first camera's image."""
+    reconnect_s: NonNegative = 10.0
+    """How long the arm holds for a server that is gone before the trial is void [s]."""
+    answer_s: Positive = 5.0
+    """How long an answer may take before the server counts as gone [s]."""
+    ca: str = ""
+    """Of wss://, a file of the certificates to trust."""

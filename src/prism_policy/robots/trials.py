@@ -7,9 +7,9 @@ import secrets
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from prism_client.client import PolicyClient
 from prism_client.control.loop import LoopOptions, Outcome
@@ -17,6 +17,7 @@ from prism_client.control.rollout import RolloutOptions, check_rate, connected, 
 from prism_client.control.words import about_outcome
 from prism_client.robots.robot import Robot
 from prism_client.robots.robot_file import RobotFile, make_robot
+from prism_policy.config.options import TrialOptions
 from prism_policy.errors import PrismError
 from prism_policy.robots.match import Matcher, snapshot
 from prism_policy.robots.operator import ENTER, QUIT, Keys, Verdict, judge
@@ -33,30 +34,9 @@ MOST_VOID = 3
 """Void trials in a row after which something has to be repaired first."""
 
 
-@dataclass(frozen=True)
-class TrialOptions:
-    """Which trials, and how they are judged."""
-
-    policies: tuple[str, ...]
-    """NAME=RUN or NAME=ADDRESS each."""
-    starts: int = 10
-    seed: int = 0
-    judge: Literal["operator", "simulator"] = "operator"
-    until: Literal["all", "decided"] = "all"
-    max_steps: int = 400
-    instruction: str = ""
-    stages: tuple[str, ...] = ()
-    """What a trial can reach, in order, the last one success; by default those of the policies' task."""
-    objects: int = 2
-    region: tuple[float, float, float, float] = (0.25, 0.35, 0.75, 0.85)
-    """Where objects are placed: left, top, right and bottom, as shares of the first camera's image."""
-    answer_s: float = 5.0
-    reconnect_s: float = 10.0
-    api_key: str | None = None
-    ca: str | None = None
-
-
-def run_trials(file: RobotFile, options: TrialOptions, out: Path, keys: Keys | None = None) -> TrialFolder:
+def run_trials(
+    file: RobotFile, options: TrialOptions, out: Path, keys: Keys | None = None, api_key: str | None = None
+) -> TrialFolder:
     """Execute the trials that are missing, and write what all of them say.
 
     Raises:
@@ -70,7 +50,7 @@ def run_trials(file: RobotFile, options: TrialOptions, out: Path, keys: Keys | N
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     with folder_lock(out, "running trials in"), addresses(policies) as urls:
-        session = _Session(robot, file, options, out, urls, simulated)
+        session = _Session(robot, file, options, out, urls, simulated, api_key)
         try:
             session.run(keys or Keys())
         finally:
@@ -87,10 +67,17 @@ class _Session:
     """Trials from one call of the command."""
 
     def __init__(
-        self, robot: Robot, file: RobotFile, options: TrialOptions, out: Path, urls: Mapping[str, str], simulated: bool
+        self,
+        robot: Robot,
+        file: RobotFile,
+        options: TrialOptions,
+        out: Path,
+        urls: Mapping[str, str],
+        simulated: bool,
+        api_key: str | None,
     ) -> None:
         self.robot, self.file, self.options, self.urls, self.simulated = robot, file, options, urls, simulated
-        self.logs = out / "episodes"
+        self.logs, self.api_key = out / "episodes", api_key
         metadata = {name: self._metadata(url) for name, url in urls.items()}
         task = str(next(iter(metadata.values())).get("task", ""))
         for said in metadata.values():
@@ -114,8 +101,8 @@ class _Session:
         loop = LoopOptions(options.max_steps, reconnect_s=options.reconnect_s)
         seed = 10_000 * options.seed + start  # the same noise for each policy, another from each start
         return RolloutOptions(
-            url, self.logs, instruction=options.instruction or None, seed=seed, api_key=options.api_key,
-            ca=options.ca, answer_s=options.answer_s, loop=loop,
+            url, self.logs, instruction=options.instruction or None, seed=seed, api_key=self.api_key,
+            ca=options.ca or None, answer_s=options.answer_s, loop=loop,
         )  # fmt: skip
 
     def _metadata(self, url: str) -> dict[str, Any]:
