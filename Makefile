@@ -51,6 +51,15 @@ test-all: system ## All tests.
 test-client: ## The robot's side on every Python from 3.8 to 3.13 that is installed here.
 	@scripts/client_pythons.sh $(ARGS)
 
+.venv-lerobot/.installed: pyproject.toml packages/prism-client/pyproject.toml integrations/*/pyproject.toml scripts/lerobot_python.sh
+	@scripts/lerobot_python.sh
+	@touch $@
+
+.PHONY: test-lerobot
+test-lerobot: system .venv-lerobot/.installed ## The plug-ins in the real LeRobot, and the library beside what that needs (several gigabytes).
+	@PRISM_LEROBOT_PYTHON=$(CURDIR)/.venv-lerobot/bin/python $(PYTEST) -m "" tests/integrations tests/demos/test_export_lerobot.py tests/models/test_pretrained.py $(ARGS)
+	@OMP_NUM_THREADS=1 .venv-lerobot/bin/python -m pytest -q -m "not slow" tests/models tests/policies tests/data tests/config $(ARGS)
+
 .PHONY: faults
 faults: $(STAMP) ## 200 faults of servers, cameras and operators over real sockets; SEED=7 makes others.
 	@cd packages/prism-client && PRISM_FAULTS=200 SEED=$(or $(SEED),1) ../../$(BIN)/python -m pytest -q -m slow tests/test_faults.py
@@ -87,5 +96,5 @@ docs-check: system $(DOCS_STAMP) ## Run the commands and snippets of the documen
 
 .PHONY: clean
 clean: ## Remove everything made here except run folders.
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache dist build docs/api
+	@rm -rf .venv .venv-lerobot .mypy_cache .ruff_cache .pytest_cache dist build docs/api
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -99,6 +99,18 @@ def test_refusals_of_a_handshake_quote_little(url: str) -> None:
         assert len(answer) < 1200, answer[:100]  # of which the metadata are most
 
 
+def test_many_may_knock_while_the_server_is_busy(server: tuple[str, int]) -> None:
+    url, process = server
+    place, busy = urlparse(url), psutil.Process(process)
+    busy.suspend()
+    with contextlib.ExitStack() as stack:
+        stack.callback(busy.resume)
+        for _ in range(100):  # one that the kernel does not keep waiting would be dropped, and try again after a second
+            stack.enter_context(socket.create_connection((place.hostname, place.port), timeout=0.5))
+    with PolicyClient(url) as client:
+        assert client.infer(frame(0))["actions"].shape == (8, 7)
+
+
 def test_an_address_of_version_6_is_one_for_clients(run: Path) -> None:
     if not socket.has_ipv6:
         pytest.skip("this machine has no IPv6")

@@ -16,7 +16,9 @@ import ipaddress
 import json
 import logging
 import math
+import os
 import signal
+import socket
 import ssl
 import sys
 import threading
@@ -55,6 +57,9 @@ from prism_policy.utils.text import one_line
 
 MOST_CONNECTIONS = 64
 """Of robots at a time: each may keep three of the longest questions in memory."""
+ACCEPTED_AT_ONCE, BACKLOG = 2, 128
+"""Connections that are accepted before those who have one are heard again: asyncio takes as many at once as the kernel
+may keep waiting, and a hundred handshakes are a fifth of a second."""
 OPEN_S, CLOSE_S = 5.0, 1.0
 """How long a connection may take to open and to close [s]."""
 SWITCH_S = 0.0005
@@ -178,6 +183,7 @@ class Server:
                 compression=None,
                 max_size=Interface.of(self.metadata).largest_question,
                 max_queue=(0, 0),
+                backlog=ACCEPTED_AT_ONCE,
                 open_timeout=OPEN_S,
                 close_timeout=CLOSE_S,
                 process_request=self._admit,
@@ -191,6 +197,9 @@ class Server:
             failed = f"cannot listen at {host}:{port} ({one_line(error, 200)})"
             raise PrismError(f"{failed}; choose another --host or --port") from error
         async with listening as server:
+            for each in server.sockets:
+                with socket.socket(fileno=os.dup(each.fileno())) as same:
+                    same.listen(BACKLOG)
             number = next(iter(server.sockets)).getsockname()[1]
             scheme = "ws" if self.tls is None else "wss"
             url = f"{scheme}://[{host}]:{number}" if ":" in host else f"{scheme}://{host or '0.0.0.0'}:{number}"

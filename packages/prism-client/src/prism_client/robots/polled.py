@@ -22,25 +22,23 @@ class Polled(Generic[T]):
 
     def __init__(self, read: Callable[[], T], name: str, clock: Clock) -> None:
         self._read, self._name, self._clock = read, name, clock
-        self._value: T | None = None
-        self._time = 0.0
-        self._error: Exception | None = None
-        self._changed, self._closing = threading.Condition(), threading.Event()
+        # Replaced as a whole, so that no lock is needed, for which a thread that never rests would have others wait.
+        self._last: tuple[T | None, float, Exception | None] = (None, 0.0, None)
+        self._there, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
         while not self._closing.is_set():
             try:
-                value, error = self._read(), None
-            except Exception as raised:
-                value, error = None, raised
+                value = self._read()
+            except Exception as error:
+                self._last = (*self._last[:2], error)
                 self._closing.wait(0.05)  # a driver may fail at once, again and again
-            with self._changed:
-                self._error = error
-                if error is None:
-                    self._value, self._time = value, self._clock.now()
-                self._changed.notify_all()
+            else:
+                self._last = (value, self._clock.now(), None)
+                self._there.set()
+                self._closing.wait(0.001)  # or return at once, though it should block
 
     def latest(self) -> tuple[T, float]:
         """The value and its time [s].
@@ -48,8 +46,7 @@ class Polled(Generic[T]):
         Raises:
             PrismError: the last reading failed, or there was none yet.
         """
-        with self._changed:
-            value, time, error = self._value, self._time, self._error
+        value, time, error = self._last
         if error is not None:
             raise PrismError(f"{self._name}: {one_line(error, 200)}") from error
         if value is None:
@@ -58,8 +55,7 @@ class Polled(Generic[T]):
 
     def wait(self, seconds: float) -> None:
         """Return when there is something, or raise as `latest` after this time [s]."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._value is not None, seconds)
+        self._there.wait(seconds)
         self.latest()
 
     def close(self) -> None:
