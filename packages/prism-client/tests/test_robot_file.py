@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -178,7 +179,7 @@ def test_a_check_says_what_is_wrong(fault: str) -> None:
     assert checkup.wanted_hz == 50
     assert "front" in lines
     if fault == "frozen":
-        assert any("front: 0.0 new ones" in p or "front: 1.7 new ones" in p for p in checkup.problems)
+        assert any(re.match(r"front: [01]\.\d new ones", p) for p in checkup.problems)
         assert any(p.startswith("front: up to 0.") for p in checkup.problems)
     elif not fault:
         assert 30 < checkup.rate_hz <= 51

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import time
 from typing import Any, cast
 
-from websockets.asyncio.server import ServerConnection
+from websockets.asyncio.server import Server, ServerConnection
 
 READ_BYTES = 8 * 2**10
 """What is read at a time: some thousand of the smallest frames, which are dear to read one by one."""
@@ -16,6 +18,9 @@ REQUEST_BYTES = 16 * 2**10
 """Of a connection's HTTP request."""
 MOST_OPENING = 64
 """Connections that have not made their request yet; with more, the oldest one is dropped."""
+ACCEPTED_AT_ONCE, BACKLOG = 2, 128
+"""Connections that are accepted before those who have one are heard again, and that the kernel keeps waiting: asyncio
+has one number for both, and a hundred handshakes at once take a fifth of a second."""
 STUCK_S = 20.0
 """How long the other end may leave what it was sent unread [s]."""
 
@@ -88,3 +93,10 @@ class FairConnection(ServerConnection):
         self._reasons.discard(reason)
         if not self._reasons:
             self.transport.resume_reading()
+
+
+def let_many_wait(server: Server) -> None:
+    """Have the kernel keep `BACKLOG` connections of a server that was made to accept `ACCEPTED_AT_ONCE`."""
+    for each in server.sockets:
+        with socket.socket(fileno=os.dup(each.fileno())) as same:
+            same.listen(BACKLOG)

@@ -16,9 +16,7 @@ import ipaddress
 import json
 import logging
 import math
-import os
 import signal
-import socket
 import ssl
 import sys
 import threading
@@ -44,7 +42,7 @@ from prism_client.msgpack_numpy import pack, unpack
 from prism_policy.config import config_json
 from prism_policy.config.presets import encoder_name
 from prism_policy.config.settings import Device, RunConfig
-from prism_policy.deploy.connection import FairConnection
+from prism_policy.deploy.connection import ACCEPTED_AT_ONCE, FairConnection, let_many_wait
 from prism_policy.deploy.metrics import Metrics
 from prism_policy.deploy.session import Adapter, Session
 from prism_policy.deploy.turns import Turn, Turns
@@ -57,9 +55,6 @@ from prism_policy.utils.text import one_line
 
 MOST_CONNECTIONS = 64
 """Of robots at a time: each may keep three of the longest questions in memory."""
-ACCEPTED_AT_ONCE, BACKLOG = 2, 128
-"""Connections that are accepted before those who have one are heard again: asyncio takes as many at once as the kernel
-may keep waiting, and a hundred handshakes are a fifth of a second."""
 OPEN_S, CLOSE_S = 5.0, 1.0
 """How long a connection may take to open and to close [s]."""
 SWITCH_S = 0.0005
@@ -197,9 +192,7 @@ class Server:
             failed = f"cannot listen at {host}:{port} ({one_line(error, 200)})"
             raise PrismError(f"{failed}; choose another --host or --port") from error
         async with listening as server:
-            for each in server.sockets:
-                with socket.socket(fileno=os.dup(each.fileno())) as same:
-                    same.listen(BACKLOG)
+            let_many_wait(server)
             number = next(iter(server.sockets)).getsockname()[1]
             scheme = "ws" if self.tls is None else "wss"
             url = f"{scheme}://[{host}]:{number}" if ":" in host else f"{scheme}://{host or '0.0.0.0'}:{number}"
