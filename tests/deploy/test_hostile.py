@@ -65,7 +65,7 @@ def handshake(url: str, *headers: str) -> str:
         connection.sendall("\r\n".join(lines).encode("latin-1"))
         answer = b""
         with contextlib.suppress(OSError):
-            while (more := connection.recv(2**16)) and b"101 Switching" not in answer:
+            while b"101 Switching" not in answer and (more := connection.recv(2**16)):
                 answer += more
     return answer.decode("latin-1")
 
@@ -96,7 +96,7 @@ def test_refusals_of_a_handshake_quote_little(url: str) -> None:
     for header in ("Sec-WebSocket-Version: ", "Sec-WebSocket-Key: ", "Upgrade: ", "Connection: "):
         answer = handshake(url, header + "x" * 8000)
         assert not answer.startswith("HTTP/1.1 500")
-        assert len(answer) < 1200, answer[:100]  # of which the metadata are most
+        assert answer.startswith("HTTP/1.1 101") or len(answer) < 1200, answer[:100]  # else with metadata
 
 
 def test_many_may_knock_while_the_server_is_busy(server: tuple[str, int]) -> None:
