@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import http
+import math
 import os
 import socket
 import time
 from typing import Any, cast
 
 from websockets.asyncio.server import Server, ServerConnection
+from websockets.http11 import Request, Response
+
+from prism_policy.utils.text import one_line
 
 READ_BYTES = 8 * 2**10
 """What is read at a time: some thousand of the smallest frames, which are dear to read one by one."""
@@ -23,6 +28,8 @@ ACCEPTED_AT_ONCE, BACKLOG = 2, 128
 has one number for both, and a hundred handshakes at once take a fifth of a second."""
 STUCK_S = 20.0
 """How long the other end may leave what it was sent unread [s]."""
+PING_S = (1.0, 600.0)
+"""Least and most time between a robot's pings, and for its answer to one, which is its `answer_s` by default [s]."""
 
 
 class FairConnection(ServerConnection):
@@ -100,3 +107,20 @@ def let_many_wait(server: Server) -> None:
     for each in server.sockets:
         with socket.socket(fileno=os.dup(each.fileno())) as same:
             same.listen(BACKLOG)
+
+
+def patience(request: Request) -> float | None:
+    """How long a robot waits for an answer, as its client says; None where it says nothing [s]."""
+    said = request.headers.get_all("Prism-Answer-S")
+    try:
+        seconds = float(said[0]) if len(said) == 1 else math.nan
+    except ValueError:
+        return None
+    return None if math.isnan(seconds) else min(max(seconds, PING_S[0]), PING_S[1])
+
+
+def shortened(connection: ServerConnection, request: Request, response: Response) -> Response | None:
+    """Refusals of websockets quote what was sent at any length."""
+    if response.status_code >= 400 and response.body and len(response.body) > 300:
+        return connection.respond(http.HTTPStatus(response.status_code), one_line(bytes(response.body).decode(), 300))
+    return None

@@ -15,7 +15,6 @@ import http
 import ipaddress
 import json
 import logging
-import math
 import signal
 import ssl
 import sys
@@ -42,7 +41,7 @@ from prism_client.msgpack_numpy import pack, unpack
 from prism_policy.config import config_json
 from prism_policy.config.presets import encoder_name
 from prism_policy.config.settings import Device, RunConfig
-from prism_policy.deploy.connection import ACCEPTED_AT_ONCE, FairConnection, let_many_wait
+from prism_policy.deploy.connection import ACCEPTED_AT_ONCE, FairConnection, let_many_wait, patience, shortened
 from prism_policy.deploy.metrics import Metrics
 from prism_policy.deploy.session import Adapter, Session
 from prism_policy.deploy.turns import Turn, Turns
@@ -52,6 +51,7 @@ from prism_policy.run_folder import load_policy, read_data, read_run
 from prism_policy.utils.device import pick_device
 from prism_policy.utils.progress import console
 from prism_policy.utils.text import one_line
+from prism_policy.utils.threads import Threads
 
 MOST_CONNECTIONS = 64
 """Of robots at a time: each may keep three of the longest questions in memory."""
@@ -60,8 +60,6 @@ OPEN_S, CLOSE_S = 5.0, 1.0
 SWITCH_S = 0.0005
 """How long the network may keep Python's lock from the policy [s], which needs it again after every operator: with
 Python's own 5 ms a chunk took seconds beside a busy network."""
-PING_S = (1.0, 600.0)
-"""Least and most time between a robot's pings, and for its answer to one, which is its `answer_s` by default [s]."""
 STOPPING = "the server is stopping"
 DRAIN_S = 10.0
 """How long questions that wait are answered after SIGTERM [s]."""
@@ -88,6 +86,7 @@ class Server:
     metrics: Metrics = field(default_factory=Metrics)
     _connections: int = 0
     _turns: Turns = field(default_factory=Turns)
+    _threads: Threads = field(default_factory=Threads)
     _asking: set[ServerConnection] = field(default_factory=set)
     _stopping: bool = False
     _draining: bool = False
@@ -122,7 +121,7 @@ class Server:
         switch_s = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
         try:
-            with self._network(host, port) as url:
+            with self._threads, self._network(host, port) as url:
                 ready(url)
                 while not self._stopping:
                     if turn := self._turns.next(WAKE_S):
@@ -182,7 +181,7 @@ class Server:
                 open_timeout=OPEN_S,
                 close_timeout=CLOSE_S,
                 process_request=self._admit,
-                process_response=_shortened,
+                process_response=shortened,
                 ssl=self.tls,
                 ssl_handshake_timeout=None if self.tls is None else OPEN_S,
                 create_connection=cast(Any, functools.partial(FairConnection, {})),
@@ -233,8 +232,8 @@ class Server:
         if len(connection.server.connections) >= MOST_CONNECTIONS:
             full = f"{MOST_CONNECTIONS} robots are connected, and more have to wait\n"
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, full)
-        if (patience := _patience(request)) is not None:
-            connection.ping_interval = connection.ping_timeout = patience
+        if (seconds := patience(request)) is not None:
+            connection.ping_interval = connection.ping_timeout = seconds
         self.metrics.count("connections")
         return None
 
@@ -284,7 +283,8 @@ class Server:
 
         def compute() -> bytes:
             started = time.perf_counter()
-            answer = pack(session.answer(request))
+            with self._threads.work():
+                answer = pack(session.answer(request))
             self.answers_s.append(time.perf_counter() - started)
             self.metrics.answered(started - came, self.answers_s[-1])
             return answer
@@ -294,16 +294,6 @@ class Server:
     async def _refuse(self, connection: ServerConnection, sentence: str) -> None:
         await connection.send(sentence)
         await connection.close(1011, "the message before says why")
-
-
-def _patience(request: Request) -> float | None:
-    """How long a robot waits for an answer, as its client says; None where it says nothing [s]."""
-    said = request.headers.get_all("Prism-Answer-S")
-    try:
-        seconds = float(said[0]) if len(said) == 1 else math.nan
-    except ValueError:
-        return None
-    return None if math.isnan(seconds) else min(max(seconds, PING_S[0]), PING_S[1])
 
 
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
@@ -319,13 +309,6 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
         expected = f"expected a certificate and its key without a password (PEM) in {certificate} and {key}"
         raise PrismError(f"{expected}; got what is none ({one_line(error, 100)})") from error
     return context
-
-
-def _shortened(connection: ServerConnection, request: Request, response: Response) -> Response | None:
-    """Refusals of websockets quote what was sent at any length."""
-    if response.status_code >= 400 and response.body and len(response.body) > 300:
-        return connection.respond(http.HTTPStatus(response.status_code), one_line(bytes(response.body).decode(), 300))
-    return None
 
 
 def describe(folder: Path, checkpoint: str, config: RunConfig, policy: Policy) -> dict[str, Any]:

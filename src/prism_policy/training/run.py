@@ -142,6 +142,12 @@ def _rollout(folder: Path, config: RunConfig) -> Rollout:
     return rollout
 
 
+def _in_words(threads: list[int]) -> str:
+    if len(threads) > 1:
+        return f"{threads[0]} to {threads[-1]} threads, as others used the cores"
+    return f"{threads[0]} thread{'s' * (threads[0] > 1)}"
+
+
 def _summary(folder: Path, config: RunConfig) -> None:
     """Print the closing lines of a training."""
     if not (lines := read_metrics(folder).repaired("the summary is of the other lines")):
@@ -150,9 +156,11 @@ def _summary(folder: Path, config: RunConfig) -> None:
     last = lines[-1]
     rates = sorted(line["samples_per_s"] for line in lines)
     waited = sum(line["waiting"] for line in lines) / len(lines)
+    threads = _in_words(sorted({line["threads"] for line in lines}))
     console.print(
         f"{last['step']} updates of {config.train.batch_size} windows in {last['wall_s']:.0f} s "
-        f"({rates[len(rates) // 2]:.0f} windows/s, {waited:.1%} of it waiting for data); loss {last['loss']:.4g}"
+        f"({rates[len(rates) // 2]:.0f} windows/s, {waited:.1%} of it waiting for data; {threads}); "
+        f"loss {last['loss']:.4g}"
     )
     if held_out := [line for line in lines if "valid_loss" in line]:
         best = min(held_out, key=lambda line: line["valid_loss"])

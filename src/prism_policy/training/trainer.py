@@ -27,6 +27,7 @@ from prism_policy.training.prefetch import Prefetcher, moved, pinned
 from prism_policy.training.runtime import arithmetic, resident, stop_signal
 from prism_policy.utils.files import write_lines
 from prism_policy.utils.memory import keep_freed_memory
+from prism_policy.utils.threads import Threads
 
 VALID_WINDOWS = 256  # held-out windows of a validation, at most
 CPU = torch.device("cpu")
@@ -152,6 +153,7 @@ class Trainer:
         self.started = self.saved = self.logged = time.perf_counter()
         self.trained_s = 0.0  # what earlier calls took, before they were stopped
         self.stopped: Callable[[], bool] = lambda: False
+        self.threads = Threads(fixed=device.type != "cpu" or self.settings.deterministic)
 
     def train(self) -> Policy:
         """Train to the end; returns the policy with its EMA weights, which are also saved.
@@ -163,13 +165,14 @@ class Trainer:
         if self.group.is_main_process:
             save_normalizer(self.folder, self.policy, self.config.task)
         surroundings = arithmetic(self.settings, self.device)
-        with stop_signal() as self.stopped, keep_freed_memory(), surroundings, self.checkpoints:
+        with stop_signal() as self.stopped, keep_freed_memory(), surroundings, self.threads, self.checkpoints:
             self.resume()
             model = self.wrapped_policy()
             batches = Prefetcher(self.prepare, range(self.state.done, self.settings.steps))
             self.logged = time.perf_counter()
             for prepared in batches:
-                self.losses.append(self.step(model, prepared))
+                with self.threads.work():
+                    self.losses.append(self.step(model, prepared))
                 due = self.due()
                 if not any(due):
                     continue
@@ -291,6 +294,7 @@ class Trainer:
             "lr": state.optimizer.param_groups[0]["lr"],
             "samples_per_s": len(self.losses) * settings.batch_size / seconds,
             "waiting": waited_s / seconds,
+            "threads": self.threads.count,
             "wall_s": self.trained_s + now - self.started,
         }
         if self.device.type == "cuda":
