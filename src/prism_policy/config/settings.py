@@ -213,8 +213,8 @@ class TrainConfig:
     compile: bool = False
     """Fuse the network's operations with torch.compile: for a GPU; on a CPU it gained nothing."""
     deterministic: bool = False
-    """Only operations that give the same bits every time, with a number of threads that stays; so a resumed run ends the
-    same (on a CPU, OMP_NUM_THREADS does that, too)."""
+    """Only operations that give the same bits every time, in as many threads all the time, so that a resumed run ends
+    the same (on a CPU, OMP_NUM_THREADS does that, too)."""
     checkpoint_minutes: NonNegative = 1.0
     """Minutes between checkpoints; at most this much work is lost to a kill."""
     keep_every: Natural = 12_500
