@@ -279,7 +279,7 @@ def parts(sizes: str, arguments: argparse.Namespace) -> None:
     batch = moved(windows.batch(indices) | {"draws": policy.draw(batch_size)}, device)
     with torch.no_grad():
         cond = policy.condition(batch, batch["draws"])
-    noise, times = batch["draws"]["noise"], batch["draws"]["times"]
+    noise, times = (batch["draws"][name].flatten(0, 1) for name in ("noise", "times"))
 
     def encoder() -> None:
         policy.condition(batch, batch["draws"]).sum().backward()

@@ -125,3 +125,24 @@ def _distributed(rank: int, folder: str) -> None:
         rows = slice(4 * rank, 4 * rank + 4)
         torch.save(gradients(wrapped, rows), Path(folder) / f"{kind}_{rank}.pt")
     dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_noises_of_a_window_give_the_mean_of_each_ones_gradients(kind: PolicyKind) -> None:
+    policy = small_policy(kind).double()
+    batch = {name: x.double() if name == "actions" or name == "state" else x for name, x in batch_of(policy).items()}
+    draws = policy.draw(8, torch.Generator().manual_seed(3), copies=3)
+    draws = {name: x.double() if x.is_floating_point() else x for name, x in draws.items()}
+    assert draws["noise"].shape == (8, 3, 4, 2)
+
+    def gradients_with(of_chunk: slice) -> dict[str, Tensor]:
+        policy.zero_grad()
+        chosen = {name: x[:, of_chunk] if name in ("noise", "times") else x for name, x in draws.items()}
+        policy({**batch, "draws": chosen}).backward()
+        return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+    together = gradients_with(slice(None))
+    each = [gradients_with(slice(i, i + 1)) for i in range(3)]
+    for name, gradient in together.items():
+        expected = sum(one[name] for one in each) / 3
+        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-9)

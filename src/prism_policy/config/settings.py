@@ -194,6 +194,8 @@ class TrainConfig:
     """Updates."""
     batch_size: Count = 512
     """Windows an update."""
+    noise_draws: Count = 1
+    """Noise and times that each window of an update is learned with; more cost little beside encoding its images."""
     balance: Balance = "task"
     """Draw windows of several tasks equally often (task), or as often as each has frames (frame)."""
     lr: Positive = 1e-4

@@ -22,7 +22,6 @@ from prism_policy.deploy.session import Adapter
 from prism_policy.doctor.finding import Finding, Place, finding
 from prism_policy.errors import PrismError
 from prism_policy.policies import Policy
-from prism_policy.policies.base import LossInputs
 from prism_policy.probe.ridge import ridge_error
 from prism_policy.run_folder import load_policy, make_policy, read_data
 from prism_policy.training.checkpoint import TrainState
@@ -164,13 +163,9 @@ def _loss(policy: Policy, batch: Any, generator: torch.Generator) -> torch.Tenso
 
     The crop is the centre, as in acting.
     """
-    count = len(batch["actions"])
-    draws = policy.draw(count * COPIES, generator, training=False)
-    of_encoder = {name: x[:count].to(policy.device) for name, x in draws.items() if name.startswith("order.")}
-    actions = policy.normalizer["action"](batch["actions"]).repeat(COPIES, 1, 1)
-    cond = policy.condition(batch, of_encoder).repeat(COPIES, 1)
-    noise, times = (draws[name].to(policy.device) for name in ("noise", "times"))
-    return policy.chunk_loss(LossInputs(actions, cond, noise, times, batch["mask"].repeat(COPIES, 1)))
+    draws = policy.draw(len(batch["actions"]), generator, training=False, copies=COPIES)
+    loss: torch.Tensor = policy({**batch, "draws": {name: x.to(policy.device) for name, x in draws.items()}})
+    return loss
 
 
 def _chunks(

@@ -164,11 +164,16 @@ class Policy(nn.Module):
         draws = batch.get("draws")
         if draws is None:
             draws = {name: x.to(actions.device) for name, x in self.draw(len(actions)).items()}
-        inputs = (actions, self.condition(batch, draws), draws["noise"], draws["times"])
-        return self.chunk_loss(LossInputs(*inputs, batch.get("mask"), batch.get("mask_share")))
+        noise, times = draws["noise"].flatten(0, 1), draws["times"].flatten(0, 1)
+        copies = len(noise) // len(actions)
+        cond, mask = self.condition(batch, draws), batch.get("mask")
+        if copies > 1:
+            actions, cond = (x.repeat_interleave(copies, dim=0) for x in (actions, cond))
+            mask = None if mask is None else mask.repeat_interleave(copies, dim=0)
+        return self.chunk_loss(LossInputs(actions, cond, noise, times, mask, batch.get("mask_share")))
 
     def draw(
-        self, batch: int, generator: torch.Generator | None = None, training: bool | None = None
+        self, batch: int, generator: torch.Generator | None = None, training: bool | None = None, copies: int = 1
     ) -> dict[str, Tensor]:
         """All randomness of a batch's loss, a row a window, from the CPU: a seed means the same on every device, and to
         each of several processes that take some of the rows.
@@ -176,9 +181,10 @@ class Policy(nn.Module):
         Crops are random in `training`, by default the module's mode, which another thread may be changing.
 
         Returns:
-            `noise` (B, T, A), `times` (B, ...), and what the encoder draws for each of the frames, (B, To, ...).
+            `noise` (B, N, T, A) and `times` (B, N, ...) for `copies` N of each window, which is encoded once, and what
+            the encoder draws for each of the frames, (B, To, ...).
         """
-        noise, times = self.draw_chunk(batch, generator)
+        noise, times = (x.view(batch, copies, *x.shape[1:]) for x in self.draw_chunk(batch * copies, generator))
         frames = self.encoder.draw(batch * self.config.n_obs_steps, generator, training)
         of_encoder = {name: x.view(batch, self.config.n_obs_steps, -1) for name, x in frames.items()}
         return {"noise": noise, "times": times, **of_encoder}

@@ -221,7 +221,8 @@ class Trainer:
         """
         batch_size, seed = self.settings.batch_size, self.config.seed
         indices = batch_indices(step, batch_size, self.window_groups, seed)
-        draws = self.policy.draw(batch_size, torch.Generator().manual_seed(update_seed(seed, step)), training=True)
+        generator, copies = torch.Generator().manual_seed(update_seed(seed, step)), self.settings.noise_draws
+        draws = self.policy.draw(batch_size, generator, training=True, copies=copies)
         prepared = {"indices": indices, "draws": {name: x[self.rows] for name, x in draws.items()}}
         if self.windows.device.type == self.device.type != "cpu":
             return pinned(prepared)
