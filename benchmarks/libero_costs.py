@@ -24,7 +24,7 @@ from prism_policy.tasks.libero import SUITES
 SETTINGS = {
     "LIBERO's defaults: 4x MSAA, shadows, reflections": (RenderConfig(128, 4, True, True), False),
     "no MSAA, no shadows, no reflections": (RenderConfig(128), False),
-    "the same, geoms out of view left out (default here)": (RenderConfig(128), True),
+    "the same; out of view left out, what never moves kept (default here)": (RenderConfig(128), True),
 }
 
 
@@ -50,8 +50,8 @@ def main() -> None:
             chunks.append(timed(env.step_chunk, actions, 2))
         memory = resident()
         frames: list[list[float]] = [[] for _ in SETTINGS]
-        for times, (settings, cull) in zip(frames, SETTINGS.values(), strict=True):
-            renderer = Renderer(env.model, settings, cull)
+        for times, (settings, shortcuts) in zip(frames, SETTINGS.values(), strict=True):
+            renderer = Renderer(env.model, settings, shortcuts)
             for round_ in range(arguments.rounds + 2):
                 for camera in task.cameras:
                     renderer.pose(env.states[-1 - round_ % 8][1 : 1 + env.model.nq])

@@ -31,9 +31,9 @@ def main() -> None:
     settings = {
         "robosuite's defaults: 4x MSAA, shadows, reflections": (RenderConfig(size, 4, True, True), False),
         "no MSAA, no shadows, no reflections": (plain, False),
-        "the same, geoms out of view left out (default here)": (plain, True),
+        "the same; out of view left out, what never moves kept (default here)": (plain, True),
     }
-    renderers = {name: Renderer(env.model, config, cull) for name, (config, cull) in settings.items()}
+    renderers = {name: Renderer(env.model, config, shortcuts) for name, (config, shortcuts) in settings.items()}
     nothing = Renderer(env.model, plain, False)
     nothing._option.geomgroup[:] = 0
     renderers["nothing drawn: pose, clear, read back"] = nothing

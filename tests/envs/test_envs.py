@@ -97,7 +97,7 @@ def test_drawing_at_another_size_leaves_the_frames_as_they_were(env: RobosuiteEn
 @pytest.mark.parametrize("camera", ["agentview", "robot0_eye_in_hand", "sideview", "birdview"])
 def test_leaving_out_what_is_out_of_view_changes_no_pixel(env: RobosuiteEnv, camera: str) -> None:
     states = trajectory(env, 9, steps=20)[::5]
-    everything = Renderer(env.model, TASK.render, cull=False)
+    everything = Renderer(env.model, TASK.render, shortcuts=False)
     hidden = 0
     for state in states:
         frame = env.render(camera, None, state)
@@ -109,9 +109,39 @@ def test_leaving_out_what_is_out_of_view_changes_no_pixel(env: RobosuiteEnv, cam
     everything.close()
 
 
+def test_what_never_moves_is_kept_until_it_is_moved(env: RobosuiteEnv) -> None:
+    kept, everything = (Renderer(env.model, TASK.render, shortcuts) for shortcuts in (True, False))
+    states = [state[1 : 1 + env.model.nq] for state in trajectory(env, 9, steps=20)[::5]]
+    frames = []
+    for shift in (0.0, 0.05, 0.0):
+        for renderer in (kept, everything):
+            renderer.model.body("table").pos[1] += shift
+        for qpos in states:
+            for renderer in (kept, everything):
+                renderer.pose(qpos)
+            frames.append(kept.draw("agentview"))
+            np.testing.assert_array_equal(frames[-1], everything.draw("agentview"))
+    assert len(kept._backgrounds) == 1
+    assert (frames[0] != frames[len(states)]).any()
+    kept.close()
+    everything.close()
+
+
+def test_what_one_looks_through_is_drawn_with_the_rest() -> None:
+    env = RobosuiteEnv(dataclasses.replace(TASK, name="can"))  # whose goals are translucent
+    env.reset(seed=0)
+    kept, everything = (Renderer(env.model, TASK.render, shortcuts) for shortcuts in (True, False))
+    for renderer in (kept, everything):
+        renderer.pose(env.state[1 : 1 + env.model.nq])
+    np.testing.assert_array_equal(kept.draw("agentview"), everything.draw("agentview"))
+    assert not kept._backgrounds
+    for each in (kept, everything, env):
+        each.close()
+
+
 def test_shadows_draw_everything(env: RobosuiteEnv) -> None:
     renderer = Renderer(env.model, RenderConfig(shadows=True))
-    assert not renderer.cull
+    assert not renderer.shortcuts
     renderer.close()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import copy
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,20 +21,36 @@ from prism_policy.errors import PrismError
 HIDDEN_GROUP = 5  # geom group that is never drawn; geoms out of view are moved there
 
 
+@dataclass(frozen=True)
+class Background:
+    """What a camera that never moves sees of all that never moves."""
+
+    poses: np.ndarray
+    """Of all this, and of the lights."""
+    frame: np.ndarray
+    """uint8 (size, size, 3), row 0 at the bottom."""
+    depth: np.ndarray
+    """OpenGL's depth buffer, float32 (size, size), row 0 at the bottom."""
+
+
 class Renderer:
     """Draws fixed cameras of a model, of which it makes a copy.
 
-    `cull` leaves out geoms whose bounding box lies outside the camera's view. That changes no pixel and halves the
-    cost: most of the vertices belong to parts of the robot that the cameras do not see.
+    `shortcuts` change no pixel and halve the cost, which is in the vertices. Geoms whose bounding box lies outside the
+    camera's view are left out. What never moves, such as the robot's pedestal, is drawn once for a camera that does not
+    move either, and kept with its depths; then only the rest is drawn, and shown where it is nearer.
     """
 
-    def __init__(self, model: mujoco.MjModel, settings: RenderConfig, cull: bool = True) -> None:
+    def __init__(self, model: mujoco.MjModel, settings: RenderConfig, shortcuts: bool = True) -> None:
         self.settings = settings
         self.model = copy.copy(model)
         self.data = mujoco.MjData(self.model)
         # An object outside the view may still throw a shadow or be mirrored into it.
-        self.cull = cull and not settings.shadows and not settings.reflections
+        self.shortcuts = shortcuts and not settings.shadows and not settings.reflections
         self._groups = self.model.geom_group.copy()
+        self._still = self.model.body_weldid[self.model.geom_bodyid] == 0  # welded to the world
+        self._transparent: np.ndarray | None = None
+        self._backgrounds: dict[tuple[int, int], Background] = {}
         signs = np.array(list(itertools.product((-1, 1), repeat=3)))  # (8, 3)
         centre, half = self.model.geom_aabb[:, None, :3], self.model.geom_aabb[:, None, 3:]
         self._corners = centre + signs * half  # (ngeom, 8, 3), in the geom's frame
@@ -86,21 +103,61 @@ class Renderer:
 
     def _render(self, camera: str, size: int) -> np.ndarray:
         """Colours uint8 (size, size, 3), row 0 at the top."""
-        cam = mujoco.MjvCamera()
-        cam.type, cam.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, camera_id(self.model, camera)
+        number = camera_id(self.model, camera)
         self._gl.make_current()
         if size > self._context.offWidth:
             mujoco.mjr_resizeOffscreen(size, size, self._context)
-        if self.cull:
-            self.model.geom_group[:] = np.where(self._in_view(cam.fixedcamid), self._groups, HIDDEN_GROUP)
+        visible = self._in_view(number) if self.shortcuts else np.ones(self.model.ngeom, bool)
+        if background := self._background(number, size, visible):
+            frame, depth = self._pass(number, size, visible & ~self._still)
+            frame = np.where((depth < background.depth)[..., None], frame, background.frame)
+        else:
+            frame, _ = self._pass(number, size, visible)
+        return np.ascontiguousarray(frame[::-1])  # OpenGL counts rows from the bottom
+
+    def _pass(self, camera: int, size: int, visible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Colours and depths of the geoms in the mask (ngeom,), row 0 at the bottom."""
+        cam = mujoco.MjvCamera()
+        cam.type, cam.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, camera
+        self.model.geom_group[:] = np.where(visible, self._groups, HIDDEN_GROUP)
         mujoco.mjv_updateScene(
             self.model, self.data, self._option, self._perturb, cam, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
         viewport = mujoco.MjrRect(0, 0, size, size)
         mujoco.mjr_render(viewport, self._scene, self._context)
-        frame = np.empty((size, size, 3), np.uint8)
-        mujoco.mjr_readPixels(frame, None, viewport, self._context)
-        return np.ascontiguousarray(frame[::-1])  # OpenGL counts rows from the bottom
+        frame, depth = np.empty((size, size, 3), np.uint8), np.empty((size, size), np.float32)
+        mujoco.mjr_readPixels(frame, depth, viewport, self._context)
+        return frame, depth
+
+    def _background(self, camera: int, size: int, visible: np.ndarray) -> Background | None:
+        """None where all has to be drawn together: a moving camera or light, anything to look through in view."""
+        model, data = self.model, self.data
+        moves = model.cam_mode[camera] or model.body_weldid[model.cam_bodyid[camera]]
+        if not self.shortcuts or self.settings.msaa or moves or model.body_weldid[model.light_bodyid].any():
+            return None
+        if self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT]:
+            return None
+        if self._transparent is None:
+            self._transparent = self._look_through(camera, size)
+        if (visible & self._transparent).any():
+            return None
+        still = self._still
+        parts = data.cam_xpos[camera], data.cam_xmat[camera], data.geom_xpos[still], data.geom_xmat[still]
+        poses = np.concatenate([part.ravel() for part in (*parts, data.light_xpos, data.light_xdir)])
+        kept = self._backgrounds.get((camera, size))
+        if kept is None or not np.array_equal(kept.poses, poses):
+            kept = Background(poses, *self._pass(camera, size, still))
+            self._backgrounds[camera, size] = kept
+        return kept
+
+    def _look_through(self, camera: int, size: int) -> np.ndarray:
+        """Mask (ngeom,): transparent, as MuJoCo sees it; all, where marks are that are no geoms."""
+        mask = np.zeros(self.model.ngeom, bool)
+        self._pass(camera, size, np.ones(self.model.ngeom, bool))
+        for each in self._scene.geoms[: self._scene.ngeom]:
+            if each.transparent and each.rgba[3] > 0:
+                mask[each.objid if each.objtype == mujoco.mjtObj.mjOBJ_GEOM else slice(None)] = True
+        return mask
 
     def _in_view(self, camera: int) -> np.ndarray:
         """Mask (ngeom,): the bounding box is not wholly beyond one side of the square image's pyramid."""
