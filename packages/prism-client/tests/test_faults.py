@@ -31,8 +31,10 @@ PERIOD = 1 / HZ
 STEPS = 60
 KINDS = (
     "killed", "stopped", "nan", "beyond", "shape", "sentence", "far", "frozen", "stuck", "unplugged", "ahead", "behind",
-    "hangs", "refuses", "Ctrl-C", "SIGTERM",
+    "hangs", "refuses", "Ctrl-C", "SIGTERM", "resumed",
 )  # fmt: skip
+FROZEN_S = float(os.environ.get("PRISM_FROZEN_S", "1"))
+"""How long a server that is `resumed` was stopped [s]."""
 SERVERS = ("nan", "beyond", "shape", "sentence", "far")
 """What is wrong with what the server says; `far` is a policy that runs away within what is announced."""
 
@@ -56,8 +58,11 @@ def episode(kind: str, folder: Path, rng: np.random.Generator) -> tuple[Point, O
         began[0] = robot.clock.now()
         if kind == "killed":
             process.kill()
-        elif kind == "stopped":
+        elif kind in ("stopped", "resumed"):
             process.send_signal(signal.SIGSTOP)
+            if kind == "resumed":
+                time.sleep(FROZEN_S)
+                process.send_signal(signal.SIGCONT)
         elif kind == "Ctrl-C":
             os.kill(os.getpid(), signal.SIGINT)
         elif kind == "SIGTERM":
@@ -68,7 +73,9 @@ def episode(kind: str, folder: Path, rng: np.random.Generator) -> tuple[Point, O
     with policy_server(mode, first=int(rng.integers(1, 4)), delay_s=float(rng.uniform(0, 0.06))) as (url, process):
         client = PolicyClient(url, answer_s=0.4, connect_s=1.0, reconnect=True)
         stop, asking = Stop(), ThreadedAsking(client)
-        options = LoopOptions(STEPS, reconnect_s=0.3, home_at_end=bool(rng.integers(2)))
+        longer = FROZEN_S + 2 if kind == "resumed" else 0.0
+        steps = STEPS + round(longer * HZ)
+        options = LoopOptions(steps, reconnect_s=longer or 0.3, home_at_end=bool(rng.integers(2)))
         with EpisodeLog(folder, {"kind": kind}) as log, operator(stop):
             loop = ControlLoop(robot, asking, client.interface, LIMITS, FILE.workspace, options, log=log, stop=stop)
             with watched(robot, when, lambda: strike(process)):
@@ -93,6 +100,10 @@ def check(kind: str, robot: Point, outcome: Outcome, began: float, folder: Path)
     np.testing.assert_allclose(np.array(sent)[:, :3], goals, atol=1e-6)
     if kind in ("Ctrl-C", "SIGTERM", "unplugged", "ahead", "behind", "refuses"):
         assert not robot.did("act", began + 2 * PERIOD)  # it holds within a step of the fault
+    if kind == "resumed":  # it holds meanwhile, and goes on
+        assert outcome.steps > STEPS
+        assert robot.did("hold", began)
+        assert robot.did("act", began + FROZEN_S)
     if kind == "hangs":
         holds = robot.did("hold", began)
         assert holds
