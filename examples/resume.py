@@ -20,6 +20,7 @@ def settings(file: Path, steps: int) -> RunConfig:
     config = presets.nano("recorded", encoder_name="sspool")
     encoder = replace(config.policy.encoder, stages=(1, 2))
     train = replace(config.train, steps=steps, batch_size=8, checkpoint_minutes=0.0, valid_every=0)
+    train = replace(train, deterministic=True)  # else the number of threads follows what else runs
     policy = replace(config.policy, encoder=encoder, down_dims=(16, 32))
     return replace(config, dataset=str(file.resolve()), train=train, policy=policy)
 
