@@ -86,10 +86,14 @@ class Server:
     metrics: Metrics = field(default_factory=Metrics)
     _connections: int = 0
     _turns: Turns = field(default_factory=Turns)
-    _threads: Threads = field(default_factory=Threads)
+    _threads: Threads = field(init=False)
     _asking: set[ServerConnection] = field(default_factory=set)
     _stopping: bool = False
     _draining: bool = False
+
+    def __post_init__(self) -> None:
+        """Choose what follows from the policy."""
+        self._threads = Threads(useful=self.policy.gains_from_cores)
 
     def session(self) -> Session:
         """Start the session of a new connection."""

@@ -33,9 +33,6 @@ NOISE_STREAM = 1  # stream 0 of an episode's random generators places the object
 GPU_ROWS = 16
 """Rows of every call of the policy on a GPU. A batch of another size runs other kernels, whose sums differ in their
 last bits, and soon the trajectories do: so the size must not follow how many episodes happen to wait."""
-PARALLEL_FROM = 20_000_000
-"""Parameters from which two calls on two cores are faster than one after the other (1.6 times at the paper's size);
-those of a small network wait for Python's lock most of the time, and are slower side by side (0.7 at nano's)."""
 
 
 def evaluate(
@@ -152,9 +149,7 @@ def as_batch(observations: Sequence[Observation]) -> dict[str, Any]:
 
 def acting_threads(policy: Policy, workers: int) -> int:
     """How many episodes a policy acts for at a time: on a CPU a large one for as many as there are cores."""
-    size = sum(p.numel() for p in policy.parameters())
-    alone = policy.device.type != "cpu" or size < PARALLEL_FROM
-    return 1 if alone else min(workers, available_cores())
+    return min(workers, available_cores()) if policy.gains_from_cores else 1
 
 
 def sample_chunks(

@@ -23,6 +23,10 @@ Observation = Mapping[str, Any]
 """{"images": {camera: uint8 (B, To, H, W, 3)}, "state": float32 (B, To, S), "task": optional float32 (B, E),
 "draws": optional, see `Policy.draw_sampling`}; to act, `task` may also be the instruction itself, or B of them."""
 
+CORES_FROM = 20_000_000
+"""Parameters from which on two cores are faster: at the paper's size 1.2 times in two threads, 1.6 times as two calls
+side by side; at nano's nothing is gained, and two calls wait for Python's lock (benchmarks/RESULTS.md)."""
+
 Known = tuple[Tensor, Tensor]
 """Normalised values (B, T, A) of actions that are given, and where they are: bool (B, T, A)."""
 
@@ -121,6 +125,11 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         """Device of the weights."""
         return next(self.parameters()).device
+
+    @property
+    def gains_from_cores(self) -> bool:
+        """Whether several cores make acting faster, in threads or as calls side by side: those of a CPU, if it is large."""
+        return self.device.type == "cpu" and sum(p.numel() for p in self.parameters()) >= CORES_FROM
 
     def fingerprint(self) -> str:
         """Digest of weights and statistics."""

@@ -67,31 +67,36 @@ class Threads:
                     compute(piece)
 
     Args:
+        useful: with False one thread is enough, however many are free.
         fixed: leave the number as it is; so it is by one that was given, see above.
         others: cores' worth of time that others took since its last call; `seconds` is the time [s].
     """
 
     def __init__(
         self,
+        useful: bool = True,
         fixed: bool = False,
         others: Callable[[], float] | None = None,
         seconds: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.most = self.count = torch.get_num_threads()
-        self.fixed = fixed or self.most == 1 or "OMP_NUM_THREADS" in os.environ
+        self.before = torch.get_num_threads()
+        given = fixed or "OMP_NUM_THREADS" in os.environ
+        self.most = self.count = self.before if useful or given else 1
+        self.fixed = given or self.most == 1
         self._others, self._seconds = others or OthersUse(), seconds
         self._looked = -math.inf
         self._trial: Trial | None = None  # the one that goes on, or the last one without success
 
     def __enter__(self) -> Self:
         """Look what others use, which takes a moment."""
+        torch.set_num_threads(self.count)
         if not self.fixed:
             time.sleep(FIRST_LOOK_S)
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Have as many threads as before."""
-        torch.set_num_threads(self.most)
+        torch.set_num_threads(self.before)
 
     @contextmanager
     def work(self) -> Iterator[None]:
