@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
+import gc
 import hmac
 import http
 import ipaddress
@@ -124,6 +125,8 @@ class Server:
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         switch_s = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
+        gc.collect()
+        gc.freeze()  # looking through all that PyTorch consists of, for garbage, would take a tenth of a second
         try:
             with self._threads, self._network(host, port) as url:
                 ready(url)
@@ -131,6 +134,7 @@ class Server:
                     if turn := self._turns.next(WAKE_S):
                         turn.take()
         finally:
+            gc.unfreeze()
             sys.setswitchinterval(switch_s)
             for number, handler in handlers.items():
                 signal.signal(number, handler)

@@ -128,7 +128,7 @@ class Policy(nn.Module):
 
     @property
     def gains_from_cores(self) -> bool:
-        """Whether several cores make acting faster, in threads or as calls side by side: those of a CPU, if it is large."""
+        """Whether several cores make acting faster, in threads or as calls side by side: on a CPU, if it is large."""
         return self.device.type == "cpu" and sum(p.numel() for p in self.parameters()) >= CORES_FROM
 
     def fingerprint(self) -> str:
