@@ -437,7 +437,7 @@ def test_each_line_of_the_figures_says_what_was_trained_since_the_one_before(tmp
     lines = read_lines(tmp_path / "fifth" / "metrics.jsonl")
     assert [line["step"] for line in lines] == [5, 10, 12]
     assert [line["lr"] for line in lines] == [learning_rate(s - 1, config.train) for s in (5, 10, 12)]
-    assert set(lines[0]) == {"step", "loss", "lr", "samples_per_s", "waiting", "wall_s"}
+    assert set(lines[0]) == {"step", "loss", "lr", "samples_per_s", "waiting", "wall_s", "threads"}
     times = [line["wall_s"] for line in lines]
     assert times == sorted(times)
     for line, before, updates in zip(lines[1:], lines, (5, 2), strict=False):
