@@ -52,7 +52,9 @@ def test_demonstrations_are_made_drawn_and_told_about(tmp_path: Path) -> None:
     assert "expected images of 84x84 px from camera 'agentview', got (32, 32)" in complaint
     assert not (tmp_path / "other").exists()
     assert "config.json not found" in prism(tmp_path, "evaluate", "other", code=2)
-    # What is there is not overwritten, and bad input comes before the work.
+    # A command that was killed as it ended finds its file, and what else is there is not overwritten.
+    assert "File: can.hdf5" in prism(tmp_path, "collect", "--task", "can", "--num-demos", "2", "--out", "can.hdf5")
+    assert "File: images.hdf5" in prism(tmp_path, "render", "can.hdf5", *arguments)
     before = (tmp_path / "can.hdf5").read_bytes()
     complaint = prism(tmp_path, "collect", "--task", "can", "--num-demos", "3", "--out", "can.hdf5", code=2)
     assert "can.hdf5 exists; choose another --out" in complaint

@@ -51,17 +51,14 @@ class Collect(Command):
     def run(self) -> None:
         """Collect them, and print where they lie."""
         from prism_policy.data.robomimic import read_attributes
-        from prism_policy.demos.cache import check_free, copy_out
         from prism_policy.demos.collect import collect
 
-        check_free(self.out)
         for task in single_tasks(replace(task_config(self.task), numbers=self.numbers, adapter=self.adapter)):
             suite = task.spec.suite
             with Bar(f"Demonstrations of {task.name}" if suite else "Demonstrations", self.demos.num_demos) as bar:
-                file = collect(task, self.demos, workers=self.workers, progress=bar.count)
+                out = self.out / f"{task.spec.env_name}_demo.hdf5" if self.out and suite else self.out
+                file = collect(task, self.demos, workers=self.workers, progress=bar.count, out=out)
             about = read_attributes(file)
-            if self.out:
-                file = copy_out(file, self.out / f"{task.spec.env_name}_demo.hdf5" if suite else self.out)
             steps, tried = about["total"], about["tried"]
             made = f"{self.demos.num_demos} demonstrations, {steps} steps; {tried} episodes were tried"
             console.print(made, f"File: {file}")
@@ -94,9 +91,6 @@ class Render(Command):
 
     def run(self) -> None:
         """Draw the images, and print where they lie."""
-        from prism_policy.demos.cache import check_free
-
-        check_free(self.out)
         if not self.file.is_dir():
             file = self.draw(self.file, self.out)
             console.print(f"File: {file}", f"Next: {shell('prism', 'info', file)}   (frames on a contact sheet)")
@@ -112,7 +106,6 @@ class Render(Command):
         """Draw one file's images; returns the file with them."""
         from prism_policy.data.recorded_env import read_env_args, recorded_env
         from prism_policy.data.robomimic import open_demos
-        from prism_policy.demos.cache import copy_out
         from prism_policy.demos.render import render_demos
 
         with open_demos(source) as demos:
@@ -121,8 +114,7 @@ class Render(Command):
         task = replace(task, cameras=self.cameras or task.cameras, render=self.render)
         check_task(task)
         with Bar("Rendering", total) as bar:
-            file = render_demos(source, task, workers=self.workers, progress=bar.count)
-        return copy_out(file, out) if out else file
+            return render_demos(source, task, workers=self.workers, progress=bar.count, out=out)
 
 
 @dataclass(frozen=True)

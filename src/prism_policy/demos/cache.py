@@ -35,18 +35,33 @@ Build = Callable[[Path, WorkerPool], tuple[list[Path], str, dict[str, Any]]]
 
 
 def cached(
-    name: str, key: dict[str, Any], cache_dir: Path | None, workers: int | None, build: Build, **layout: Any
+    name: str,
+    key: dict[str, Any],
+    cache_dir: Path | None,
+    workers: int | None,
+    build: Build,
+    out: Path | None = None,
+    **layout: Any,
 ) -> Path:
     """The file of demonstrations whose content `key` decides, built where it is not there yet.
 
     Args:
         name: beginning of the folder's name.
         build: makes the parts; killed and called again, it finds those that were finished.
+        out: where a copy is wanted, which is returned then.
         layout: names and masks, for `merge_demos`.
+
+    Raises:
+        PrismError: `out` is there and is another file; one that was made before, by a command that was killed at its
+            end, is right.
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = (cache_dir or default_cache_dir()).expanduser() / f"{name}-{digest}"
     data, manifest, parts = folder / DATA_FILE, folder / MANIFEST, folder / "parts"
+    if out is not None and out.exists():
+        if _intact(out, manifest):
+            return out
+        raise taken(out)
     pool = WorkerPool(workers)
     with disk_errors(folder):
         parts.mkdir(parents=True, exist_ok=True)
@@ -55,7 +70,7 @@ def cached(
             if manifest.exists():
                 if _intact(data, manifest):
                     shutil.rmtree(parts, ignore_errors=True)
-                    return data
+                    return _copy_out(data, out) if out else data
                 console.print(f"{data} is damaged (its checksum differs): making it again")
                 manifest.unlink()
             parts.mkdir(exist_ok=True)
@@ -65,7 +80,7 @@ def cached(
                 merge_demos(chosen, temporary, env_args, attributes, **layout)
             write_text(manifest, json.dumps({"sha256": sha256(data), **key}, indent=2))
             shutil.rmtree(parts)
-    return data
+    return _copy_out(data, out) if out else data
 
 
 def _intact(data: Path, manifest: Path) -> bool:
@@ -78,10 +93,15 @@ def _intact(data: Path, manifest: Path) -> bool:
 def check_free(target: Path | None) -> None:
     """Refuse a place for the result that is taken, before the work."""
     if target is not None and target.exists():
-        raise PrismError(f"{target} exists; choose another --out or move it away")
+        raise taken(target)
 
 
-def copy_out(data: Path, target: Path) -> Path:
+def taken(target: Path) -> PrismError:
+    """The error of a place that is taken."""
+    return PrismError(f"{target} exists; choose another --out or move it away")
+
+
+def _copy_out(data: Path, target: Path) -> Path:
     """A copy of a cached file where the user wants it, whole or not at all; returns `target`."""
     with atomic(target) as temporary:
         shutil.copyfile(data, temporary)

@@ -42,6 +42,7 @@ def collect(
     cache_dir: Path | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
+    out: Path | None = None,
 ) -> Path:
     """Demonstrations of the task's expert as states: the first `num_demos` successes in the order of episodes.
 
@@ -53,12 +54,14 @@ def collect(
         demos: how many, how disturbed, and from which seed.
         cache_dir: where results are kept; None is `default_cache_dir()`.
         workers: processes; None is one for each core.
+        out: where a copy is wanted, which is returned then.
 
     Returns:
         An HDF5 file in robomimic's layout. Its `data` group's attribute `tried` is the number of episodes it took.
 
     Raises:
-        PrismError: the simulator is missing, the disk is full, a worker died, or the expert fails too often.
+        PrismError: the simulator is missing, the disk is full, a worker died, the expert fails too often, or `out` is
+            another file.
     """
     if not task.spec.expert and not is_adapted(task.name):  # whose adapter may have one
         raise PrismError(
@@ -75,7 +78,7 @@ def collect(
     def build(folder: Path, pool: WorkerPool) -> tuple[list[Path], str, dict[str, Any]]:
         return _collect_parts(folder, pool, task, demos, progress or (lambda done, total: None))
 
-    return cached(f"states-{file_name(task.name)}", key, cache_dir, workers, build)
+    return cached(f"states-{file_name(task.name)}", key, cache_dir, workers, build, out)
 
 
 def collect_scenes(

@@ -77,6 +77,7 @@ def render_demos(
     cache_dir: Path | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
+    out: Path | None = None,
 ) -> Path:
     """The demonstrations of `states` with images of `task.cameras` and robomimic's low-dimensional observations added.
 
@@ -86,6 +87,7 @@ def render_demos(
     Args:
         states: a file with `states`, such as `collect` returns or robomimic publishes.
         task: the cameras and the render settings.
+        out: where a copy is wanted, which is returned then.
 
     Returns:
         An HDF5 file in robomimic's layout with the same demos and masks; the attribute `render` of its `data` group is
@@ -117,7 +119,7 @@ def render_demos(
         make_missing(pool, parts, work, progress)
         return parts, json.dumps(settings), {"render": json.dumps(render)} | instruction_attribute(task)
 
-    return cached(f"images-{task.name}", key, cache_dir, workers, build, names=names, masks=source.masks)
+    return cached(f"images-{task.name}", key, cache_dir, workers, build, out, names=names, masks=source.masks)
 
 
 FARTHEST = 0.2
