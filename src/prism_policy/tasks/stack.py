@@ -24,7 +24,7 @@ STACK = TaskSpec(
     stages=("reached", "grasped", "lifted", "stacked"),
     phases=("approach", "grasp", "lift", "place"),
     expert="prism_policy.envs.experts.stack:Stack",
-    nano_steps=2000,
+    nano_steps=3000,
     lift_bodies=("cubeA_main",),
     mask_bodies=("cubeA_main", "cubeB_main"),
     tracked=(Tracked("cube", "cubeA_main", heading=0, folds=4), Tracked("base", "cubeB_main", heading=0, folds=4)),
