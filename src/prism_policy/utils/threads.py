@@ -18,22 +18,24 @@ from typing import Self
 import psutil
 import torch
 
+from prism_policy.utils.cores import available_cores
+
 FIRST_LOOK_S, LOOK_S = 0.2, 1.0
-"""How long it is looked at first what others use, and how often later [s]."""
+"""How long it is looked at first what others leave, and how often later [s]."""
 CLEAR = 0.25
 """Cores more or less than threads, for another number of threads to be tried."""
 REJECTED_S = 60.0
-"""How long another number that was not faster is not tried again, unless others use more or less [s]."""
+"""How long another number that was not faster is not tried again, unless others leave more or less [s]."""
 CHANGED = 0.3
-"""Cores that others use more or less, for that to be a change."""
+"""Cores that others leave more or less, for that to be a change."""
 PIECES, ENOUGH_S = 3, 2.0
 """Pieces of work that are timed with each number of threads, fewer where they take this long together [s]."""
 GAIN = 0.95
 """Share of the time that a piece has to take at most, for another number to be chosen."""
 
 
-class OthersUse:
-    """Cores' worth of time that other processes took since the last call."""
+class FreeCores:
+    """Cores' worth of time that other processes left since the last call."""
 
     def __init__(self) -> None:
         affinity = getattr(os, "sched_getaffinity", None)  # Linux's
@@ -47,15 +49,15 @@ class OthersUse:
         return time.perf_counter(), idle, time.process_time()
 
     def __call__(self) -> float:
-        """Since the last call, from 0 to the number of cores."""
+        """What was idle or this process's own, from 0 to the number of cores."""
         now = self._now()
         seconds, idle, own = (after - before for after, before in zip(now, self.before, strict=True))
         self.before = now
-        return max(0.0, len(self.cores) - (idle + own) / seconds) if seconds > 0 else 0.0
+        return (idle + own) / seconds if seconds > 0 else 0.0
 
 
 class Threads:
-    """A number of threads that is chosen again when what other processes use changes.
+    """A number of threads that is chosen again when what other processes leave free changes.
 
     With OMP_NUM_THREADS set, or after `torch.set_num_threads(1)`, it is that number and stays it.
 
@@ -69,26 +71,27 @@ class Threads:
     Args:
         useful: with False one thread is enough, however many are free.
         fixed: leave the number as it is; so it is by one that was given, see above.
-        others: cores' worth of time that others took since its last call; `seconds` is the time [s].
+        free: cores' worth of time that others left since its last call; `seconds` is the time [s].
     """
 
     def __init__(
         self,
         useful: bool = True,
         fixed: bool = False,
-        others: Callable[[], float] | None = None,
+        free: Callable[[], float] | None = None,
         seconds: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.before = torch.get_num_threads()
         given = fixed or "OMP_NUM_THREADS" in os.environ
-        self.most = self.count = self.before if useful or given else 1
+        enough = available_cores() if useful else 1
+        self.most = self.count = self.before if given else min(self.before, enough)
         self.fixed = given or self.most == 1
-        self._others, self._seconds = others or OthersUse(), seconds
+        self._free, self._seconds = free or FreeCores(), seconds
         self._looked = -math.inf
         self._trial: Trial | None = None  # the one that goes on, or the last one without success
 
     def __enter__(self) -> Self:
-        """Look what others use, which takes a moment."""
+        """Look what others leave, which takes a moment."""
         torch.set_num_threads(self.count)
         if not self.fixed:
             time.sleep(FIRST_LOOK_S)
@@ -125,25 +128,24 @@ class Threads:
         if now - self._looked < LOOK_S:
             return
         first, self._looked = self._looked == -math.inf, now
-        used = self._others()
-        room = min(max(self.most - used, 1), self.most)
+        room = min(max(self._free(), 1), self.most)
         if first:  # nothing is known yet, and with too many threads a trial may take minutes
             self.count = round(room)
         elif abs(room - self.count) > CLEAR:
             wanted = math.ceil(room) if room > self.count else math.floor(room)
-            if not (self._trial and self._trial.says_no(wanted, used, now)):
-                self._trial = Trial(self.count, wanted, used, now)
+            if not (self._trial and self._trial.says_no(wanted, room, now)):
+                self._trial = Trial(self.count, wanted, room, now)
 
 
 class Trial:
     """Pieces of work with the present number of threads, then with the wanted one, of which the first does not count:
     OpenMP's threads start, and what the cores remember is elsewhere.
 
-    `used` and `when` are what others took and the time when it began.
+    `room` and `when` are what others left and the time when it began.
     """
 
-    def __init__(self, present: int, wanted: int, used: float, when: float) -> None:
-        self.present, self.wanted, self.used, self.when = present, wanted, used, when
+    def __init__(self, present: int, wanted: int, room: float, when: float) -> None:
+        self.present, self.wanted, self.room, self.when = present, wanted, room, when
         self.times: dict[int, list[float]] = {present: [], wanted: []}
 
     def next(self) -> int:
@@ -160,9 +162,9 @@ class Trial:
         """Whether the wanted number was."""
         return median(self.times[self.wanted][1:]) < GAIN * median(self.times[self.present])
 
-    def says_no(self, wanted: int, used: float, now: float) -> bool:
+    def says_no(self, wanted: int, room: float, now: float) -> bool:
         """Whether it is still known that this number is not faster."""
-        return wanted == self.wanted and abs(used - self.used) < CHANGED and now - self.when < REJECTED_S
+        return wanted == self.wanted and abs(room - self.room) < CHANGED and now - self.when < REJECTED_S
 
 
 def _enough(times: list[float]) -> bool:
