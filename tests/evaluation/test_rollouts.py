@@ -75,7 +75,7 @@ def simulator_processes() -> list[psutil.Process]:
 
 
 @pytest.mark.usefixtures("own_simulators")
-@pytest.mark.parametrize("blow", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGSTOP])
+@pytest.mark.parametrize("blow", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_worker_that_dies_or_hangs_is_replaced_and_its_episode_run_again(
     tmp_path: Path, short: RunConfig, alone: list[np.ndarray], blow: signal.Signals
 ) -> None:
