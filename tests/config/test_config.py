@@ -10,6 +10,8 @@ from prism_policy.config import presets
 from prism_policy.config.config_json import from_dict, load, to_json
 from prism_policy.config.settings import RunConfig
 from prism_policy.errors import PrismError
+from prism_policy.run_folder import read_metrics
+from prism_policy.utils.text import parsed_json
 
 
 @pytest.mark.parametrize("encoder", presets.ENCODERS)
@@ -60,3 +62,16 @@ def test_smoke_changes_sizes_only() -> None:
     small = presets.smoke(config)
     assert small.policy == config.policy
     assert replace(small.task, max_steps=config.task.max_steps) == config.task
+
+
+@pytest.mark.parametrize("digits", [301, 5000])
+def test_a_whole_number_that_no_float_can_be_is_damage(digits: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="too many digits"):
+        parsed_json(f'{{"a": [1, {"7" * digits}]}}')
+    assert float(parsed_json("7" * 300)) > 7e299
+    sound = {"step": 1, "loss": 1.0, "lr": 0.1, "samples_per_s": 1.0, "waiting": 0.0, "wall_s": 1.0, "threads": 1}
+    lines = [json.dumps(sound), json.dumps(sound).replace('"samples_per_s": 1.0', f'"samples_per_s": {"7" * digits}')]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    journal = read_metrics(tmp_path)
+    assert [line["step"] for line in journal.lines] == [1]
+    assert "too many digits" in journal.flaw

@@ -7,7 +7,6 @@ reads it refuses, with a sentence that names the file and what to do (`Journal.s
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import types
 import typing
@@ -19,7 +18,7 @@ from typing import Any, Literal
 from prism_policy.config.ranges import range_of
 from prism_policy.errors import PrismError
 from prism_policy.utils.progress import console
-from prism_policy.utils.text import shown
+from prism_policy.utils.text import parsed_json, shown
 
 MOST_BYTES = 2**26
 """Of a JSON file. Of journals too, for each line."""
@@ -136,15 +135,11 @@ def open_file(path: Path, most_bytes: float = math.inf) -> typing.BinaryIO:
 def _parsed(data: bytes) -> Any:
     """What JSON says; ValueError, in a few words, where it is none."""
     try:
-        return json.loads(data.decode())
+        return parsed_json(data.decode())
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is no UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(str(error)) from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    except ValueError as error:  # Python's limit on the digits of a number
-        raise ValueError("a number has too many digits") from error
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import math
 import os
 import signal
@@ -27,7 +26,7 @@ import psutil
 from prism_policy.data import probe
 from prism_policy.errors import PrismError
 from prism_policy.utils.files import default_cache_dir
-from prism_policy.utils.text import one_line
+from prism_policy.utils.text import one_line, parsed_json
 
 Item = Any
 """An `h5py.Group` or `h5py.Dataset`; h5py has no types."""
@@ -304,7 +303,7 @@ def json_object(item: Item, name: str) -> dict[str, Any] | None:
     if value is None:
         return None
     try:
-        made = json.loads(value) if isinstance(value, str) else None
+        made = parsed_json(value) if isinstance(value, str) else None
     except (ValueError, RecursionError):
         made = None
     if not isinstance(made, dict):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
+
+MOST_DIGITS = 300
+"""Of a whole number in JSON: a float ends at 1.8e308."""
 
 
 def one_line(value: object, most: int = 80) -> str:
@@ -35,6 +39,22 @@ def shown(value: Any, most: int = 80) -> str:
     if isinstance(value, (list, dict)) and len(value) >= most:
         return f"{len(value)} values"
     return one_line(repr(value), most)
+
+
+def parsed_json(text: str) -> Any:
+    """What JSON says; of whole numbers those that also float has room for.
+
+    Raises:
+        ValueError: it is none, in the words of Python's parser.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(text, parse_int=_whole_number)
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError("a number has too many digits")
+    return int(text)
 
 
 def file_name(name: str) -> str:

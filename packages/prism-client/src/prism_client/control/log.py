@@ -19,7 +19,7 @@ from typing import Any, Iterator, NamedTuple
 
 from prism_client.errors import PrismError
 from prism_client.msgpack_numpy import pack, unpack
-from prism_client.text import one_line
+from prism_client.text import one_line, parsed_json
 
 SYNC_S = 0.5
 """How often what was written is forced onto the disk [s]."""
@@ -178,7 +178,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parsed_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:

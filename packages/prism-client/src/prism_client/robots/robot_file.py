@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from prism_client.control.limits import Limits, Workspace
 from prism_client.errors import PrismError
 from prism_client.robots.robot import Robot
-from prism_client.text import one_line, quoted
+from prism_client.text import one_line, parsed_json, quoted
 
 KINDS = {
     "sim": "prism_policy.deploy.sim_robot:SimRobot",
@@ -83,7 +82,7 @@ def read_robot_file(path: Path) -> RobotFile:
             f"cannot read the robot file {path} ({one_line(error, 100)}); docs/robot.md has one"
         ) from error
     try:
-        said = _toml(text) if path.suffix == ".toml" else json.loads(text)
+        said = _toml(text) if path.suffix == ".toml" else parsed_json(text)
         return _file(said)
     except PrismError as error:
         raise PrismError(f"{path}: {error}") from error
