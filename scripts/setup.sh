@@ -41,3 +41,15 @@ if [ "$(.venv/bin/python -c 'from importlib.metadata import version; print("torc
 fi
 echo "installing the pinned packages"
 "${pip[@]}" install --constraint constraints.txt --editable packages/prism-client --editable '.[sim,dev]'
+# robosuite's functions are compiled once and kept; otherwise the first simulators would all do it, side by side.
+echo "compiling the simulator's functions"
+.venv/bin/python - <<'PYTHON' 2>/dev/null || echo "(left to the first run)"
+import numpy as np
+from prism_policy.config.settings import TaskConfig
+from prism_policy.envs.robosuite import RobosuiteEnv
+
+env = RobosuiteEnv(TaskConfig("lift"), render_images=False)
+env.reset(seed=0)
+env.advance(np.zeros(7))
+env.close()
+PYTHON

@@ -136,7 +136,7 @@ class TestReplay:
         assert (second["actions_succeed"], second["states_succeed"]) == (False, True)
         assert second["deviation_mm"] > 100
 
-    @pytest.mark.parametrize("layout", ["v1.4", "v1.5"])
+    @pytest.mark.parametrize("layout", [pytest.param("v1.4", marks=pytest.mark.slow), "v1.5"])
     def test_absolute_actions_are_replayed(self, layout: str, tmp_path: Path) -> None:
         """As diffusion_policy's conversion leaves them: in place of the deltas, with nothing said in `env_args`."""
         from prism_policy.config.settings import TaskConfig

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from urllib.parse import urlparse
 
@@ -252,7 +252,11 @@ def test_actions_are_in_the_range_that_metadata_say(tmp_path: Path, mode: str) -
     assert mode == "delta" or np.abs(actions[:, :6]).max() > 1
 
 
-def test_who_asks_now_and_then_is_not_behind_who_asks_all_the_time_and_who_is_gone_is_left_out() -> None:
+def test_who_asks_now_and_then_is_not_behind_who_asks_all_the_time_and_who_is_gone_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("prism_policy.deploy.turns.time", SimpleNamespace(perf_counter=lambda: now[0]))
     turns, order = Turns(), []
     for name in ("robot", *"abc"):
         turns.open(name)
@@ -260,7 +264,7 @@ def test_who_asks_now_and_then_is_not_behind_who_asks_all_the_time_and_who_is_go
     def ask(name: str) -> Turn:
         def compute() -> bytes:
             order.append(name)
-            time.sleep(0.01)
+            now[0] += 0.01
             return b""
 
         return turns.ask(name, compute)

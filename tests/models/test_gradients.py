@@ -127,7 +127,9 @@ def _distributed(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["flow_matching", *(pytest.param(k, marks=pytest.mark.slow) for k in ("ddpm", "meanflow"))]
+)
 def test_several_noises_of_a_window_give_the_mean_of_each_ones_gradients(kind: PolicyKind) -> None:
     policy = small_policy(kind).double()
     batch = {name: x.double() if name == "actions" or name == "state" else x for name, x in batch_of(policy).items()}

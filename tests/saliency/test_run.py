@@ -221,6 +221,7 @@ def test_the_command_on_the_experts_demonstrations(tmp_path: Path, monkeypatch: 
     assert "more localised" in (tmp_path / "first" / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_experts_frames_are_its_states(tmp_path: Path) -> None:
     pytest.importorskip("robosuite", reason="needs prism-policy[sim]")
     from prism_policy.envs.experts import demonstrate
