@@ -228,6 +228,7 @@ def test_report_of_a_folder_without_results_is_refused(tmp_path: Path, cache: Pa
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_list_of_cameras_is_the_simulators() -> None:
     from prism_policy.envs.robosuite import RobosuiteEnv
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from prism_policy.errors import PrismError
 
-CASES = int(os.environ.get("FUZZ_CASES", "300"))
+CASES = int(os.environ.get("FUZZ_CASES", "200"))
 """Of the whole suite; a file takes its share."""
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
 LONGEST_MESSAGE = 500

@@ -179,6 +179,7 @@ def test_an_encoder_without_keypoints_says_so(tmp_path: Path) -> None:
         draw_keypoints(subject, clip, subject.config.task.cameras, tmp_path / "k.png")
 
 
+@pytest.mark.slow
 def test_a_study_says_which_side_is_more_localised(tmp_path: Path) -> None:
     subjects = [untrained("sspool", 0), untrained("sspool", 1), untrained("avgpool", 0), untrained("avgpool", 1)]
     clips = [made_up_clip(tuple(subjects[0].config.task.cameras), episode=e) for e in range(2)]

@@ -213,6 +213,7 @@ def test_a_float32_run_on_a_gpu_rounds_nothing_to_tf32() -> None:
         assert flags() == before
 
 
+@pytest.mark.slow
 def test_time_that_is_over_leaves_a_checkpoint_to_go_on_from(
     tmp_path: Path, tiny_config: RunConfig, windows: Windows
 ) -> None:
