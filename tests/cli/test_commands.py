@@ -20,6 +20,7 @@ def prism(folder: Path, *arguments: str, code: int = 0) -> str:
     return done.stderr if code else done.stdout
 
 
+@pytest.mark.slow
 def test_demonstrations_are_made_drawn_and_told_about(tmp_path: Path) -> None:
     printed = prism(tmp_path, "collect", "--task", "can", "--num-demos", "2", "--workers", "1", "--out", "can.hdf5")
     assert "2 demonstrations" in printed

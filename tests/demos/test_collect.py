@@ -59,6 +59,7 @@ def assert_equal(a: Path, b: Path) -> None:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_two_workers_make_the_same_data_as_one(states: Path, images: Path, tmp_path: Path) -> None:
     other = collect(TASK, DEMOS, tmp_path, workers=2)
     assert_equal(states, other)

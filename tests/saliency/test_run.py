@@ -94,6 +94,7 @@ def test_runs_that_cannot_be_looked_at_are_refused(
     assert "no frames to look at; run `prism evaluate" in prism(monkeypatch, capsys, run)
 
 
+@pytest.mark.slow
 def test_frames_of_a_file_need_no_simulator(tmp_path: Path) -> None:
     """Those of this file are made up: no simulator draws them, and masks of other frames would lie."""
     run = run_on_file(tmp_path)
