@@ -79,7 +79,10 @@ def test_output_that_cannot_be_written_is_no_success() -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", ["--help", "train --help-all"])
+@pytest.mark.parametrize(
+    "arguments",
+    [pytest.param("reproduce table1 --smoke --dry-run", marks=pytest.mark.slow), "--help", "train --help-all"],
+)
 def test_a_reader_that_stops_reading_ends_the_command_quietly(arguments: str) -> None:
     run = f"{sys.executable} -m prism_policy {arguments} | true"
     done = subprocess.run(["bash", "-c", run], capture_output=True, text=True, timeout=120)
