@@ -116,7 +116,9 @@ def nano(
         task=replace(task_config(task), render=RenderConfig(resolution=84)),
         demos=replace(demos, num_demos=20) if spec.members else demos,
         policy=PolicyConfig(policy, narrow, down_dims=(64, 128, 256), step_embed_dim=64),
-        train=TrainConfig(steps=spec.nano_steps, batch_size=32, noise_draws=2, lr=1e-3, warmup_steps=50, log_every=10),
+        train=TrainConfig(
+            steps=spec.nano_steps, batch_size=32, noise_draws=2, lr=1.5e-3, warmup_steps=50, log_every=10
+        ),
         evaluate=EvalConfig(n_episodes=10 if spec.members else 20, seed=seed),
         seed=seed,
     )
