@@ -20,10 +20,10 @@ pytestmark = [
 ]
 
 
-def lines(*arguments: str) -> list[dict[str, Any]]:
+def lines(*arguments: str, module: str = "fake_cuda.train") -> list[dict[str, Any]]:
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-m", "fake_cuda.train", *arguments],
+        [sys.executable, "-m", module, *arguments],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
@@ -47,3 +47,12 @@ def test_mistakes_are_found() -> None:
     assert "error" in device
     assert "cpu" in device["error"]
     assert any("mm" in mixed for mixed in types["mixed"])
+
+
+def test_a_compiled_step_lowers_to_triton_s_source_for_a_gpu() -> None:
+    graphs = {line.pop("graph"): line for line in lines(module="fake_cuda.lower")}
+    assert set(graphs) == {"encoder", "flow_matching", "ddpm", "meanflow"}
+    for name, graph in graphs.items():
+        assert len(graph["kernels"]) == 2, name
+        assert min(graph["kernels"]) > 20, name
+        assert graph["channels_last"] == [True, True], name

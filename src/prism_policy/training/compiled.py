@@ -28,8 +28,8 @@ def compiled(policy: Policy, deterministic: bool = False) -> Policy:
     check_compiler()
     shared = {id(x): x for x in itertools.chain(policy.parameters(), policy.buffers())}
     stand_in = copy.deepcopy(policy, shared)
-    # The layout is forced, as Inductor decides by a graph's forward convolutions: a backward graph has none, and would
-    # copy every feature map to NCHW and back. Static, as two cameras' sizes say nothing of the sizes to come.
+    # Channels last is forced: Inductor decides by the forward convolutions of a graph, of which a backward graph has
+    # none. Static, as two cameras' sizes say nothing of the sizes to come.
     settings: dict[str, Any] = {
         "dynamic": False,
         "options": {"force_layout_optimization": True, "deterministic": deterministic},
