@@ -38,6 +38,7 @@ from prism_policy.policies.ddpm import alpha_bars
 from prism_policy.probe.encoder_cost import device_name
 from prism_policy.run_folder import make_policy
 from prism_policy.training.checkpoint import TrainState
+from prism_policy.training.compiled import compiled as in_parts
 from prism_policy.training.prefetch import moved
 from prism_policy.utils.memory import keep_freed_memory
 
@@ -80,7 +81,7 @@ def ours(config: RunConfig, name: str, batch_size: int, device: torch.device) ->
         windows = windows.to(device)
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high" if precision == "bfloat16" else "highest")
-    model = torch.compile(policy) if compiled else policy
+    model = in_parts(policy) if compiled else policy
     indices = torch.from_numpy(np.random.default_rng(0).integers(0, len(windows), batch_size))
     generator = torch.Generator().manual_seed(0)
 
