@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -91,21 +90,6 @@ def test_a_number_that_was_given_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     with Threads(free=machine.free, seconds=lambda: machine.now) as threads:
         machine.work(threads, 180)
     assert threads.count == 1
-
-
-@pytest.mark.parametrize(("own", "left"), [(0, 1.9), (5, 0.9)])
-def test_a_process_of_less_priority_leaves_what_it_takes(
-    own: int, left: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of ten seconds a core is idle for nine, and the other one given to a process of less priority, or of ours."""
-    times = [SimpleNamespace(idle=i, iowait=0.0, nice=n) for i, n in ((5.0, 0.0), (7.0, 0.0), (14.0, 0.0), (7.0, 10.0))]
-    monkeypatch.setattr(threads_module.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    monkeypatch.setattr(threads_module.psutil, "cpu_times", lambda percpu: [times.pop(0), times.pop(0)])
-    monkeypatch.setattr(threads_module.psutil, "Process", lambda: SimpleNamespace(nice=lambda: own))
-    monkeypatch.setattr(
-        threads_module, "time", SimpleNamespace(perf_counter=iter((0.0, 10.0)).__next__, process_time=lambda: 0.0)
-    )
-    assert FreeCores()() == pytest.approx(left)
 
 
 def test_a_busy_process_is_seen_and_ones_own_work_is_not() -> None:

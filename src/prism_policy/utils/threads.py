@@ -35,13 +35,13 @@ GAIN = 0.95
 
 
 class FreeCores:
-    """Cores' worth of time that other processes left since the last call, or would have left.
+    """Cores' worth of time that other processes left since the last call.
 
-    A process with less priority (`nice`) yields to this one, unless this one has as little.
+    What a process of less priority (`nice`) took is not left: beside one, two threads were up to sixty times slower
+    than one, as they wait for one another again and again for its turn to end.
     """
 
     def __init__(self) -> None:
-        self.first = psutil.Process().nice() == 0
         affinity = getattr(os, "sched_getaffinity", None)  # Linux's
         self.cores = sorted(affinity(0)) if affinity else list(range(os.cpu_count() or 1))
         self.before = self._now()
@@ -50,8 +50,6 @@ class FreeCores:
         times = psutil.cpu_times(percpu=True)
         of_cores = [times[core] for core in self.cores if core < len(times)]
         idle = sum(each.idle + getattr(each, "iowait", 0.0) for each in of_cores)
-        if self.first:
-            idle += sum(getattr(each, "nice", 0.0) for each in of_cores)  # Unix'
         return time.perf_counter(), idle, time.process_time()
 
     def __call__(self) -> float:
