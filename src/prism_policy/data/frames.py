@@ -36,6 +36,8 @@ Progress = Callable[[int, int], None]  # called with (demonstrations done, of ho
 
 _FORMAT = 3  # of the arrays; a change makes every cache anew
 _MANIFEST = "manifest.json"
+_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
+"""Linux' MAP_NORESERVE: what may be copied when it is written to would have to fit into memory and swap otherwise."""
 _WILL_NEED = 3  # Linux' MADV_WILLNEED
 
 
@@ -198,7 +200,9 @@ def _map(folder: Path, name: str, about: dict[str, Any]) -> np.ndarray:
     if math.prod(shape) == 0:  # nothing to map
         return np.zeros(shape, about["dtype"])
     # Copy on write: torch knows no read-only tensors, and a slip must not reach the disk.
-    return np.memmap(folder / f"{name}.raw", about["dtype"], "c", shape=shape)
+    flags, access = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+    with (folder / f"{name}.raw").open("rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, flags, access), about["dtype"]).reshape(shape)
 
 
 def _unpack(
