@@ -160,6 +160,7 @@ def time_opening(point: dict[str, int], folder: Path, clock: Clock) -> None:
 def run_folders(folder: Path) -> tuple[RunConfig, Policy, list[Path]]:
     """Settings, an untrained policy and the folders of two made-up runs."""
     config = presets.smoke(presets.nano("lift"))
+    torch.manual_seed(0)
     return config, make_policy(config, task_schema(config.task)).eval(), [folder / name for name in "ab"]
 
 
@@ -171,7 +172,6 @@ def write_episodes(point: dict[str, int], folder: Path) -> None:
         episodes = EpisodeSet.of(run, "last", "evaluate", 0, config.task)
         episodes.folder.mkdir(parents=True)
         write_text(run / "config.json", config_json.to_json(config))
-        about = {"weights": policy.fingerprint(), "task": vars(config.task), "policy": vars(policy.config)}
         text = config_json.to_json(replace(config, policy=policy.config))
         about = {"split": "evaluate", "seed": 0, "weights": policy.fingerprint()}
         about |= {key: json.loads(text)[key] for key in ("task", "policy")}

@@ -43,7 +43,7 @@ def run_on_ray(
         raise PrismError("Ray is not installed; run `pip install prism-policy[cluster]`") from error
 
     try:
-        ray.init(address=None if address == "local" else address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         there = f"no Ray cluster at '{address}' ({_first_line(error)})"
         raise PrismError(f"{there}; start one with `ray start --head`, or use --ray local") from error
