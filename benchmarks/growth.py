@@ -53,7 +53,7 @@ class Point:
 SWEEPS: dict[str, tuple[int, ...]] = {
     "batch": (1, 4, 16, 64),
     "resolution": (84, 120, 168, 240),
-    "cameras": (1, 2, 3, 4),
+    "cameras": (1, 2, 4, 8),
     "width": (16, 32, 64),
     "demos": (20, 200, 2000),
 }

@@ -3,10 +3,12 @@
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ from prism_policy.data.robomimic import Episode, merge_demos, write_demo
 from prism_policy.data.source import RobomimicSource, file_print
 from prism_policy.data.windows import Windows, rows
 from prism_policy.errors import PrismError
+from prism_policy.utils.files import seal
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 
@@ -122,6 +125,27 @@ def test_writing_into_mapped_frames_does_not_reach_the_disk(
 ) -> None:
     frames_in(file, CAMERAS, tmp_path).images["agentview"].zero_()
     assert_equal(frames_in(file, CAMERAS, tmp_path), episodes)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts what Linux promises to processes")
+def test_frames_beyond_all_memory_are_mapped_and_not_read(file: Path, tmp_path: Path) -> None:
+    """A sparse file stands for them: a disk holds nothing of it."""
+    frames_in(file, CAMERAS, tmp_path)
+    (folder,) = tmp_path.glob("frames-*")
+    raw, manifest = folder / "image.agentview.raw", json.loads((folder / "manifest.json").read_text())
+    about, ends = manifest["arrays"]["image.agentview"], manifest["ends"]
+    memory = psutil.virtual_memory().total + psutil.swap_memory().total
+    about["shape"][0] = int(1.5 * memory / np.prod(about["shape"][1:]))
+    os.truncate(raw, int(np.prod(about["shape"])))
+    about.update(seal(raw, about["sha256"]))  # whose checksum of all would be another: nothing may compute it
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    frames = frames_in(file, CAMERAS, tmp_path)
+    assert frames.nbytes > memory
+    assert raw.stat().st_blocks * 512 < 10**8
+    batch = Windows(frames, 16, 2, 8).batch(torch.tensor([0, 1]))
+    assert ends == list(frames.ends)
+    assert batch["images"]["agentview"].any()  # type: ignore[union-attr]
+    assert not frames.images["agentview"][-1].any()
 
 
 def test_demos_without_state_are_held(tmp_path: Path, episodes: list[Episode]) -> None:

@@ -72,11 +72,36 @@ def _train_together(rank: int, at: str, kind: PolicyKind) -> None:
     Trainer(folder / "joined", of_kind(kind), windows, group=group).train()
     with pytest.raises(PrismError, match="stopped at update 1 of 16"):
         Trainer(folder / "left", of_kind(kind), windows, max_s=0, group=group).train()
+    apart = folder / f"of_{rank}" / "apart"  # as on machines that share no folder
+    with pytest.raises(PrismError, match="stopped at update 1 of 16"):
+        Trainer(apart, of_kind(kind), windows, max_s=0, group=group).train()
+    Trainer(apart, of_kind(kind), windows, group=group).train()
+    _fail_together(group)
     settings = ("--train.steps 80", "--train.log-every 0", "--train.checkpoint-minutes 0.005")
     Trainer(folder / "paced", small_config(*settings), windows, group=group).train()
     gc.collect()  # the models of trainings that were stopped, which hold the group: torch may abort at its end else
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _fail_together(group: ProcessGroup) -> None:
+    """What one process refuses ends all of them, with its sentence."""
+    sentence = "lr is 0 in the first process .* and 1 in another .*; start the same command"
+    with pytest.raises(PrismError, match=sentence):
+        group.check_alike({"lr": group.rank, "steps": 3}, "start the same command")
+    group.check_alike({"steps": 3}, "")
+    for failing in range(PROCESSES):
+        begun: list[bool] = []
+        with pytest.raises(PrismError, match="no space left"):
+            _fail_in_turn(group, failing, begun)
+        assert bool(begun) == (group.is_main_process or failing > 0)
+
+
+def _fail_in_turn(group: ProcessGroup, failing: int, begun: list[bool]) -> None:
+    with group.main_process_first():
+        begun.append(True)
+        if group.rank == failing:
+            raise PrismError("no space left")
 
 
 class _Watch:
@@ -118,6 +143,15 @@ def test_a_run_goes_on_with_another_number_of_processes(together: Path, change: 
     expected = load_file(together / "whole" / "weights.safetensors")
     for name, weight in load_file(folder / "weights.safetensors").items():
         torch.testing.assert_close(weight, expected[name], **ROUNDING)
+
+
+def test_a_run_goes_on_where_only_the_first_machine_has_its_folder(together: Path) -> None:
+    folder = together / "of_0" / "apart"
+    assert losses(folder) == pytest.approx(losses(together / "whole"), rel=1e-5)
+    expected = load_file(together / "whole" / "weights.safetensors")
+    for name, weight in load_file(folder / "weights.safetensors").items():
+        torch.testing.assert_close(weight, expected[name], **ROUNDING)
+    assert not (together / "of_1" / "apart").exists()
 
 
 def test_only_the_first_process_writes(together: Path) -> None:

@@ -83,10 +83,13 @@ def main() -> None:
             _parsed(arguments)()
     except (Exception, KeyboardInterrupt) as error:
         code = 2 if isinstance(error, PrismError) else 130 if isinstance(error, KeyboardInterrupt) else 1
-        if launched:  # the launcher prints one sentence for all processes
+        said = False
+        if launched:
             from prism_policy.training.distributed import record_failure
 
-            record_failure(error)
+            said = record_failure(error)
+        if said:
+            pass
         elif isinstance(error, PrismError):
             errors.print(f"prism: {error}")
         elif isinstance(error, OSError) and error.filename:  # nobody knew more to say
@@ -95,6 +98,6 @@ def main() -> None:
         elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             errors.print(f"prism: cannot write the output ({error.strerror})")
             code = 2
-        else:
+        elif not launched:
             raise
         sys.exit(code)

@@ -58,6 +58,7 @@ class DatasetFacts:
     steps_min: int
     steps_max: int
     schema: Schema  # all that most demonstrations hold
+    kind: ActionKind  # what the recorded `actions` are
     next_obs: bool  # whether what followed each observation is stored, too
     states: int  # numbers of a simulator state; 0 where none are stored
     successes: int | None  # demonstrations whose reward reaches 1; none where there are no rewards
@@ -99,7 +100,7 @@ def read_facts(path: Path, action_mode: ActionMode = "delta") -> DatasetFacts:
     return _read_facts(path, action_mode, file_version(path) if path.is_file() else "")
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=256)  # several commands look at all files of a suite more than once, and the largest has 90
 def _read_facts(path: Path, action_mode: ActionMode, version: str) -> DatasetFacts:
     with open_demos(path) as file:
         attributes, names = attributes_of(file), demo_names(file)
@@ -126,6 +127,7 @@ def _read_facts(path: Path, action_mode: ActionMode, version: str) -> DatasetFac
             steps_min=min(steps),
             steps_max=max(steps),
             schema=schema,
+            kind=kind,
             next_obs=child(first, "next_obs") is not None,
             states=states.shape[1] if isinstance(states, h5py.Dataset) and states.ndim == 2 else 0,
             successes=_successes([data[name] for name in good]),

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from prism_policy.data.episode import Episode
 from prism_policy.data.schema import Schema
-from prism_policy.data.source import Source, file_sample
+from prism_policy.data.source import Source
 from prism_policy.errors import PrismError
-from prism_policy.utils.files import disk_errors, scratch, write_text
+from prism_policy.utils.files import check_seal, disk_errors, scratch, seal, write_text
 from prism_policy.utils.images import Resize
 from prism_policy.utils.progress import console
 
@@ -36,8 +36,8 @@ Progress = Callable[[int, int], None]  # called with (demonstrations done, of ho
 
 _FORMAT = 3  # of the arrays; a change makes every cache anew
 _MANIFEST = "manifest.json"
-_SMALL = 32 * 2**20
-"""Bytes of an array whose checksum is computed at each opening, in some hundredths of a second."""
+_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
+"""Linux' MAP_NORESERVE: what may be copied when it is written to would have to fit into memory and swap otherwise."""
 _WILL_NEED = 3  # Linux' MADV_WILLNEED
 
 
@@ -74,9 +74,10 @@ class Frames:
 
     def indices(self, names: Sequence[str]) -> list[int]:
         """Numbers of these demonstrations, such as those of a mask, for `Windows(episodes=...)`."""
-        if missing := [name for name in names if name not in self.names]:
+        numbers = {name: number for number, name in enumerate(self.names)}
+        if missing := [name for name in names if name not in numbers]:
             raise PrismError(f"no demonstration {missing[0]!r}; there are {self.names[0]} to {self.names[-1]}")
-        return [self.names.index(name) for name in names]
+        return [numbers[name] for name in names]
 
     def to(self, device: torch.device | str) -> Frames:
         """The same frames in the memory of a device."""
@@ -174,28 +175,24 @@ def _arrays(episode: Episode) -> dict[str, np.ndarray]:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether all arrays of a cache are what was written.
-
-    Small arrays are compared as a whole; so is a large one that was changed since, else a sample of it.
-    """
+    """Whether all arrays of a cache are what was written, as far as their seals tell."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
+        resealed = {}
         for name, x in manifest["arrays"].items():
             raw = folder / f"{name}.raw"
-            about = raw.stat()
-            if about.st_size != math.prod(x["shape"]) * np.dtype(x["dtype"]).itemsize:
+            if raw.stat().st_size != math.prod(x["shape"]) * np.dtype(x["dtype"]).itemsize:
                 return False
-            whole = about.st_size <= _SMALL or about.st_mtime_ns != x["changed_ns"]
-            if (_sha256(raw) if whole else file_sample(raw)) != x["sha256" if whole else "sample"]:
+            if (now := check_seal(raw, x)) is None:
                 return False
-        return len(manifest["ends"]) == len(manifest["names"]) and isinstance(manifest["content"], str)
+            resealed[name] = {**x, **now}
+        whole = len(manifest["ends"]) == len(manifest["names"]) and isinstance(manifest["content"], str)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if whole and resealed != manifest["arrays"]:  # a copy, whose times are its own: the next opening needs a sample
+        with contextlib.suppress(PrismError):  # of somebody who may only read it
+            write_text(folder / _MANIFEST, json.dumps({**manifest, "arrays": resealed}))
+    return whole
 
 
 def _map(folder: Path, name: str, about: dict[str, Any]) -> np.ndarray:
@@ -203,7 +200,9 @@ def _map(folder: Path, name: str, about: dict[str, Any]) -> np.ndarray:
     if math.prod(shape) == 0:  # nothing to map
         return np.zeros(shape, about["dtype"])
     # Copy on write: torch knows no read-only tensors, and a slip must not reach the disk.
-    return np.memmap(folder / f"{name}.raw", about["dtype"], "c", shape=shape)
+    flags, access = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+    with (folder / f"{name}.raw").open("rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, flags, access), about["dtype"]).reshape(shape)
 
 
 def _unpack(
@@ -247,8 +246,7 @@ def _unpack(
         arrays: dict[str, dict[str, Any]] = {}
         for name, (dtype, shape) in shapes.items():
             raw = temporary / f"{name}.raw"
-            arrays[name] = {"dtype": dtype, "shape": [ends[-1], *shape], "sha256": sums[name].hexdigest()}
-            arrays[name] |= {"sample": file_sample(raw), "changed_ns": raw.stat().st_mtime_ns}
+            arrays[name] = {"dtype": dtype, "shape": [ends[-1], *shape], **seal(raw, sums[name].hexdigest())}
         paths = {task: str(source.path) for task, source in sources.items()}
         digests = [(name, x["dtype"], x["shape"], x["sha256"]) for name, x in sorted(arrays.items())]
         content_sum = hashlib.sha256(json.dumps([digests, names, tasks, ends]).encode()).hexdigest()

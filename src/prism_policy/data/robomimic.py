@@ -333,26 +333,28 @@ def iter_demos(
     action_mode: ActionMode = "delta",
     schema: Schema | None = None,
     names: Sequence[str] | None = None,
+    checked: ActionKind | None = None,
 ) -> Iterator[Episode]:
     """The demonstrations one after the other, each read when it is needed; as `read_demos` otherwise.
 
     Args:
         schema: what to read; by default images of `cameras`, the usual state, and the actions.
         names: of the demonstrations, by default all (of the mask).
+        checked: what the file's actions are, where `read_facts` has looked at all demonstrations: none is looked at
+            before it is read then, and a call for one costs what one costs.
     """
     with open_demos(path) as file:
         names = list(names) if names is not None else demo_names(file, mask)
         if not names:
             raise PrismError(f"{path}: expected at least one demo in mask {mask!r}, got none")
-        every = demo_names(file)
-        kind = action_kind(file, every)
+        kind = checked or action_kind(file, demo_names(file))
         if schema is None:
-            schema = recorded_schema(file, every, kind, action_mode == "absolute")
+            schema = recorded_schema(file, demo_names(file), kind, action_mode == "absolute")
             schema = schema.select(state=usual_state(schema))
             if cameras is not None:
                 wanted = {camera: schema.cameras.get(camera, (0, 0)) for camera in cameras}
                 schema = replace(schema, cameras=wanted)
-        bad = bad_demos(file, names, schema, kind, action_mode)
+        bad = {} if checked else bad_demos(file, names, schema, kind, action_mode)
         for name in names:
             if name not in bad:
                 try:

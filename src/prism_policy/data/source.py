@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from prism_policy.data.facts import DatasetFacts, read_facts
 from prism_policy.data.robomimic import iter_demos, split
 from prism_policy.data.schema import Schema
 from prism_policy.errors import PrismError
+from prism_policy.utils.files import file_sample
 from prism_policy.utils.text import listed
 
 
@@ -64,7 +64,7 @@ class RobomimicSource:
 
     def episodes(self, names: Sequence[str], schema: Schema) -> Iterator[Episode]:
         """As `Source`; a demonstration that cannot be read is named, and ends it."""
-        return iter_demos(self.path, action_mode=self.action_mode, schema=schema, names=names)
+        return iter_demos(self.path, action_mode=self.action_mode, schema=schema, names=names, checked=self.facts.kind)
 
 
 class FolderSource:
@@ -86,11 +86,11 @@ class FolderSource:
         self.findings = tuple(f"{name}: {finding}" for name, source in sources.items() for finding in source.findings)
         reading = {name: getattr(source, "reading", source.findings) for name, source in sources.items()}
         self.reading = tuple(f"{name}: {finding}" for name, findings in reading.items() for finding in findings)
-        masks: dict[str, tuple[str, ...]] = {}
+        masks: dict[str, list[str]] = {}
         for name, source in sources.items():
             for mask, members in source.masks.items():
-                masks[mask] = (*masks.get(mask, ()), *(f"{name}/{member}" for member in members))
-        self.masks: Mapping[str, tuple[str, ...]] = masks
+                masks.setdefault(mask, []).extend(f"{name}/{member}" for member in members)
+        self.masks: Mapping[str, tuple[str, ...]] = {mask: tuple(members) for mask, members in masks.items()}
 
     def fingerprint(self) -> dict[str, Any]:
         """Those of its datasets."""
@@ -98,9 +98,12 @@ class FolderSource:
 
     def episodes(self, names: Sequence[str], schema: Schema) -> Iterator[Episode]:
         """As `Source`, dataset by dataset."""
+        wanted: dict[str, list[str]] = {}
+        for one in names:
+            dataset, _, episode_name = one.partition("/")
+            wanted.setdefault(dataset, []).append(episode_name)
         for name, source in self.sources.items():
-            wanted = [one.removeprefix(f"{name}/") for one in names if one.startswith(f"{name}/")]
-            for episode in source.episodes(wanted, schema) if wanted else ():
+            for episode in source.episodes(wanted[name], schema) if name in wanted else ():
                 yield replace(episode, name=f"{name}/{episode.name}")
 
 
@@ -143,25 +146,12 @@ def _lerobot(path: Path, episodes: Sequence[str]) -> Source:
     return LeRobotSource(path, episodes)
 
 
-_SAMPLES, _SAMPLE_BYTES = 64, 65536
-
-
 def file_print(path: Path) -> dict[str, Any]:
     """What tells a file from its other versions without reading all of it: size, time of change, a sample of bytes."""
     if not path.is_file():
         raise PrismError(f"{path} not found; expected demonstrations in robomimic's HDF5 layout there")
     about = path.stat()
     return {"bytes": about.st_size, "changed_ns": about.st_mtime_ns, "sample": file_sample(path)}
-
-
-def file_sample(path: Path) -> str:
-    """Checksum of some stretches of a file, its beginning and end among them; of a small one, of all of it."""
-    size, sample = path.stat().st_size, hashlib.sha256()
-    with path.open("rb") as file:
-        for i in range(_SAMPLES):
-            file.seek(max(size - _SAMPLE_BYTES, 0) * i // (_SAMPLES - 1))
-            sample.update(file.read(_SAMPLE_BYTES))
-    return sample.hexdigest()
 
 
 def split_demos(source: Source, mask: str = "", hold_out: bool = False) -> tuple[list[str], list[str], str]:
@@ -176,6 +166,7 @@ def split_demos(source: Source, mask: str = "", hold_out: bool = False) -> tuple
     """
     again, flaws = "write the masks anew with `write_masks`", getattr(source, "mask_flaws", {})
     everything: tuple[str, ...] = getattr(source, "every", source.names)
+    known = set(everything)
 
     def members(mask: str) -> list[str] | None:
         if mask in flaws:
@@ -183,13 +174,14 @@ def split_demos(source: Source, mask: str = "", hold_out: bool = False) -> tuple
         if mask not in source.masks:
             return None
         names = source.masks[mask]
-        if absent := [name for name in names if name not in everything]:
+        if absent := [name for name in names if name not in known]:
             here = f"there are {everything[0]} to {everything[-1]}"
             raise PrismError(f"{source.path}: mask {mask!r}: no demonstration {absent[0]!r}; {here}; {again}")
         return list(dict.fromkeys(names))
 
     wanted = mask or "train"
     train, valid = members(wanted), members("valid")
+    held_out = set(valid or ())
     if mask and train is None:
         raise PrismError(f"{source.path} has no mask {mask!r}; it has {listed(list(source.masks), 8)}")
     if train is not None and not train:
@@ -199,7 +191,7 @@ def split_demos(source: Source, mask: str = "", hold_out: bool = False) -> tuple
         masks = split(everything, valid_share=0.1, seed=0)
         return masks["train"], masks["valid"], "nine of ten, as no mask holds any out"
     if train is None:
-        train = [name for name in everything if name not in (valid or ())]
+        train = [name for name in everything if name not in held_out]
         how = "all that 'valid' leaves" if valid else "all, as there are no masks"
         if not train:
             raise PrismError(
@@ -207,7 +199,8 @@ def split_demos(source: Source, mask: str = "", hold_out: bool = False) -> tuple
             )
     else:
         how = f"mask {wanted!r}"
-        if not mask and (both := [name for name in valid or () if name in train]):
+        if not mask and (both := [name for name in train if name in held_out]):
             shared = f"masks 'train' and 'valid' share {listed(both, 3)}: held-out ones would be learned"
             raise PrismError(f"{source.path}: {shared}; {again}")
-    return train, [name for name in valid or () if name not in train], how
+    learned = set(train)
+    return train, [name for name in valid or () if name not in learned], how

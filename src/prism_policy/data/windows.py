@@ -65,9 +65,9 @@ class Windows:
         self.observed = torch.from_numpy(np.concatenate(observed)).to(device)  # (M, To), rows of the frames
         self.predicted = torch.from_numpy(np.concatenate(predicted)).to(device)  # (M, H)
         self.mask = torch.from_numpy(np.concatenate(masks)).to(device)  # (M, H)
-        self.task = np.concatenate(tasks)  # (M,), number of the task
+        self.task = torch.from_numpy(np.concatenate(tasks)).to(device)  # (M,), number k of the task
         vectors = [task_vectors[task] for task in numbers] if task_vectors else []
-        self.task_vectors = torch.stack([vectors[i] for i in self.task]).to(device) if vectors else None  # (M, E)
+        self.task_vectors = torch.stack(vectors).to(device) if vectors else None  # (K, E)
 
     def __len__(self) -> int:
         return len(self.observed)
@@ -82,6 +82,7 @@ class Windows:
         moved = copy.copy(self)
         moved.frames = self.frames.to(device)
         moved.observed, moved.predicted, moved.mask = (x.to(device) for x in (self.observed, self.predicted, self.mask))
+        moved.task = self.task.to(device)
         moved.task_vectors = None if self.task_vectors is None else self.task_vectors.to(device)
         return moved
 
@@ -98,14 +99,16 @@ class Windows:
             "mask": self.mask[indices],
         }
         if self.task_vectors is not None:
-            batch["task"] = self.task_vectors[indices]
+            batch["task"] = self.task_vectors[self.task[indices]]
         return batch
 
     def groups(self, balance: Balance) -> list[np.ndarray]:
         """Numbers of the windows that are drawn equally often: of each task, or all of them together."""
         if balance == "frame":
             return [np.arange(len(self))]
-        return [np.flatnonzero(self.task == task) for task in np.unique(self.task)]
+        task = self.task.cpu().numpy()
+        counts = np.unique(task, return_counts=True)[1]
+        return np.split(np.argsort(task, kind="stable"), np.cumsum(counts)[:-1])
 
 
 def rows(values: Tensor, indices: Tensor) -> Tensor:

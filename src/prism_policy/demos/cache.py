@@ -23,7 +23,17 @@ from prism_policy.config.settings import TaskConfig
 from prism_policy.data.robomimic import merge_demos, write_demo
 from prism_policy.envs.workers import WorkerPool
 from prism_policy.errors import PrismError
-from prism_policy.utils.files import atomic, default_cache_dir, disk_errors, file_lock, sha256, sweep, write_text
+from prism_policy.utils.files import (
+    atomic,
+    check_seal,
+    default_cache_dir,
+    disk_errors,
+    file_lock,
+    seal,
+    sha256,
+    sweep,
+    write_text,
+)
 from prism_policy.utils.progress import console
 
 DATA_FILE, MANIFEST = "demos.hdf5", "manifest.json"
@@ -68,7 +78,7 @@ def cached(
         with file_lock(folder / "lock", f"another process is making {folder}: waiting for it"):
             sweep(folder)
             if manifest.exists():
-                if _intact(data, manifest):
+                if _sealed(data, manifest):
                     shutil.rmtree(parts, ignore_errors=True)
                     return _copy_out(data, out) if out else data
                 console.print(f"{data} is damaged (its checksum differs): making it again")
@@ -78,7 +88,7 @@ def cached(
                 chosen, env_args, attributes = build(parts, pool)
             with atomic(data) as temporary:
                 merge_demos(chosen, temporary, env_args, attributes, **layout)
-            write_text(manifest, json.dumps({"sha256": sha256(data), **key}, indent=2))
+            write_text(manifest, json.dumps({**seal(data, sha256(data)), **key}, indent=2))
             shutil.rmtree(parts)
     return _copy_out(data, out) if out else data
 
@@ -88,6 +98,19 @@ def _intact(data: Path, manifest: Path) -> bool:
         return bool(json.loads(manifest.read_text())["sha256"] == sha256(data))
     except (OSError, ValueError, KeyError):
         return False
+
+
+def _sealed(data: Path, manifest: Path) -> bool:
+    """As `_intact`, of the cache's own file, which is read as a whole only where it is small or a copy."""
+    try:
+        held = json.loads(manifest.read_text())
+        if (now := check_seal(data, held)) is None:
+            return False
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+    if now != held:
+        write_text(manifest, json.dumps(now, indent=2))
+    return True
 
 
 def check_free(target: Path | None) -> None:

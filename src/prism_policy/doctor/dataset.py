@@ -73,7 +73,7 @@ def _unusable(unusable: Sequence[tuple[str, str]], total: int) -> Finding:
 
 def masks(source: Source) -> Iterator[Finding]:
     """Episodes that are both in `train` and in `valid`, by name; else masks that training refuses."""
-    train, valid = (source.masks.get(name, ()) for name in ("train", "valid"))
+    train, valid = set(source.masks.get("train", ())), source.masks.get("valid", ())
     if both := [name for name in valid if name in train]:
         sentence = f"masks 'train' and 'valid' share {numbered(len(both), 'episode', len(valid))}"
         yield finding("masks-share", sentence, map(Place, both))

@@ -111,7 +111,7 @@ def draw_episode(policy: Policy, windows: Windows, episode: int, target: Path) -
         }
         if windows.task_vectors is not None:
             place = int(np.flatnonzero(windows.observed[:, -1].cpu().numpy() >= first)[0])
-            observation["task"] = windows.task_vectors[place][None]
+            observation["task"] = windows.task_vectors[windows.task[place]][None]
         chunks.append(policy.act(observation, generator)[0].cpu().numpy())
     names = [name for part in policy.schema.action for name in part.number_names][:PANELS]
     columns = min(4, len(names))

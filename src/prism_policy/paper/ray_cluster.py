@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_policy.errors import PrismError
-from prism_policy.utils.files import scratch
+from prism_policy.utils.files import default_cache_dir, scratch
 
 RETRIES = 3
 """How often a piece of work is begun again after its process or machine died."""
@@ -21,19 +21,19 @@ RETRIES = 3
 def run_on_ray(
     address: str,
     folders: Sequence[Path],
-    work: Sequence[Callable[[], bool]],
+    work: Sequence[Callable[[Path], bool]],
     on_done: Callable[[int, bool | PrismError], None],
     gpus: float | None = None,
     cpus: float = 1.0,
 ) -> None:
     """Do each piece of work, which fills a folder, on some machine of a Ray cluster.
 
-    A machine that shares this one's file system writes where we read; from any other the folder is sent back, without
-    its checkpoints of training.
+    A machine that shares this one's file system writes where we read. To any other the folder is sent as far as it is
+    there, and sent back when the work is done, without its checkpoints of training: nothing stays there.
 
     Args:
         address: `auto` (a cluster that runs here, or RAY_ADDRESS), `local` (start one on this machine), or HOST:PORT.
-        work: returns whether it was done; may be sent to another process.
+        work: called with the folder to fill, returns whether it was done; may be sent to another process.
         on_done: called with the number of a piece and what it returned, or its error.
         gpus: GPUs a piece, or a share of one; None is one where the cluster has any.
     """
@@ -43,7 +43,7 @@ def run_on_ray(
         raise PrismError("Ray is not installed; run `pip install prism-policy[cluster]`") from error
 
     try:
-        ray.init(address=None if address == "local" else address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         there = f"no Ray cluster at '{address}' ({_first_line(error)})"
         raise PrismError(f"{there}; start one with `ray start --head`, or use --ray local") from error
@@ -58,8 +58,11 @@ def run_on_ray(
         token.parent.mkdir(parents=True, exist_ok=True)
         token.touch()
         try:
-            pairs = zip(work, folders, strict=True)
-            waiting = {remote.remote(do, folder, token): number for number, (do, folder) in enumerate(pairs)}
+            several = len(ray.nodes()) > 1
+            # In a list, which is fetched by who needs it; as an argument of its own it would go to every machine.
+            begun = [[ray.put(_pack(folder))] if several and folder.exists() else [] for folder in folders]
+            jobs = enumerate(zip(work, folders, begun, strict=True))
+            waiting = {remote.remote(do, folder, token, sent): number for number, (do, folder, sent) in jobs}
             while waiting:
                 ready, _ = ray.wait(list(waiting))
                 for reference in ready:
@@ -79,20 +82,34 @@ def run_on_ray(
         ray.shutdown()
 
 
-def _do_remotely(work: Callable[[], bool], folder: Path, token: Path) -> tuple[bool, bytes]:
-    """Do the work on this machine of the cluster; pack the folder if the caller cannot see it."""
+def _do_remotely(
+    work: Callable[[Path], bool], folder: Path, token: Path, sent: Sequence[Any] = ()
+) -> tuple[bool, bytes]:
+    """Do the work on this machine of the cluster; in a folder of its own, which is packed, if it has not the caller's.
+
+    `sent` refers to what the caller's folder holds already, packed; none where that is nothing.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    done = work()
-    return done, b"" if token.exists() else _pack(folder)
+    if token.exists():
+        return work(folder), b""
+    with scratch(default_cache_dir()) as place:
+        own = place / folder.name
+        for reference in sent:
+            import ray
+
+            _unpack(ray.get(reference), own)
+        return work(own), _pack(own)
 
 
 def _pack(folder: Path) -> bytes:
+    """The files of a folder, without those that are for going on with a training, where that is over."""
+    over = (folder / "weights.safetensors").exists()
+    left_out = ("previous", "last") if over else ("previous",)
     memory = io.BytesIO()
     with tarfile.open(fileobj=memory, mode="w") as archive:
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder)
-            # last.safetensors and its like are for going on with the training, which is over.
-            if path.is_file() and not (name.parts[0] == "checkpoints" and path.stem.startswith(("last", "previous"))):
+            if path.is_file() and not (name.parts[0] == "checkpoints" and path.stem.startswith(left_out)):
                 archive.add(path, str(name))
     return memory.getvalue()
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from rich.table import Table
 
 from prism_policy.config.options import ClusterOptions
 from prism_policy.config.ranges import check_ranges
-from prism_policy.config.settings import EvalConfig, PolicyKind, single_tasks
+from prism_policy.config.settings import Device, EvalConfig, PolicyKind, single_tasks
 from prism_policy.config.typed_json import read_json
 from prism_policy.errors import PrismError
 from prism_policy.paper.cells import SCALES, Cell, Scale, find_cells, run_cell
@@ -26,6 +25,7 @@ from prism_policy.paper.printed import experiment
 from prism_policy.paper.ray_cluster import run_on_ray
 from prism_policy.paper.tables import collect_results
 from prism_policy.paper.writers import cells_csv, entries_csv, markdown, page
+from prism_policy.reports.report import write_report
 from prism_policy.run_folder import differences
 from prism_policy.tasks import task_spec
 from prism_policy.utils.files import write_text
@@ -193,18 +193,23 @@ def reproduce(plan: Plan, out: Path, options: ClusterOptions) -> Path:
             write_results(plan, out)
             bar.update(bar.done + 1, f"{bar.done + 1} of {len(missing)}")
 
+        def on_ray_done(number: int, outcome: bool | PrismError) -> None:
+            if outcome is True:
+                write_report(missing[number].folder)  # which names the folder, as another machine has it
+            on_done(number, outcome)
+
         checkpoints = [plan.experiment.checkpoints(cell.variant) for cell in missing]
         pairs = zip(missing, checkpoints, strict=True)
-        work = [partial(run_cell, cell, names, plan.n_episodes, options.device) for cell, names in pairs]
+        work = [partial(_run_in, cell, names, plan.n_episodes, options.device) for cell, names in pairs]
         if options.ray is not None and missing:
-            absolute = [partial(_run_in, Path.cwd(), do, max(1, int(options.cpus_per_cell))) for do in work]
+            on_cores = [partial(do, max(1, int(options.cpus_per_cell))) for do in work]
             folders = [cell.folder.absolute() for cell in missing]
-            run_on_ray(options.ray, folders, absolute, on_done, options.gpus_per_cell, options.cpus_per_cell)
+            run_on_ray(options.ray, folders, on_cores, on_ray_done, options.gpus_per_cell, options.cpus_per_cell)
         else:
             for number, (cell, do) in enumerate(zip(missing, work, strict=True)):
                 console.print(f"{cell.folder.name} ({number + 1} of {len(missing)})", style="bold")
                 try:
-                    outcome: bool | PrismError = do(options.workers)
+                    outcome: bool | PrismError = do(options.workers, cell.folder)
                 except PrismError as error:
                     outcome = error
                 on_done(number, outcome)
@@ -218,11 +223,11 @@ def reproduce(plan: Plan, out: Path, options: ClusterOptions) -> Path:
     return path
 
 
-def _run_in(folder: Path, do: Any, workers: int) -> bool:
-    """In another process, from the folder where paths such as runs/cells mean what they mean here."""
-    if folder.is_dir():
-        os.chdir(folder)
-    return bool(do(workers))
+def _run_in(
+    cell: Cell, checkpoints: Sequence[str], n_episodes: int, device: Device, workers: int | None, folder: Path
+) -> bool:
+    """Run a cell in a folder, which on another machine is not the one of the plan."""
+    return run_cell(replace(cell, folder=folder), checkpoints, n_episodes, device, workers)
 
 
 def open_plan_folder(plan: Plan, out: Path) -> None:

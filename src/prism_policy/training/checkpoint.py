@@ -15,6 +15,7 @@ from prism_policy.config.typed_json import open_file
 from prism_policy.errors import PrismError
 from prism_policy.policies import Policy
 from prism_policy.run_folder import check_tensors, read_tensors, write_tensors
+from prism_policy.training.distributed import SINGLE_PROCESS, ProcessGroup
 from prism_policy.utils.files import atomic
 from prism_policy.utils.progress import console
 
@@ -74,14 +75,14 @@ class TrainState:
             tensors |= {f"optimizer/{key}/{name}": value for key, value in state.items()}
         return tensors
 
-    def check(self, tensors: dict[str, Tensor], path: Path) -> None:
-        """Refuse tensors that are not those of this state after some updates."""
+    def expected(self) -> dict[str, Tensor]:
+        """Tensors of the names, shapes and types that `tensors` returns after some updates."""
         expected = {f"buffers/{name}": x for name, x in self.buffers.items()}
         for name, x in self.parameters.items():
             moments = {f"optimizer/{moment}/{name}": x for moment in ("exp_avg", "exp_avg_sq")}
             expected |= {f"model/{name}": x, f"ema/{name}": x, **moments}
             expected[f"optimizer/step/{name}"] = torch.zeros(())
-        check_tensors(expected, tensors, f"{path} is of another network", "")
+        return expected
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], done: int) -> None:
@@ -143,8 +144,22 @@ class Checkpoints:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def restore(self, state: TrainState) -> bool:
-        """Load the newest sound checkpoint; whether there was one."""
+    def restore(self, state: TrainState, group: ProcessGroup = SINGLE_PROCESS) -> bool:
+        """Load the newest sound checkpoint; whether there was one.
+
+        Of several processes the main one reads it and sends it to the others, which may not see its folder.
+        """
+        tensors, done = self._newest(state) if group.is_main_process else ({}, None)
+        if (done := group.of_main(done)) is None:
+            return False
+        if not group.is_main_process:
+            tensors = {name: torch.empty(x.shape, dtype=x.dtype) for name, x in state.expected().items()}
+        group.broadcast(tensors)
+        state.load(tensors, done)
+        return True
+
+    def _newest(self, state: TrainState) -> tuple[dict[str, Tensor], int | None]:
+        """The newest sound checkpoint's tensors and number of updates; none where there is none."""
         for name, then in (("last", "going back to the checkpoint before it"), ("previous", "starting anew")):
             path = self.folder / f"{name}.safetensors"
             if not path.exists():
@@ -152,15 +167,14 @@ class Checkpoints:
             open_file(path).close()  # a folder, or a file that cannot be read, is not passed over
             try:
                 tensors, metadata = read_tensors(path)
-                state.check(tensors, path)
+                check_tensors(state.expected(), tensors, f"{path} is of another network", "")
                 if not (done := metadata.get("updates", "")).isdecimal() or int(done[:20]) > state.most:
                     raise PrismError(f"{path} is damaged (it does not say after how many updates it was written)")
             except PrismError as error:
                 console.print(f"{error.problem}; {then}")
                 continue
-            state.load(tensors, int(done))
-            return True
-        return False
+            return tensors, int(done)
+        return {}, None
 
     def __enter__(self) -> Checkpoints:
         return self

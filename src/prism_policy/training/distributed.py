@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,13 +19,18 @@ from torch import Tensor, nn
 
 from prism_policy.config.settings import Device, RunConfig
 from prism_policy.errors import PrismError
+from prism_policy.run_folder import differences
 from prism_policy.utils.cores import available_cores
 from prism_policy.utils.device import pick_device
 from prism_policy.utils.progress import console
 from prism_policy.utils.terminal import errors
+from prism_policy.utils.text import shown
 
 TIMEOUT = timedelta(hours=6)  # how long a process waits for the others: the main process measures rollouts meanwhile
 
+_RUN_ID = "prism"
+"""By which a process knows that `launch` started it, and not torchrun."""
+_CPU = torch.device("cpu")
 _SENTENCE, _STOPPED = "PrismError: ", "KeyboardInterrupt: "
 """How `record_failure` begins the errors that a user can act on."""
 
@@ -86,18 +92,65 @@ class ProcessGroup:
         dist.all_reduce(values)
         return values / self.world_size
 
+    def of_main(self, value: Any) -> Any:
+        """The main process's value, in every process: those on other machines do not see what lies in its folders."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, device=_CPU)
+        return values[0]
+
+    def broadcast(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrite these tensors, in the CPU's memory, with the main process's."""
+        for name in sorted(tensors) if self.world_size > 1 else ():
+            dist.broadcast(tensors[name], 0)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, in their order."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         """Wait until all processes are here."""
         self.any(False)
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Run the block in the main process, then in the others, which find what it made."""
+        """Run the block in the main process, then in the others, which find what it made if they see its folders.
+
+        Raises:
+            PrismError: in every process what any of them raised, the others after the main process's not begun.
+        """
         if not self.is_main_process:
-            self.barrier()
-        yield
+            self._raise_together(None)
+        failure: PrismError | None = None
+        try:
+            yield
+        except PrismError as error:
+            failure = error
+        self._raise_together(failure)
         if self.is_main_process:
-            self.barrier()
+            self._raise_together(None)
+
+    def _raise_together(self, failure: PrismError | None) -> None:
+        """Raise this process's failure, or that of another one."""
+        here = platform.node()
+        failures = self.gather(failure and (here, str(failure)))
+        if failure:
+            raise failure
+        for machine, sentence in filter(None, failures):
+            raise PrismError(sentence if machine == here else f"on machine {machine}: {sentence}")
+
+    def check_alike(self, settings: Mapping[str, Any], sentence: str) -> None:
+        """Refuse settings that are not the same in every process; `sentence` says what to do."""
+        every = self.gather((platform.node(), settings))
+        (main, expected), *others = every
+        for machine, found in others:
+            for field, ours, theirs in differences(dict(expected), dict(found)):
+                values = f"{field} is {shown(ours)} in the first process (machine {main})"
+                raise PrismError(f"{values} and {shown(theirs)} in another (machine {machine}); {sentence}")
 
 
 SINGLE_PROCESS = ProcessGroup()
@@ -127,11 +180,15 @@ def is_launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def record_failure(error: BaseException) -> None:
-    """Record why this process ends, for the one that launched it to print."""
+def record_failure(error: BaseException) -> bool:
+    """Record why this process ends, for the one that launched it; whether that is said to the user then.
+
+    `launch` prints one sentence. torchrun prints a report, beside which the first process of each machine speaks.
+    """
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     get_error_handler().record_exception(error)
+    return os.environ.get("TORCHELASTIC_RUN_ID") == _RUN_ID or os.environ.get("LOCAL_RANK") != "0"
 
 
 def failure_priority(failure: Any) -> int:
@@ -155,7 +212,7 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
     logging.disable(logging.CRITICAL)  # the launcher's messages become one sentence below
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))
     rendezvous: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
-    config = LaunchConfig(1, 1, processes, run_id="prism", max_restarts=0, **rendezvous)
+    config = LaunchConfig(1, 1, processes, run_id=_RUN_ID, max_restarts=0, **rendezvous)
     try:
         elastic_launch(config, sys.executable)("-m", "prism_policy", *arguments)
     except SignalException as error:

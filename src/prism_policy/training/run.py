@@ -6,7 +6,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from prism_policy.config.settings import Device, RunConfig, Tracker, check, single_tasks
@@ -49,32 +49,40 @@ def train_run(
     check_trackers(track)
     with join(device) as group, ExitStack() as locks:
         torch_device = pick_device(device, group.local_rank)
-        config, schema = fit_to_dataset(config)
-        check(config)  # bad settings are refused before anything is made
-        group.check(config)
         with group.main_process_first():
+            config, schema = fit_to_dataset(config)
+            check(config)  # bad settings are refused before anything is made
+            group.check(config)
             check_memory(config, schema, torch_device, group.world_size)
             if config.policy.encoder.pretrained and not (folder / "checkpoints").exists():
                 robot = schema or task_schema(config.task)
                 weightless_policy(config, robot).encoder.load_pretrained()  # the weights are there, and fit
             open_run(folder, config, schema)
-            measured = config.task.spec.simulated or open_loop_path(folder).exists()
-            if is_trained(folder) and measured:  # the last things that a training writes
-                sweep(folder)
-                console.print(f"{folder} is trained already: nothing is written")
-                _note_other_data(folder, config)
-                _summary(folder, config)
-                return
+        group.check_alike(asdict(replace(config, dataset="")), "start the same command on every machine")
+        measured = config.task.spec.simulated or open_loop_path(folder).exists()
+        if group.of_main(is_trained(folder) and measured):  # the last things that a training writes
+            sweep(folder)
+            console.print(f"{folder} is trained already: nothing is written")
+            _note_other_data(folder, config)
+            _summary(folder, config)
+            return
+        with group.main_process_first():
             if group.is_main_process:
                 locks.enter_context(folder_lock(folder, "training"))
             dataset = open_dataset(config, stage)
             if group.is_main_process:
                 keep_data(folder, _run_data(dataset))
+        about = {
+            "checksum of the demonstrations": dataset.content[:12],
+            "demonstrations to learn from": dataset.names[0],
+        }
+        group.check_alike(about, "copy the dataset or the cache from one machine to the others (rsync -a)")
         warn_of_slow_bfloat16(config, torch_device)
         simulator = config.task.spec.simulator
         missing = dataset.train_only
         if not missing and not importlib.util.find_spec(simulator.package):
             missing = f"{simulator.name} is not installed (pip install prism-policy[{simulator.extra}])"
+        missing = group.of_main(missing)  # it is the main process that rolls out
         rollout = None if missing else _rollout(folder, config)
         if missing and 0 < config.train.rollout_every <= config.train.steps:
             console.print(f"No rollouts while training: {missing}")

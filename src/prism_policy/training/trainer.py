@@ -193,12 +193,13 @@ class Trainer:
 
     def resume(self) -> None:
         """Go back to the newest checkpoint and to the metrics up to it, or begin, with pretrained weights if any."""
-        if not self.checkpoints.restore(self.state):
+        if not self.checkpoints.restore(self.state, self.group):
             self.policy.encoder.load_pretrained()
             self.state.begin_average()
-        lines = read_metrics(self.folder).repaired("the lines that are damaged are left out")
-        self.metrics = [line for line in lines if line["step"] <= self.state.done]
-        self.group.barrier()  # all have read what the main process is about to write
+        if self.group.is_main_process:
+            lines = read_metrics(self.folder).repaired("the lines that are damaged are left out")
+            self.metrics = [line for line in lines if line["step"] <= self.state.done]
+        self.metrics = self.group.of_main(self.metrics)
         if not self.metrics:
             return
         last = self.metrics[-1]

@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ from prism_policy.utils.terminal import console
 
 ABANDONED_S = 24 * 3600.0
 """Age from which a temporary folder counts as left behind where the file system has no locks to ask [s]."""
+SMALL = 32 * 2**20
+"""Bytes of a file whose checksum is computed at each `check_seal`, in some hundredths of a second."""
+_SAMPLES, _SAMPLE_BYTES = 64, 65536
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNWRITABLE = (
     errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
@@ -188,3 +191,37 @@ def sha256(path: Path) -> str:
     """Checksum of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(path: Path, checksum: str) -> dict[str, Any]:
+    """What `check_seal` compares, as JSON; `checksum` is the SHA-256 of the whole file."""
+    return {"sha256": checksum, "sample": file_sample(path), "changed_ns": path.stat().st_mtime_ns}
+
+
+def check_seal(path: Path, sealed: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The seal of a file that is what was sealed; None where it is damaged.
+
+    A small file is read as a whole. So is a large one whose time of change is not the sealed one, such as a copy's, and
+    the new seal has the new time: another call reads a sample of 4 MiB. Damage that leaves size and time as they were,
+    as a bad disk does, is found in a large file where the sample meets it.
+
+    Raises:
+        OSError: the file is not there or cannot be read.
+        KeyError: `sealed` holds no checksum.
+    """
+    about = path.stat()
+    if about.st_size > SMALL and about.st_mtime_ns == sealed.get("changed_ns"):
+        return dict(sealed) if file_sample(path) == sealed["sample"] else None
+    if sha256(path) != sealed["sha256"]:
+        return None
+    return {**sealed, **seal(path, sealed["sha256"])}
+
+
+def file_sample(path: Path) -> str:
+    """Checksum of some stretches of a file, its beginning and end among them; of a small one, of all of it."""
+    size, sample = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        for i in range(_SAMPLES):
+            file.seek(max(size - _SAMPLE_BYTES, 0) * i // (_SAMPLES - 1))
+            sample.update(file.read(_SAMPLE_BYTES))
+    return sample.hexdigest()

@@ -70,6 +70,15 @@ class Table:
         """Episode of each row, int64 (N,)."""
         return self.read({"episode_index": 1})["episode_index"]
 
+    @cached_property
+    def stretches(self) -> dict[int, tuple[int, int, int]]:
+        """Episode -> its first row, its last one, and how many it has: a look-up for each would read all rows."""
+        index = self.episode_index
+        numbers, first, counts = np.unique(index, return_index=True, return_counts=True)
+        last = len(index) - 1 - np.unique(index[::-1], return_index=True)[1]
+        rows = zip(first.tolist(), last.tolist(), counts.tolist(), strict=True)
+        return dict(zip(numbers.tolist(), rows, strict=True))
+
     def read(self, widths: Mapping[str, int], start: int = 0, stop: int | None = None) -> dict[str, np.ndarray]:
         """Columns of numbers: each (n,) where its width is 1 and has no lists, else (n, width).
 

@@ -247,12 +247,12 @@ class LeRobotSource:
     def _rows(self, one: Recording) -> tuple[Table, tuple[int, int]]:
         """The table that holds an episode, and its first row and the one behind its last."""
         table = self._table(one.data)
-        rows = np.flatnonzero(table.episode_index == one.index)
-        if len(rows) != one.length or rows[-1] - rows[0] + 1 != len(rows):
-            how = f"expected {one.length} rows one after the other as meta says, got {len(rows)}"
+        first, last, count = table.stretches.get(one.index, (0, -1, 0))
+        if count != one.length or last - first + 1 != count:
+            how = f"expected {one.length} rows one after the other as meta says, got {count}"
             writing = "the dataset is still being written, or get it again"
             raise PrismError(f"{one.data}, episode {one.index}, episode_index: {how}; {writing}")
-        return table, (int(rows[0]), int(rows[-1]) + 1)
+        return table, (first, last + 1)
 
     @staticmethod
     def _key(name: str, table: Table) -> str | None:
