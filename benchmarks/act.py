@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import torch
-from others import lenient_torchvision
+from others import LEROBOT_AS_OURS, lenient_torchvision, lerobot_name
 from timing import in_turn, ms, ratio, seconds_of
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,7 +31,7 @@ from prism_policy.policies import build_policy
 from prism_policy.probe.encoder_cost import device_name
 
 CAMERAS, STATE, ACTION, COND = ("agentview", "robot0_eye_in_hand"), 9, 7, 274
-OURS = "ours, as `act` calls it"
+OURS, LEROBOT = "ours, as `act` calls it", lerobot_name()
 
 Functions = dict[str, Callable[[], object]]
 
@@ -51,10 +51,9 @@ def import_lerobot() -> Any:
         input_features={"observation.state": feature(kinds.STATE, (STATE,)), **images},
         output_features={"action": feature(kinds.ACTION, (ACTION,))},
         down_dims=(256, 512, 1024),
-        crop_shape=(76, 76),
-        use_separate_rgb_encoder_per_camera=True,
         num_inference_steps=100,
         device="cpu",
+        **LEROBOT_AS_OURS,
     )
     return modeling_diffusion.DiffusionModel(config)
 
@@ -138,11 +137,11 @@ def forward(arguments: argparse.Namespace, device: torch.device, floor: Floor) -
     step = torch.tensor([50], device=device)
     functions: Functions = {}
     expected = net(x, step, cond)
-    for name, other in (("LeRobot", import_lerobot()), ("diffusion_policy", import_diffusion_policy())):
+    for name, other in ((LEROBOT, import_lerobot()), ("diffusion_policy", import_diffusion_policy())):
         if other is None:
             continue
-        unet = (other.unet if name == "LeRobot" else other).to(device).eval()
-        give_weights(net, unet, name == "LeRobot")
+        unet = (other.unet if name == LEROBOT else other).to(device).eval()
+        give_weights(net, unet, name == LEROBOT)
         torch.testing.assert_close(unet(x, step, global_cond=cond), expected, atol=1e-4, rtol=1e-4)
         functions[name] = lambda unet=unet: unet(x, step, global_cond=cond)  # type: ignore[misc]
     functions["ours, plain `forward`"] = lambda: net(x, step, cond)
@@ -179,7 +178,7 @@ def chunk(arguments: argparse.Namespace, device: torch.device, floor: Floor) -> 
         lerobot = lerobot.to(device).eval()
         floats = torch.stack([x.permute(0, 1, 4, 2, 3) / 255 for x in images.values()], dim=2).to(device)
         batch = {"observation.state": observation["state"].to(device), "observation.images": floats}
-        functions["LeRobot, DDPM, 100 steps"] = torch.no_grad()(lambda: lerobot.generate_actions(batch))
+        functions[f"{LEROBOT}, DDPM, 100 steps"] = torch.no_grad()(lambda: lerobot.generate_actions(batch))
     for encoder in arguments.encoder:
         for name, (config, calls) in policies(encoder).items():
             policy = build_policy(config, task_schema(TaskConfig()))

@@ -148,7 +148,7 @@ def check_equal(plain: Variant, ours: Variant, images: np.ndarray) -> None:
     plain.network.pool.load_state_dict(camera.pool[0].state_dict())
     for variant in (plain, ours):
         variant.network.eval()
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         torch.testing.assert_close(plain.features(images), ours.features(images), atol=1e-4, rtol=0)
     for variant in (plain, ours):
         variant.network.train()

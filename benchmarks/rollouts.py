@@ -27,7 +27,7 @@ from prism_policy.policies import Policy
 from prism_policy.run_folder import make_policy
 from prism_policy.tasks import probe_tasks
 
-EPISODES = 4
+EPISODES = 12  # of one, two and three workers equally many
 
 
 def plain_loop(task: TaskConfig) -> Generator[None, int, None]:
@@ -109,7 +109,7 @@ def main() -> None:
         return run
 
     act = policy_act(policy)
-    with WorkerPool(1) as one, WorkerPool(2) as two:
+    with WorkerPool(1) as one, WorkerPool(2) as two, WorkerPool(3) as three:
         rollouts(one, 1, random_act, 1)()  # its worker starts where it is to stay
         variants = {
             "plain robosuite loop, no policy, one core": (plain, 1, 1),
@@ -117,6 +117,7 @@ def main() -> None:
             "simulators alone, 2 workers, two cores": (rollouts(two, 2, random_act, 1), EPISODES, 2),
             "with the policy, 1 worker, one core": (rollouts(one, 1, act, 1), EPISODES, 1),
             "with the policy, 2 workers, two cores": (rollouts(two, 2, act, acting_threads(policy, 2)), EPISODES, 2),
+            "with the policy, 3 workers, two cores": (rollouts(three, 2, act, acting_threads(policy, 3)), EPISODES, 2),
         }
         seconds = in_turn({n: f for n, (f, _, _) in variants.items()}, arguments.rounds, torch.device("cpu"), 1)
     rates = {
@@ -132,9 +133,9 @@ def main() -> None:
         rate = rates[name]
         text = f"{statistics.median(rate):.0f} ({min(rate):.0f} to {max(rate):.0f})"
         print(f"| {name} | {text} | {ratio([r / cores_used for r in rate], baseline)} |")
-    for kind in ("simulators alone", "with the policy"):
-        text = ratio(rates[f"{kind}, 2 workers, two cores"], rates[f"{kind}, 1 worker, one core"])
-        print(f"\nTwo workers on two cores against one on one, {kind}: {text}")
+    for kind, workers in (("simulators alone", 2), ("with the policy", 2), ("with the policy", 3)):
+        text = ratio(rates[f"{kind}, {workers} workers, two cores"], rates[f"{kind}, 1 worker, one core"])
+        print(f"\n{workers} workers on two cores against one on one, {kind}: {text}")
 
 
 if __name__ == "__main__":

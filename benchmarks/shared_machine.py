@@ -1,10 +1,11 @@
 """Training beside another process: with one thread, with two, and with as many as it chooses again and again.
 
-python benchmarks/shared_machine.py [--seconds 30] [--rounds 3] [--busy 1]
+python benchmarks/shared_machine.py [--seconds 30] [--rounds 3] [--busy 1] [--nice 0]
 
 Each trains at nano size, alone in turn: `--seconds` with nobody else, as long beside `--busy` processes that never
-rest, and again with nobody. Windows a second are of each phase after its first ten seconds, in which the number of
-threads is found; "found" is when the rate over two seconds was first 90% of that.
+rest, of as much less priority as `--nice` says, and again with nobody. Windows a second are of each phase after its
+first ten seconds, in which the number of threads is found; "found" is when the rate over two seconds was first 90% of
+that.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def train() -> None:
         trainer.train()
 
 
-def phases(environment: dict[str, str], seconds: float, busy: int) -> list[list[float]]:
+def phases(environment: dict[str, str], seconds: float, busy: int, nice: int) -> list[list[float]]:
     """When updates were done since the beginning of each phase [s]."""
     clean = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done: list[float] = []
@@ -66,7 +67,8 @@ def phases(environment: dict[str, str], seconds: float, busy: int) -> list[list[
         for others in (0, busy, 0):
             with contextlib.ExitStack() as stack:
                 for _ in range(others):
-                    other = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+                    command = ["nice", "-n", str(nice), sys.executable, "-c", "while True: pass"]
+                    other = stack.enter_context(subprocess.Popen(command))
                     stack.callback(other.kill)
                 start = time.monotonic()
                 time.sleep(seconds)
@@ -81,6 +83,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--busy", type=int, default=1)
+    parser.add_argument("--nice", type=int, default=0)
     parser.add_argument("--train", action="store_true", help="be the training")
     options = parser.parse_args()
     if options.train:
@@ -91,7 +94,7 @@ def main() -> None:
     found: list[list[float]] = [[], [], []]
     for _ in range(options.rounds):
         for mode, environment in MODES.items():
-            for phase, times in enumerate(phases(environment, options.seconds, options.busy)):
+            for phase, times in enumerate(phases(environment, options.seconds, options.busy, options.nice)):
                 steady = [when for when in times if when > FIND_S]
                 rates[mode][phase].append(BATCH * len(steady) / (options.seconds - FIND_S))
                 if mode == "chosen":

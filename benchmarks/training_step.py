@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from elsewhere import Elsewhere
 from encoder import PlainEncoder, convolution_rate
-from others import lenient_torchvision
+from others import LEROBOT_AS_OURS, lenient_torchvision, lerobot_name
 from timing import in_turn, ratio
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,12 +38,13 @@ from prism_policy.policies.ddpm import alpha_bars
 from prism_policy.probe.encoder_cost import device_name
 from prism_policy.run_folder import make_policy
 from prism_policy.training.checkpoint import TrainState
+from prism_policy.training.compiled import compiled as in_parts
 from prism_policy.training.prefetch import moved
 from prism_policy.utils.memory import keep_freed_memory
 
 CAMERAS, STATE, ACTION, SIZE = ("agentview", "robot0_eye_in_hand"), 9, 7, 84
 LEROBOT, PLAIN = (
-    "LeRobot 0.4.4",
+    lerobot_name(),
     "plain: the same layers, float32 NCHW, a crop an image, PyTorch's default AdamW, EMA by name",
 )
 OURS: dict[str, tuple[Precision, bool]] = {
@@ -80,7 +81,7 @@ def ours(config: RunConfig, name: str, batch_size: int, device: torch.device) ->
         windows = windows.to(device)
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high" if precision == "bfloat16" else "highest")
-    model = torch.compile(policy) if compiled else policy
+    model = in_parts(policy) if compiled else policy
     indices = torch.from_numpy(np.random.default_rng(0).integers(0, len(windows), batch_size))
     generator = torch.Generator().manual_seed(0)
 
@@ -176,9 +177,8 @@ def lerobot(config: RunConfig, batch_size: int, device: torch.device) -> tuple[n
         vision_backbone="resnet18_narrowed",
         down_dims=shape.down_dims,
         diffusion_step_embed_dim=shape.step_embed_dim,
-        crop_shape=(76, 76),
-        use_separate_rgb_encoder_per_camera=True,
         device=device.type,
+        **LEROBOT_AS_OURS,
     )
     model = modeling_diffusion.DiffusionModel(settings).to(device).train()
     preset = settings.get_optimizer_preset()

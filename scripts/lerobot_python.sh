@@ -12,7 +12,7 @@ if ! [ -x .venv-lerobot/bin/pip ]; then
 fi
 echo "installing LeRobot (several gigabytes)"
 pip=(.venv-lerobot/bin/python -m pip --disable-pip-version-check --quiet)
-"${pip[@]}" install "lerobot[dataset,training]==0.6.1" pytest --editable packages/prism-client --editable '.[lerobot,hub]' \
+"${pip[@]}" install "lerobot[dataset,training,diffusion]==0.6.1" pytest --editable packages/prism-client --editable '.[lerobot,hub]' \
   --editable integrations/lerobot_policy_prism --editable integrations/lerobot_env_prism
 # robosuite pins numpy < 2, which LeRobot does not take: integrations/lerobot_env_prism/README.md
 "${pip[@]}" install --no-deps robosuite==1.5.2 mink==0.0.5 mujoco==3.9.0

@@ -62,14 +62,35 @@ SAME_TYPES = {  # kernels of these refuse tensors of unequal types; the fake one
     aten.native_group_norm_backward.default,
 }
 
+UNREPEATABLE = {  # those of `torch.use_deterministic_algorithms` that raise on CUDA and that a network may hold
+    aten.adaptive_max_pool2d_backward.default,
+    aten._adaptive_avg_pool2d_backward.default,
+    aten.fractional_max_pool2d_backward.default,
+    aten.max_pool3d_with_indices_backward.default,
+    aten.grid_sampler_2d_backward.default,
+    aten.reflection_pad2d_backward.default,
+    aten.replication_pad2d_backward.default,
+    aten.upsample_bilinear2d_backward.default,
+    aten.upsample_bicubic2d_backward.default,
+    aten.histc.default,
+    aten.kthvalue.default,
+    aten.bincount.default,
+}
+
 
 class Watch(TorchDispatchMode):
-    """Notes for which operators the host waits for the device, and which mix types where a kernel refuses that."""
+    """Notes for which operators the host waits for the device, and what it would do badly or not at all.
+
+    `mixed`: operators on types that a kernel refuses together. `laid_out_anew`: convolutions of channels-last weights
+    whose feature map is not. `unrepeatable`: operators that deterministic training refuses.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
         self.mixed: list[str] = []
+        self.laid_out_anew: list[str] = []
+        self.unrepeatable: list[str] = []
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -87,6 +108,12 @@ class Watch(TorchDispatchMode):
             return inputs[0].new_zeros(1)
         if op in SAME_TYPES and len(kinds := {x.dtype for x in inputs if x.is_floating_point()}) > 1:
             self.mixed.append(f"{op} of {', '.join(sorted(map(str, kinds)))} at {_line()}")
+        if op in UNREPEATABLE:
+            self.unrepeatable.append(f"{op} at {_line()}")
+        if op in (aten.convolution.default, aten.convolution_backward.default) and inputs[0].ndim == 4:
+            features, weight = inputs[:2] if op is aten.convolution.default else inputs[1:3]
+            if _channels_last(weight) and not _channels_last(features):
+                self.laid_out_anew.append(f"{op} of {tuple(features.shape)}, {features.stride()} at {_line()}")
         out = op(*args, **kwargs)
         outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         crosses = {x.device.type for x in (*inputs, *outputs)} == {"cpu", "cuda"}
@@ -94,6 +121,10 @@ class Watch(TorchDispatchMode):
         if crosses and op in (aten._to_copy.default, aten.copy_.default) and not asynchronous:
             self.waits.append(f"{op} at {_line()}")
         return out
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _line() -> str:

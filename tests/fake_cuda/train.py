@@ -150,7 +150,8 @@ def trained(kind: str, encoder: str, resident: bool = True, planted: str = "", *
             same = [a == b for n, a, b in zip(p.shape, p.grad.stride(), p.stride(), strict=True) if n > 1]
             assert all(same), (name, p.grad.stride(), p.stride())
         acts(policy)
-    return {"waits": in_step, "mixed": watch.mixed}
+    badly = {"laid_out_anew": watch.laid_out_anew, "unrepeatable": watch.unrepeatable}
+    return {"waits": in_step, "mixed": watch.mixed, **badly}
 
 
 def acts(policy: Policy) -> None:

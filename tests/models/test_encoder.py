@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prism_policy.config import presets
 from prism_policy.config.encoder import EncoderConfig, Norm, Pooling, RefineBlock, TokenEmbedding, Tokens
@@ -282,6 +283,14 @@ def test_spatial_softmax_is_safe_in_half_precision(dtype: torch.dtype, num_keypo
 
 
 # Pooling and fusion
+
+
+def test_the_attention_is_one_that_pytorch_has_fused_kernels_for() -> None:
+    """Those take four dimensions; with three all scores are written to memory."""
+    fuse = TopDownCrossAttention([4, 4, 4], 8, 8, tokens="keypoint")
+    keypoints = [torch.randn(2, 4, 2) for _ in range(3)]
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):  # the math path is refused
+        fuse(keypoints).sum().backward()
 
 
 def refine_by_hand(refine: nn.Module, x: Tensor) -> Tensor:

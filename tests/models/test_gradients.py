@@ -1,23 +1,30 @@
 """The same gradients from one process in float32 and under autocast, `torch.compile` and several processes."""
 
+import gc
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from panda import schema
 from prism_policy.config.settings import EncoderConfig, PolicyConfig, PolicyKind
 from prism_policy.policies import Policy, build_policy
+from prism_policy.training.compiled import compiled
+from prism_policy.training.distributed import ProcessGroup
 
 KINDS: tuple[PolicyKind, ...] = get_args(PolicyKind)
 PROCESSES = 2
 
 
-def small_policy(kind: PolicyKind) -> Policy:
+def small_policy(kind: PolicyKind, cameras: dict[str, tuple[int, int]] | None = None) -> Policy:
     torch.manual_seed(0)
     config = PolicyConfig(
         kind=kind,
@@ -27,7 +34,8 @@ def small_policy(kind: PolicyKind) -> Policy:
         horizon=4,
         n_action_steps=2,
     )
-    return build_policy(config, schema(84, 3, 2)).train()
+    robot = schema(84, 3, 2)
+    return build_policy(config, replace(robot, cameras=cameras or robot.cameras)).train()
 
 
 def batch_of(policy: Policy) -> dict[str, Any]:
@@ -91,12 +99,50 @@ def test_bfloat16_autocast_points_the_same_way(kind: PolicyKind) -> None:
     assert float(flat.norm() / exact.norm()) == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.slow
+def traced(policy: Policy, backend: Any = "aot_eager") -> Policy:
+    """As `train` compiles it, in the same parts, by another compiler; what it cannot follow is an error."""
+    compile_ = torch.compile
+
+    def trace(function: Any, dynamic: bool, options: dict[str, Any]) -> Any:
+        return compile_(function, dynamic=dynamic, backend=backend, fullgraph=True)
+
+    torch.compiler.reset()
+    with mock.patch("torch.compile", trace):
+        return compiled(policy)
+
+
+@pytest.mark.parametrize(
+    "kind", ["flow_matching", *(pytest.param(k, marks=pytest.mark.slow) for k in ("ddpm", "meanflow"))]
+)
 def test_traced_for_a_compiler_the_gradients_are_eagers(kind: PolicyKind) -> None:
     policy = small_policy(kind)
     expected = gradients(policy)
-    assert_same(gradients(torch.compile(policy, backend="aot_eager")), expected)  # type: ignore[arg-type]
+    policy.zero_grad()
+    assert_same(gradients(traced(policy)), expected)
+    parts = [module for module in policy.modules() if module._compiled_call_impl is not None]
+    assert not parts, "validation and rollouts would compile it again, for their shapes and modes"
+
+
+@pytest.mark.parametrize(("right", "graphs"), [((84, 84), 2), ((84, 100), 3)])
+def test_cameras_of_one_size_are_compiled_once(right: tuple[int, int], graphs: int) -> None:
+    seen: list[torch.fx.GraphModule] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        seen.append(graph)
+        return graph
+
+    sizes = {"agentview": (84, 84), "wrist": right}
+    policy = small_policy("flow_matching", sizes)
+    batch = batch_of(policy)
+    batch["images"]["wrist"] = torch.zeros(8, 2, *right, 3, dtype=torch.uint8)
+    traced(policy, count)(batch)
+    assert len(seen) == graphs  # the last is the loss
+    values = [
+        node.meta["example_value"] for graph in seen for node in graph.graph.nodes if "example_value" in node.meta
+    ]
+    assert len(values) > 100
+    # A size that a graph leaves open costs speed.
+    assert all(isinstance(n, int) for x in values if isinstance(x, Tensor) for n in x.shape)
 
 
 @pytest.mark.slow
@@ -105,7 +151,8 @@ def test_traced_for_a_compiler_the_gradients_are_eagers(kind: PolicyKind) -> Non
 def test_compiled_the_gradients_are_eagers(kind: PolicyKind) -> None:
     policy = small_policy(kind)
     expected = gradients(policy)
-    assert_same(gradients(torch.compile(policy)), expected)  # type: ignore[arg-type]
+    policy.zero_grad()
+    assert_same(gradients(compiled(policy)), expected)
 
 
 @pytest.mark.slow
@@ -114,17 +161,38 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     for kind in KINDS:
         alone = gradients(small_policy(kind))
         for rank in range(PROCESSES):
-            assert_same(torch.load(tmp_path / f"{kind}_{rank}.pt", weights_only=True), alone)
+            assert_same(load_file(tmp_path / f"{kind}_{rank}.safetensors"), alone)
+            assert_same(load_file(tmp_path / f"{kind}_{rank}_compiled.safetensors"), alone)
 
 
 def _distributed(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=PROCESSES)
+    group, rows, cpu = ProcessGroup(rank, PROCESSES, rank), slice(4 * rank, 4 * rank + 4), torch.device("cpu")
     for kind in KINDS:
-        wrapped = nn.parallel.DistributedDataParallel(small_policy(kind))
-        rows = slice(4 * rank, 4 * rank + 4)
-        torch.save(gradients(wrapped, rows), Path(folder) / f"{kind}_{rank}.pt")
+        policy = small_policy(kind)
+        save_file(gradients(group.wrap(policy, cpu), rows), Path(folder) / f"{kind}_{rank}.safetensors")
+        policy.zero_grad()
+        averaged = gradients(group.wrap(traced(policy), cpu), rows)
+        save_file(averaged, Path(folder) / f"{kind}_{rank}_compiled.safetensors")
+    del policy, averaged
+    gc.collect()  # what holds the group, which may abort at its end else
     dist.destroy_process_group()
+
+
+def test_no_buffer_is_sent_with_an_update() -> None:
+    """They are constants; sending them would hold each forward pass up."""
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=PROCESSES)
+    try:
+        policy = small_policy("flow_matching")
+        wrapped = ProcessGroup(1, PROCESSES, 1).wrap(policy, torch.device("cpu"))
+        with mock.patch.object(dist, "_broadcast_coalesced") as sends, torch.no_grad():
+            wrapped(batch_of(policy))
+            assert not sends.called
+            nn.parallel.DistributedDataParallel(policy, init_sync=False)(batch_of(policy))
+            assert sends.called
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(

@@ -208,3 +208,22 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     prism("reproduce", "study", "--report", "--out", str(out))
     assert "## Claim by claim" in (out / "table.md").read_text()
     assert not list(out.glob("runs*"))
+
+
+def test_a_cell_learns_as_the_plan_says_whatever_nano_becomes() -> None:
+    config = Cell(study.REGIMES[0], "prism", 3).config
+    train, encoder = config.train, config.policy.encoder
+    assert (train.steps, train.batch_size, train.noise_draws, train.lr, train.warmup_steps) == (800, 32, 1, 1e-3, 50)
+    assert (train.ema_power, train.ema_max_decay, train.weight_decay, train.precision) == (
+        0.75,
+        0.9999,
+        1e-6,
+        "float32",
+    )
+    assert (config.policy.down_dims, config.policy.step_embed_dim, encoder.width, encoder.num_keypoints) == (
+        (32, 64, 128),
+        64,
+        16,
+        32,
+    )
+    assert (encoder.temperature, encoder.attention_dim, encoder.out_dim) == (0.3, 64, 64)

@@ -22,7 +22,7 @@ from journals import read_lines
 from prism_policy.config.settings import PolicyKind, RunConfig
 from prism_policy.errors import PrismError
 from prism_policy.run_folder import read_tensors
-from prism_policy.training.distributed import ProcessGroup, failure_priority
+from prism_policy.training.distributed import ProcessGroup, failure_priority, join
 from prism_policy.training.trainer import Trainer
 from small_run import command, environment, prism_train, small_config, small_windows, write_demos
 
@@ -172,6 +172,21 @@ def test_shares_are_equal_disjoint_and_all_of_the_batch(batch_size: int, world: 
     assert {len(part) for part in rows} == {batch_size // world}
     with pytest.raises(PrismError, match=f"batch_size {batch_size} does not divide among 5 processes"):
         ProcessGroup(0, 5).local_rows(batch_size)
+
+
+def test_two_processes_on_the_cpu_join_beside_a_single_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    backends = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: backends.append(backend))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    with join("cpu") as group:
+        assert (group.rank, group.world_size) == (1, 2)
+    assert backends == ["gloo"]
+    with pytest.raises(PrismError, match="expected at most one for each of 1 GPUs"), join("auto"):
+        pass
 
 
 def failed(exitcode: int, message: str = "") -> SimpleNamespace:

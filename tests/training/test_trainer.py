@@ -343,6 +343,19 @@ def test_compiled_the_loss_goes_the_way_of_eager(tmp_path: Path) -> None:
     assert compiled == pytest.approx(eager, rel=1e-4)  # fused operations round differently
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
+def test_compiled_and_deterministic_a_stopped_run_ends_with_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
+    windows = small_windows(tmp_path)
+    config = small_config("--train.compile --train.deterministic")
+    whole = Trainer(tmp_path / "whole", config, windows).train()
+    with pytest.raises(PrismError, match="stopped at update 1 of 12"):
+        Trainer(tmp_path / "parts", config, windows, max_s=0).train()
+    torch.compiler.reset()  # as a new process
+    resumed = Trainer(tmp_path / "parts", config, windows).train()
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+
+
 def curve(folder: Path, config: RunConfig, windows: Windows) -> list[float]:
     Trainer(folder, config, windows).train()
     return [line["loss"] for line in read_lines(folder / "metrics.jsonl")]

@@ -33,7 +33,7 @@ class Reproduce(Command):
     name: Annotated[str, tyro.conf.Positional]
     """Table, figure or other experiment."""
     scale: Literal["nano", "small", "paper"] = "nano"
-    """Sizes: nano for two CPU cores (ten minutes a cell of Lift), small and paper for a GPU."""
+    """Sizes: nano for two CPU cores (four minutes a cell of Lift), small and paper for a GPU."""
     tasks: tuple[str, ...] | None = None
     """Tasks of the table; by default all."""
     numbers: tuple[Natural, ...] | None = None

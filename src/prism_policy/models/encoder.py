@@ -13,7 +13,7 @@ from prism_policy.config.encoder import EncoderConfig
 from prism_policy.errors import PrismError
 from prism_policy.models.augment import crop, crop_size, erase_rectangle, jitter_color
 from prism_policy.models.fusion import Refine, TopDownCrossAttention
-from prism_policy.models.pooling import SpatialSoftmax
+from prism_policy.models.pooling import GlobalMax, SpatialSoftmax
 from prism_policy.models.pretrained import IMAGENET, pretrained_weights
 from prism_policy.models.resnet import ResNet
 
@@ -49,8 +49,8 @@ class CameraEncoder(nn.Module):
             self.pool = nn.ModuleList(nn.Identity() for _ in channels)
             self.out_dim = sum(c * h * w for c, (h, w) in zip(channels, sizes, strict=True))
         else:
-            pool = nn.AdaptiveAvgPool2d if config.pooling == "avg" else nn.AdaptiveMaxPool2d
-            self.pool = nn.ModuleList(pool(1) for _ in channels)
+            avg = config.pooling == "avg"
+            self.pool = nn.ModuleList(nn.AdaptiveAvgPool2d(1) if avg else GlobalMax() for _ in channels)
             self.out_dim = sum(channels)
         self.num_keypoints = self.out_dim // 2  # of all stages; spatial softmax only
         self.fuse: TopDownCrossAttention | None = None

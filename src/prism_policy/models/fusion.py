@@ -95,7 +95,9 @@ class TopDownCrossAttention(nn.Module):
         """A sequence over stages, shallow to deep, of (B, K_l, 2) to (B, out_dim)."""
         *shallow, deepest = self.embedded(keypoints)
         earlier = torch.cat(shallow, dim=1)  # (B, sum of the shallow N_l, d)
-        z = F.scaled_dot_product_attention(self.query(deepest), self.key(earlier), self.value(earlier))
+        # As of one head: without that dimension PyTorch has no fused kernel, and writes all scores to memory.
+        of_head = (x.unsqueeze(1) for x in (self.query(deepest), self.key(earlier), self.value(earlier)))
+        z = F.scaled_dot_product_attention(*of_head).squeeze(1)  # (B, N_L, d)
         if self.residual_query:
             z = z + deepest
         return self.project(z.flatten(1))

@@ -11,6 +11,17 @@ from torch.nn import functional as F
 from prism_policy.errors import PrismError
 
 
+class GlobalMax(nn.Module):
+    """Each channel's strongest response; equal ones share the gradient.
+
+    `nn.AdaptiveMaxPool2d` has no deterministic gradient on a GPU and raises there where `train.deterministic` asks.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, 1, 1)."""
+        return features.amax((2, 3), keepdim=True)
+
+
 class SpatialSoftmax(nn.Module):
     """Expected coordinate of each channel's response (Eq. 1, arXiv:2606.15232).
 

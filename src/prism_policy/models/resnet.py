@@ -31,6 +31,21 @@ class FrozenBatchNorm(nn.Module):
         return F.batch_norm(x, *statistics, training=False)  # type: ignore[arg-type]
 
 
+class GroupNorm2d(nn.GroupNorm):
+    """`nn.GroupNorm` whose output lies in memory as its input does.
+
+    On a GPU PyTorch's operator returns NCHW. Each convolution after it, its weights channels last, would lay its input
+    out anew, once in the forward and once in the backward pass. A compiler writes its own.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same."""
+        y = super().forward(x)
+        if torch.compiler.is_compiling() or not x.is_contiguous(memory_format=torch.channels_last):
+            return y
+        return y.contiguous(memory_format=torch.channels_last)  # on a CPU it lies so already
+
+
 def make_norm(norm: Norm, channels: int) -> nn.Module:
     """GroupNorm with C/16 groups (at least one), as in diffusion policies, or BatchNorm, or one that stays."""
     if norm != "group":
@@ -39,7 +54,7 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
     if channels < 1 or channels % groups:
         got = f"got {channels} channels for {groups} groups; choose 16, 32 or 64"
         raise PrismError(f"width: expected channels that divide into GroupNorm's groups of 16, {got}")
-    return nn.GroupNorm(groups, channels)
+    return GroupNorm2d(groups, channels)
 
 
 class BasicBlock(nn.Module):

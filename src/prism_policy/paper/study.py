@@ -129,7 +129,7 @@ class Cell:
         task = replace(base.task, max_steps=regime.max_steps, render=RenderConfig(regime.resolution))
         # Nothing is kept and nothing rolled out on the way: one validation at the end.
         train = replace(base.train, steps=regime.steps, valid_every=regime.steps, keep_every=0, rollout_every=0)
-        train = replace(train, batch_size=32)
+        train = replace(train, batch_size=32, noise_draws=1, lr=1e-3)  # as the plan fixed it
         return replace(
             base,
             task=replace(task, cameras=task.cameras[: regime.views]),

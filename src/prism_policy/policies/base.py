@@ -161,7 +161,7 @@ class Policy(nn.Module):
         return cond if self.task_encoder is None else torch.cat([cond, self.task_encoder(observation["task"])], dim=-1)
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
-        """The training loss of a batch of windows: all of it here, so that DDP and compile see one module.
+        """The training loss of a batch of windows: all of it here, so that DDP sees one module.
 
         A batch is of `Windows.batch`. With `draws`, rows of what `draw` returned, the loss is a function of the batch
         alone; else they are drawn here. `mask_share` is that of `LossInputs`.

@@ -24,7 +24,7 @@ LIFT = TaskSpec(
     stages=("reached", "grasped", "lifted"),
     phases=("approach", "grasp", "lift"),
     expert="prism_policy.envs.experts.lift:Lift",
-    nano_steps=1200,
+    nano_steps=700,
     lift_bodies=("cube_main",),
     mask_bodies=("cube_main",),
     tracked=(Tracked("cube", "cube_main", heading=0, folds=4),),

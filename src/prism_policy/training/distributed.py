@@ -68,7 +68,13 @@ class ProcessGroup:
         if self.world_size == 1:
             return policy
         devices = [device] if device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(policy, devices, gradient_as_bucket_view=True)
+        wrapped = nn.parallel.DistributedDataParallel(policy, devices, gradient_as_bucket_view=True)
+        # Buffers are constants, equal from the start, as `check` refuses BatchNorm: they need not be sent again.
+        wrapped.broadcast_buffers = False
+        # It would cut what is compiled within at its buckets' borders, and fails in MeanFlow's derivative. The policy
+        # is compiled in parts already.
+        torch._dynamo.config.optimize_ddp = False
+        return wrapped
 
     def any(self, *flags: bool) -> list[bool]:
         """Whether each flag is set in some process."""

@@ -91,6 +91,20 @@ def check_memory(config: RunConfig, schema: Schema, device: torch.device, proces
         raise PrismError(f"train.batch_size: {expected}, got {config.train.batch_size}")
 
 
+def update_memory(config: RunConfig, schema: Schema, parameters: int, rows: int) -> int:
+    """About how many bytes an update of `rows` windows takes on a GPU, beside the weights and their average.
+
+    Gradients and moments in float32, and of each input pixel what is kept for the backward pass: with a trunk of width
+    64, 850 bytes in bfloat16, half of that compiled, as counted on tensors without data. Float32 takes twice as many.
+    """
+    encoder = config.policy.encoder
+    pixels = sum(height * width for height, width in schema.cameras.values()) * encoder.crop**2
+    kept = (
+        13.3 * encoder.width * (0.5 if config.train.compile else 1) * (2 if config.train.precision == "float32" else 1)
+    )
+    return 12 * parameters + int(rows * config.policy.n_obs_steps * pixels * kept)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of PyTorch, oneDNN, cuDNN or Python means too little memory, on the host or a GPU."""
     words = (

@@ -14,15 +14,19 @@ from prism_policy.config.settings import RunConfig, TrainConfig
 from prism_policy.data.windows import Windows
 from prism_policy.utils.progress import console
 
-ON_DEVICE = 0.5  # share of a GPU's free memory that all frames may take; more of them stay mapped from the disk
+ON_DEVICE = 0.5
+"""Share of what updates leave of a GPU's free memory that all frames may take; more of them stay mapped."""
 
 
-def resident(windows: Windows, device: torch.device) -> Windows:
-    """Move the windows' frames to the device where they fit; else leave them mapped from the disk."""
+def resident(windows: Windows, device: torch.device, update_bytes: int = 0) -> Windows:
+    """Move the windows' frames to the device where they fit; else leave them mapped from the disk.
+
+    `update_bytes` are what an update is going to need besides, see `health.update_memory`.
+    """
     if device.type != "cuda":
         return windows
     free, _ = torch.cuda.mem_get_info(device)
-    return windows.to(device) if windows.frames.nbytes < ON_DEVICE * free else windows
+    return windows.to(device) if windows.frames.nbytes < ON_DEVICE * (free - update_bytes) else windows
 
 
 def bfloat16_slowdown() -> float:

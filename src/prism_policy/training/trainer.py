@@ -21,8 +21,9 @@ from prism_policy.models.normalizer import LinearNormalizer
 from prism_policy.policies import Policy
 from prism_policy.run_folder import make_policy, read_metrics, save_normalizer, save_weights
 from prism_policy.training.checkpoint import Checkpoints, TrainState
+from prism_policy.training.compiled import compiled
 from prism_policy.training.distributed import SINGLE_PROCESS, ProcessGroup
-from prism_policy.training.health import advise_batch_size, check_compiler, check_losses, is_out_of_memory
+from prism_policy.training.health import advise_batch_size, check_losses, is_out_of_memory, update_memory
 from prism_policy.training.prefetch import Prefetcher, moved, pinned
 from prism_policy.training.runtime import arithmetic, resident, stop_signal
 from prism_policy.utils.files import write_lines
@@ -145,7 +146,8 @@ class Trainer:
         fit_normalizers(self.policy, windows, config.data.clip_quantile)
         self.policy.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.state = TrainState(self.policy, self.settings)
-        self.windows = resident(windows, device)
+        parameters, rows = sum(map(Tensor.numel, self.state.parameters.values())), self.rows.stop - self.rows.start
+        self.windows = resident(windows, device, update_memory(config, self.policy.schema, parameters, rows))
         self.window_groups = self.windows.groups(self.settings.balance)
         self.checkpoints = Checkpoints(folder)
         self.metrics: list[dict[str, Any]] = []  # lines of metrics.jsonl
@@ -209,10 +211,8 @@ class Trainer:
 
     def wrapped_policy(self) -> nn.Module:
         """The policy, compiled and with gradients averaged over processes where the settings say so."""
-        policy: Any = self.policy
-        if self.settings.compile:
-            check_compiler()
-            policy = torch.compile(policy)
+        settings = self.settings
+        policy = compiled(self.policy, settings.deterministic) if settings.compile else self.policy
         return self.group.wrap(policy, self.device)
 
     def prepare(self, step: int) -> dict[str, Any]:

@@ -35,7 +35,11 @@ GAIN = 0.95
 
 
 class FreeCores:
-    """Cores' worth of time that other processes left since the last call."""
+    """Cores' worth of time that other processes left since the last call.
+
+    What a process of less priority (`nice`) took is not left: beside one, two threads were up to sixty times slower
+    than one, as they wait for one another again and again for its turn to end.
+    """
 
     def __init__(self) -> None:
         affinity = getattr(os, "sched_getaffinity", None)  # Linux's
