@@ -27,6 +27,7 @@ SETTINGS = (
     "--policy.down-dims 16 32",
     "--policy.step-embed-dim 16",
     "--train.batch-size 8",
+    "--train.noise-draws 1",
     "--train.steps 12",
     "--train.warmup-steps 2",
     "--train.log-every 1",

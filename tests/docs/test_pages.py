@@ -87,7 +87,7 @@ def test_the_reference_has_every_command_and_setting() -> None:
     assert {name for name in COMMANDS if f"\n## prism {name}" not in commands} == set()
     for flag in ("--train.batch-size", "--policy.encoder.num-keypoints", "--data.clip-quantile", "--task.render.msaa"):
         assert f"- `{flag}" in settings
-    assert "- `--train.lr FLOAT`, by default `0.001`: Peak learning rate of AdamW." in settings  # of the preset nano
+    assert "- `--train.lr FLOAT`, by default `0.0015`: Peak learning rate of AdamW." in settings  # of the preset nano
 
 
 def source_text() -> str:

@@ -155,7 +155,7 @@ def test_a_damaged_checkpoint_is_told_and_costs_one_checkpoint(
     [
         (("--train.stepz 3",), "Unrecognized options: --train.stepz"),
         (("--task.cameras sideview",), "lacks camera 'sideview'; it has agentview"),
-        (("--train.lr 0.5",), "holds another run: train.lr is 0.001 there and 0.5 now"),
+        (("--train.lr 0.5",), "holds another run: train.lr is 0.0015 there and 0.5 now"),
     ],
 )
 def test_bad_input_is_one_sentence_and_changes_nothing(

@@ -228,7 +228,7 @@ def test_a_folder_of_another_run_is_refused_and_untouched(tmp_path: Path, tiny_c
     open_run(tmp_path / "run", tiny_config)
     before = (tmp_path / "run" / "config.json").read_bytes()
     other = replace(tiny_config, train=replace(tiny_config.train, lr=0.5))
-    with pytest.raises(PrismError, match=r"holds another run: train\.lr is 0\.001 there and 0\.5 now"):
+    with pytest.raises(PrismError, match=r"holds another run: train\.lr is 0\.0015 there and 0\.5 now"):
         open_run(tmp_path / "run", other)
     assert (tmp_path / "run" / "config.json").read_bytes() == before
     (tmp_path / "foreign").mkdir()
