@@ -40,6 +40,11 @@ class Elsewhere:
             self._connection.send(message)
         return self._answer()
 
+    def end(self) -> None:
+        """End its process, and free its memory."""
+        self._process.terminate()
+        self._process.join()
+
     def _answer(self) -> Any:
         if not self._connection.poll(self._limit_s):
             self._process.kill()

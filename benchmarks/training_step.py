@@ -241,17 +241,18 @@ def compare(sizes: str, arguments: argparse.Namespace) -> None:
     if not variants[LEROBOT].about[0]:
         print("LeRobot is left out: it is not installed.\n")
         del variants[LEROBOT]
-    reference = variants[PLAIN]
-    for name, variant in variants.items():
-        assert abs(variant.parameters / reference.parameters - 1) < 0.002, (name, variant.parameters)
-        assert not variant.operations or abs(variant.operations / reference.operations - 1) < 0.02, name
+    parameters, operations = variants[PLAIN].about
+    for name, other in variants.items():
+        theirs, done = other.about
+        assert abs(theirs / parameters - 1) < 0.002, (name, theirs)
+        assert not done or abs(done / operations - 1) < 0.02, name
     rate = convolution_rate(device)
     seconds = in_turn(variants, arguments.rounds, device)
     rate = max(rate, convolution_rate(device))  # a shared machine is not always at its best
     baselines = [seconds[name] for name in (LEROBOT, PLAIN) if name in seconds]
     print(
-        f"{sizes}: {reference.parameters / 1e6:.1f} M parameters, batch {arguments.batch_size}, "
-        f"{reference.operations / 1e9:.0f} GFLOPs a step; a float32 convolution reaches {rate / 1e9:.0f} GFLOP/s "
+        f"{sizes}: {parameters / 1e6:.1f} M parameters, batch {arguments.batch_size}, "
+        f"{operations / 1e9:.0f} GFLOPs a step; a float32 convolution reaches {rate / 1e9:.0f} GFLOP/s "
         "here.\n"
     )
     print("| step | ms: median (min to max) | speed x LeRobot | speed x plain | of the float32 rate |")
@@ -261,11 +262,11 @@ def compare(sizes: str, arguments: argparse.Namespace) -> None:
         ratios = [ratio(baseline, times) for baseline in baselines]
         print(
             f"| {name} | {1000 * middle:.0f} ({1000 * min(times):.0f} to {1000 * max(times):.0f}) "
-            f"| {' | '.join(['', *ratios][-2:])} | {reference.operations / middle / rate:.0%} |"
+            f"| {' | '.join(['', *ratios][-2:])} | {operations / middle / rate:.0%} |"
         )
     print()
-    for variant in variants.values():
-        variant.process.terminate()
+    for other in variants.values():
+        other.end()
 
 
 def parts(sizes: str, arguments: argparse.Namespace) -> None:
