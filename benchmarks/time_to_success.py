@@ -218,10 +218,12 @@ def measured(place: str, number: int, arguments: argparse.Namespace) -> int:
     if (Path(place) / "train_config.json").exists():
         command = [str(arguments.lerobot.parent / "lerobot-eval"), f"--policy.path={place}", "--policy.device=cpu"]
         command += ["--env.type=prism", "--env.task=lift", f"--eval.n_episodes={number}", "--eval.batch_size=1"]
-        command += [f"--seed={arguments.seed}", f"--output_dir={arguments.out / 'lerobot-eval'}"]
-        command += DDIM if "diffusion" in place else ()
-        text = output_of(command, env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"})
-        return round(float(re.findall(r"'pc_success': ([\d.]+)", text)[-1]) * number / 100)
+        out = arguments.out / "lerobot-eval"
+        command += [f"--seed={arguments.seed}", f"--output_dir={out}", *(DDIM if "diffusion" in place else ())]
+        output_of(command, env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"})
+        overall = json.loads((out / "eval_info.json").read_text())["overall"]
+        assert overall["n_episodes"] == number, overall
+        return round(overall["pc_success"] * number / 100)
     run = ["evaluate", place, "--seeds", str(arguments.seed), "--n-episodes", str(number), "--video-every", "0"]
     output_of([*PRISM, *run])
     return int(json.loads((Path(place) / "results" / "summary.json").read_text())["n_success"])
