@@ -147,8 +147,8 @@ class Trainer:
         self.policy.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.state = TrainState(self.policy, self.settings)
         parameters, rows = sum(map(Tensor.numel, self.state.parameters.values())), self.rows.stop - self.rows.start
+        self.window_groups = windows.groups(self.settings.balance)  # on the host, where batches are drawn
         self.windows = resident(windows, device, update_memory(config, self.policy.schema, parameters, rows))
-        self.window_groups = self.windows.groups(self.settings.balance)
         self.checkpoints = Checkpoints(folder)
         self.metrics: list[dict[str, Any]] = []  # lines of metrics.jsonl
         self.losses: list[Tensor] = []  # of the updates since the last line
