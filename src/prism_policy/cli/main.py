@@ -83,14 +83,12 @@ def main() -> None:
             _parsed(arguments)()
     except (Exception, KeyboardInterrupt) as error:
         code = 2 if isinstance(error, PrismError) else 130 if isinstance(error, KeyboardInterrupt) else 1
-        said = False
         if launched:
             from prism_policy.training.distributed import record_failure
 
-            said = record_failure(error)
-        if said:
-            pass
-        elif isinstance(error, PrismError):
+            if record_failure(error):  # the one that launched it says why
+                sys.exit(code)
+        if isinstance(error, PrismError):
             errors.print(f"prism: {error}")
         elif isinstance(error, OSError) and error.filename:  # nobody knew more to say
             errors.print(f"prism: {error.filename}: {error.strerror}; is it there, and may it be read and written?")
