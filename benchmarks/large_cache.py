@@ -36,7 +36,7 @@ from prism_policy.training.trainer import Trainer, fit_normalizers
 from prism_policy.utils.files import seal, sha256, write_text
 
 EPISODE, SIZE = 150, 84
-SHOWN = ("opening", "opening a copy", "windows", "normalisers", "first order", "a batch of 512", "an update of 64")
+SHOWN = ("opening", "opening a copy", "windows", "normalisers", "first order", "a batch of 512", "an update of nano")
 """What is timed [ms]."""
 
 
@@ -124,7 +124,7 @@ def child(folder: Path, updates: int) -> dict[str, float]:
     run = folder / "run"
     Trainer(run, replace(config, train=settings), windows, lambda _, line: lines.append(dict(line))).train()
     shutil.rmtree(run)
-    found["an update of 64"] = settings.batch_size / lines[-1]["samples_per_s"]
+    found["an update of nano"] = settings.batch_size / lines[-1]["samples_per_s"]
     found["GB"], found["frames"] = frames.nbytes / 1e9, len(frames)
     found["own memory [MiB]"] = status_mib("RssAnon")
     found["of the map in memory [MiB]"] = status_mib("RssFile")

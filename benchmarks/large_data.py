@@ -4,7 +4,7 @@ python benchmarks/large_data.py [--limit-gib 1.5] [--times 10] [--updates 80] [-
 
 Random frames of two cameras, `times` the limit in size, lie on the disk as `open_frames` leaves them. As root, each
 process is held to the limit by a cgroup (v1 or v2), its page cache included; elsewhere by nothing, which is said. The
-page cache is dropped before each cold measurement. Training is nano's (64 windows) as `train` runs it.
+page cache is dropped before each cold measurement. Training is nano's as `train` runs it.
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ MODES = {"one thread": {"OMP_NUM_THREADS": "1"}, "all cores": {"OMP_NUM_THREADS"
 def train() -> None:
     """Train until killed, and print a line an update: the threads it has."""
     config = presets.nano()
-    settings = replace(config.train, steps=10**6, batch_size=BATCH, log_every=1, rollout_every=0, keep_every=0)
+    settings = replace(config.train, steps=10**6, batch_size=BATCH, noise_draws=1, log_every=1)
+    settings = replace(settings, rollout_every=0, keep_every=0)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         open_run(run, replace(config, train=settings))
