@@ -12,9 +12,10 @@ LeRobot dataset for LeRobot (PYTHON is the one that `make test-lerobot` makes). 
   PyTorch's DataLoader, float32 NCHW, AdamW, an average of the weights, 64 windows an update.
 
 The clock is that of the whole command: imports, reading, training, saving. Ours runs to its end. Each other gets LIMIT
-times as long, an eighth more where its first updates promise too few, and a schedule that ends there; of LeRobot's ways to read data the faster of two, tried for a few updates before. It is measured at its end and
-at four points before, in the episodes of `prism evaluate` at the same seed, which take no time on this clock. Six
-failures end a measurement, as 45 of 50 are then out of reach. DDPM acts by ten steps of DDIM.
+times as long, an eighth more where its first updates promise too few, and a schedule that ends there; of LeRobot's ways
+to read data the faster of two, tried for a few updates before. It is measured at its end and at four points before, in
+the episodes of `prism evaluate` at the same seed, which take no time on this clock. Six failures end a measurement, as
+45 of 50 are then out of reach. DDPM acts by ten steps of DDIM.
 
 OUT/results.json grows with each; the same command goes on with what is missing.
 """

@@ -22,12 +22,11 @@ from elsewhere import output_of
 
 from prism_policy.run_folder import read_tensors
 
-NETWORK = (
-    "--encoder sspool --policy.encoder.width 16 --policy.down-dims 16 32 64 --policy.step-embed-dim 16 "
-    "--train.batch-size 8 --train.warmup-steps 2 --train.rollout-every 0 --train.log-every 0 "
-    # With a small one Adam makes rounding, where the gradient vanishes, as large as a true step.
-    "--train.eps 0.01"
-).split()
+NETWORK = """
+--encoder sspool --policy.encoder.width 16 --policy.down-dims 16 32 64 --policy.step-embed-dim 16 --train.batch-size 8
+--train.warmup-steps 2 --train.rollout-every 0 --train.log-every 0 --train.eps 0.01
+"""
+"""A large epsilon, for with a small one Adam makes rounding, where the gradient vanishes, as large as a true step."""
 
 
 def free_port() -> int:
@@ -45,7 +44,7 @@ def loopback() -> int:
 def command(name: str, updates: int) -> list[str]:
     """`prism train` of a machine's demonstrations, after the name of what starts it."""
     run = ["prism_policy", "train", "--dataset", "demos.hdf5", "--out", name, "--train.steps", str(updates)]
-    return ["-m", *run, *NETWORK]
+    return ["-m", *run, *NETWORK.split()]
 
 
 def environment(machine: Path) -> dict[str, str]:
@@ -65,7 +64,8 @@ def together(machines: list[Path], name: str, updates: int) -> int:
         log = (machine / f"{name}.log").open("w")
         run = [*start, *command(name, updates)]
         processes.append(subprocess.Popen(run, cwd=machine, env=environment(machine), stdout=log, stderr=log))
-    if any([process.wait() for process in processes]):
+    codes = [process.wait() for process in processes]
+    if any(codes):
         sys.exit(f"a machine failed: see {name}.log in {', '.join(map(str, machines))}")
     return loopback() - before
 
