@@ -115,7 +115,7 @@ def train_plainly(sizes: str, dataset: Path, out: Path, seed: int, limit_s: floa
     for update in itertools.count():
         started = time.time()
         if len(timed) == 5:  # as many as there is time for
-            steps = max(min(steps, int((began + MARGIN * limit_s - started) / (sum(timed[1:]) / 4))), 5 * POINTS)
+            steps = max(int((began + MARGIN * limit_s - started) / (sum(timed[1:]) / 4)), 5 * POINTS)
             at = [round(steps * (i + 1) / POINTS) for i in range(POINTS)]
         if update in at:
             with torch.no_grad():

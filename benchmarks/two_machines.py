@@ -4,7 +4,7 @@ python benchmarks/two_machines.py DEMOS.hdf5 OUT [--machines 2] [--updates 16]
 
 Each machine is a folder: home, cache, demonstrations and working directory of its own, one process of torchrun in it.
 What moves is counted by the loopback interface (nothing else may use it), between a training of so many updates and one
-of three times as many: start and rendezvous cancel. The network is nano's with layers a quarter as wide.
+of three times as many: start and rendezvous cancel. The network is nano's with a U-Net a quarter as wide.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from elsewhere import output_of
 from prism_policy.run_folder import read_tensors
 
 NETWORK = """
---encoder sspool --policy.encoder.width 16 --policy.down-dims 16 32 64 --policy.step-embed-dim 16 --train.batch-size 8
---train.warmup-steps 2 --train.rollout-every 0 --train.log-every 0 --train.eps 0.01
+--encoder sspool --policy.down-dims 16 32 64 --policy.step-embed-dim 16 --train.batch-size 8 --train.warmup-steps 2
+--train.rollout-every 0 --train.log-every 0 --train.eps 0.01
 """
 """A large epsilon, for with a small one Adam makes rounding, where the gradient vanishes, as large as a true step."""
 
