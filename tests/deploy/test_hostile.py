@@ -320,7 +320,7 @@ def test_robots_connect_and_stay_while_the_policy_computes(run: Path) -> None:
             thread.join()
             assert len(asking.round_trips_s) == 1
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 @pytest.fixture(scope="module")

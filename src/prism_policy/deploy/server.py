@@ -36,6 +36,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as listen
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
+from websockets.protocol import State
 
 from prism_client.interface import Interface
 from prism_client.msgpack_numpy import pack, unpack
@@ -214,8 +215,13 @@ class Server:
         """Admit nobody any more, let go of who asks nothing, and wait until the others have their answers."""
         server.close(close_connections=False)
         end = time.monotonic() + DRAIN_S
-        idle = [one for one in server.connections if one not in self._asking or not self._draining]
-        leaving = [asyncio.create_task(one.close(1001, STOPPING)) for one in idle]
+
+        async def dismiss(one: ServerConnection) -> None:  # as a task of its own it comes after what was already read
+            if one not in self._asking or not self._draining:
+                await one.close(1001, STOPPING)
+
+        leaving = [asyncio.create_task(dismiss(one)) for one in server.connections]
+        await asyncio.sleep(0)
         while self._asking and self._draining and time.monotonic() < end:
             await asyncio.sleep(WAKE_S / 4)
         self._draining = False
@@ -251,6 +257,8 @@ class Server:
         try:
             await connection.send(pack(self.metadata))
             async for data in connection:
+                if connection.state is not State.OPEN:  # it came while the robot was told to go: nobody would hear
+                    return
                 self.metrics.count("questions")
                 self._asking.add(connection)
                 try:
