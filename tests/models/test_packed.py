@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,11 +12,23 @@ from torch import Tensor, nn
 from panda import schema
 from prism_policy.config import presets
 from prism_policy.config.settings import EncoderConfig, PolicyConfig, PolicyKind
+from prism_policy.models import packed as packing
 from prism_policy.models.encoder import VisualEncoder
 from prism_policy.models.normalizer import LinearNormalizer
-from prism_policy.models.packed import can_pack, packed
+from prism_policy.models.packed import HalfConv1d, can_pack, packed
 from prism_policy.models.unet1d import ConditionalUNet1D
 from prism_policy.policies import Policy, build_policy
+
+
+@pytest.fixture(autouse=True)
+def float32_weights(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The products of a processor with AVX-512, unless the test asks for the other's, which both have."""
+    monkeypatch.setattr(packing, "reads_half", lambda: "half_weights" in request.fixturenames)
+
+
+@pytest.fixture
+def half_weights() -> None:
+    """The products of a processor without AVX-512."""
 
 
 def small_net() -> ConditionalUNet1D:
@@ -43,6 +55,63 @@ def test_every_kind_of_layer_is_equal_to_the_plain_one_in_float64(layer: Any, ba
         actual = packed(nn.Sequential(layer))(x)
     torch.testing.assert_close(actual.double(), exact, atol=1e-5, rtol=1e-5)
     assert not isinstance(packed(nn.Sequential(layer))[0], type(layer))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv1d(8, 6, 5, padding=2), nn.Conv1d(8, 6, 3, 2, 1, bias=False), nn.Conv1d(8, 6, 1), nn.Conv1d(7, 3, 4)],
+)
+def test_half_weights_are_rounded_and_the_rest_is_equal_to_float64(
+    layer: nn.Conv1d, batch: int, half_weights: None
+) -> None:
+    x, net = torch.randn(batch, layer.in_channels, 16), nn.Sequential(layer)
+    rounded = copy.deepcopy(layer).half().double()
+    if layer.bias is not None:
+        rounded.bias = nn.Parameter(layer.bias.double())
+    with torch.no_grad():
+        assert isinstance(packed(net)[0], HalfConv1d)
+        torch.testing.assert_close(packed(net)(x).double(), rounded(x.double()), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["large", "grouped", "dilated"])
+def test_what_half_weights_cannot_hold_or_compute_stays_in_float32(change: str, half_weights: None) -> None:
+    layer = nn.Conv1d(8, 6, 3, padding=1)
+    if change == "grouped":
+        layer = nn.Conv1d(8, 6, 3, padding=1, groups=2)
+    elif change == "dilated":
+        layer = nn.Conv1d(8, 6, 3, padding=2, dilation=2)
+    else:
+        with torch.no_grad():
+            layer.weight[0, 0, 0] = 1e5
+    x, net = torch.randn(1, 8, 16), nn.Sequential(layer)
+    with torch.no_grad():
+        torch.testing.assert_close(packed(net)(x), layer(x), equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", get_args(PolicyKind))
+def test_with_half_weights_actions_are_off_by_less_than_a_hundredth(kind: PolicyKind, half_weights: None) -> None:
+    torch.manual_seed(0)
+    config = PolicyConfig(kind, encoder=EncoderConfig(width=16, num_keypoints=8), down_dims=(32, 64))
+    policy = build_policy(config, schema(84, 9, 7)).eval()
+    observation = {
+        "images": {"agentview": torch.randint(0, 256, (4, 2, 84, 84, 3), dtype=torch.uint8)},
+        "state": torch.randn(4, 2, 9),
+    }
+    acted = policy.act(observation, torch.Generator().manual_seed(3))
+    noise = policy.draw_noise(4, torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        first = config.n_obs_steps - 1
+        exact = policy.sample(observation, noise)[:, first : first + config.n_action_steps]
+    assert not torch.equal(acted, exact)
+    assert (acted - exact).abs().max() < 0.01 * (exact.max() - exact.min())
+
+
+def test_under_autocast_half_weights_are_not_read(half_weights: None) -> None:
+    net = small_net()
+    x, step, cond = torch.randn(1, 16, 7), torch.rand(1), torch.randn(1, 20)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(packed(net)(x, step, cond), net(x, step, cond), atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize("name", ["prism", "sspool", "nopool"])

@@ -11,6 +11,7 @@ from torch import Tensor
 from panda import schema
 from prism_policy.config.settings import EncoderConfig, FlowMatchingConfig, PolicyConfig, PolicyKind
 from prism_policy.errors import PrismError
+from prism_policy.models import packed
 from prism_policy.models.normalizer import LinearNormalizer
 from prism_policy.policies import Policy, build_policy
 from prism_policy.policies.base import LossInputs
@@ -102,7 +103,8 @@ def test_known_actions_are_kept_and_the_others_stay_free(kind: PolicyKind) -> No
         policy.act(obs, known=(values, where))
 
 
-def test_act_returns_the_slice_due_now_in_the_environments_units() -> None:
+def test_act_returns_the_slice_due_now_in_the_environments_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "reads_half", lambda: False)
     policy = tiny_policy().eval()
     actions = np.random.default_rng(0).uniform([-3, 0], [5, 0.1], (100, 2)).astype(np.float32)
     policy.normalizer["action"] = LinearNormalizer.min_max(actions)

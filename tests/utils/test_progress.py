@@ -110,6 +110,16 @@ def test_work_without_a_bar_says_that_it_goes_on_and_where_programs_do_not_read(
     assert output.complained.splitlines()[0].split() == ["prism", "info", "still", "running,", "0:00:00"]
 
 
+def test_silence_is_counted_from_the_beginning_of_the_work(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 2.0)
+    monkeypatch.setattr(console, "last_line", time.monotonic() - 100)  # imports took as long
+    monkeypatch.setattr(errors, "last_line", time.monotonic() - 100)
+    with Heartbeat("prism info"):
+        time.sleep(1.3)
+    assert not output.getvalue()
+    assert not output.complained
+
+
 def test_where_something_was_just_said_nothing_is_added(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.2)
     with Bar("Training", 10):

@@ -33,18 +33,19 @@ class Heartbeat:
     terminal = errors  # that it is alive is no result: what a program reads from standard output stays whole
 
     def __init__(self, title: str) -> None:
-        self.title, self.started = title, time.perf_counter()
+        self.title, self.started = title, time.monotonic()
         self._end = Event()
         self._lines = Thread(target=self._print_lines, daemon=True)
 
     def line(self) -> str:
         """What to say after half a minute of silence."""
-        return f"{self.title:<15} still running, {timedelta(seconds=round(time.perf_counter() - self.started))}"
+        return f"{self.title:<15} still running, {timedelta(seconds=round(time.monotonic() - self.started))}"
 
     def _print_lines(self) -> None:
         while not self._end.wait(min(1.0, LINE_EVERY_S)):
-            silent_s = time.monotonic() - max(console.last_line, errors.last_line)
-            if Heartbeat._open[-1:] == [self] and silent_s >= LINE_EVERY_S:
+            open_ = Heartbeat._open  # before the outermost began, nobody was waiting for a word
+            spoken = max(console.last_line, errors.last_line, open_[0].started if open_ else 0)
+            if open_[-1:] == [self] and time.monotonic() - spoken >= LINE_EVERY_S:
                 self.terminal.print(self.line())
 
     def __enter__(self) -> Self:
@@ -117,5 +118,5 @@ class Bar(Heartbeat):
         super().__exit__(kind, error, trace)
         self.progress.stop()
         if error is None:
-            seconds = time.perf_counter() - self.started
+            seconds = time.monotonic() - self.started
             console.print(f"{self.title:<15} {seconds:6.1f} s  {self.text}")
