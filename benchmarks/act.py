@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prism_policy.config import presets
 from prism_policy.config.settings import DDPMConfig, PolicyConfig, PolicyKind, TaskConfig
 from prism_policy.data.schema import task_schema
-from prism_policy.models.packed import packed
+from prism_policy.models.packed import packed, reads_half
 from prism_policy.models.unet1d import ConditionalUNet1D
 from prism_policy.policies import build_policy
 from prism_policy.probe.encoder_cost import device_name
@@ -115,6 +115,12 @@ def matrix_rate(device: torch.device) -> float:
         return 2 * 2048**3 / min(seconds_of(way, device) for way in ways for _ in range(10))
 
 
+def close_enough(acted: Tensor, expected: Tensor) -> None:
+    """Refuse what is off by more than its product explains: weights in float16 where they are read so."""
+    share = 0.01 if reads_half() else 1e-4
+    torch.testing.assert_close(acted, expected, atol=share * float(expected.max() - expected.min()), rtol=1e-4)
+
+
 class Floor:
     """The least time that reading the weights once and doing the operations once can take on this machine."""
 
@@ -146,7 +152,7 @@ def forward(arguments: argparse.Namespace, device: torch.device, floor: Floor) -
         functions[name] = lambda unet=unet: unet(x, step, global_cond=cond)  # type: ignore[misc]
     functions["ours, plain `forward`"] = lambda: net(x, step, cond)
     (acting,) = packed(net).at(step, cond)
-    torch.testing.assert_close(acting(x), expected, atol=1e-4, rtol=1e-4)
+    close_enough(acting(x), expected)
     functions[OURS] = lambda: acting(x)
 
     def in_bfloat16() -> Tensor:
@@ -192,7 +198,7 @@ def chunk(arguments: argparse.Namespace, device: torch.device, floor: Floor) -> 
             least[name] = floor.of(policy.encoder, lambda p=policy, o=seen: p.condition(o)) + calls * once
             plain = policy.sample(seen, policy.draw_noise(1, torch.Generator().manual_seed(0))).detach()
             acted = policy.act(observation, torch.Generator().manual_seed(0))
-            torch.testing.assert_close(acted, plain[:, 1:9], atol=1e-3, rtol=0)
+            close_enough(acted, plain[:, 1:9])
     seconds = in_turn(functions, arguments.rounds, device, warm_up=1)
     baseline = next(iter(seconds.values()))
     print(f"| chunk, batch 1, two cameras | ms | speed x {next(iter(functions))} | of the floor |")

@@ -189,7 +189,7 @@ class HalfConv1d(PackedLayer):
         return torch.ops.quantized.linear_prepack_fp16(rows, self.bias)
 
     def apply_packed(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:  # noqa: D102 (inherited)
-        x = F.pad(x, (self.padding, self.padding)).transpose(1, 2).contiguous()  # (B, T, C)
+        x = F.pad(x.transpose(1, 2), (0, 0, self.padding, self.padding)).contiguous()  # (B, T, C), in one copy
         batch, steps, channels = x.shape
         size = (batch, (steps - self.taps) // self.stride + 1, self.taps * channels)
         unfolded = x.as_strided(size, (steps * channels, self.stride * channels, 1))
