@@ -107,6 +107,14 @@ def test_with_half_weights_actions_are_off_by_less_than_a_hundredth(kind: Policy
     assert (acted - exact).abs().max() < 0.01 * (exact.max() - exact.min())
 
 
+def test_with_half_weights_a_row_does_not_depend_on_its_batch(half_weights: None) -> None:
+    net, x = small_net(), torch.randn(4, 16, 7)
+    films = [torch.randn(4, block.film.out_features) for block in net.blocks]
+    with torch.no_grad():
+        whole, one = packed(net).denoise(x, films), packed(net).denoise(x[:1], [film[:1] for film in films])
+    assert torch.equal(whole[:1], one)
+
+
 def test_under_autocast_half_weights_are_not_read(half_weights: None) -> None:
     net = small_net()
     x, step, cond = torch.randn(1, 16, 7), torch.rand(1), torch.randn(1, 20)

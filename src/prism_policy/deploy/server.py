@@ -216,12 +216,12 @@ class Server:
         server.close(close_connections=False)
         end = time.monotonic() + DRAIN_S
 
-        async def dismiss(one: ServerConnection) -> None:  # as a task of its own it comes after what was already read
+        async def dismiss(one: ServerConnection) -> None:
             if one not in self._asking or not self._draining:
                 await one.close(1001, STOPPING)
 
         leaving = [asyncio.create_task(dismiss(one)) for one in server.connections]
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # handlers of questions that were already read run first, and count as asking
         while self._asking and self._draining and time.monotonic() < end:
             await asyncio.sleep(WAKE_S / 4)
         self._draining = False
@@ -257,7 +257,7 @@ class Server:
         try:
             await connection.send(pack(self.metadata))
             async for data in connection:
-                if connection.state is not State.OPEN:  # it came while the robot was told to go: nobody would hear
+                if connection.state is not State.OPEN:  # asked after the goodbye: no answer could be sent
                     return
                 self.metrics.count("questions")
                 self._asking.add(connection)

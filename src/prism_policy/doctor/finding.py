@@ -76,7 +76,7 @@ class Finding:
 
 
 def finding(check: str, what: str, where: Iterable[Place] = (), severity: Severity | None = None) -> Finding:
-    """A finding of a check, as bad as the check says unless told otherwise."""
+    """A finding of a check, as bad as the check says by default."""
     advice = ADVICE[check]
     return Finding(check, severity or advice.severity, what, advice.why, advice.do, tuple(where))
 
@@ -167,7 +167,7 @@ ADVICE: dict[str, Advice] = {
     "unusable-masks": Advice(
         "error",
         "Masks that training refuses",
-        "Which episodes are learned and which are held out cannot be told.",
+        "Which episodes are learned and which are held out is not known.",
         "Write the masks anew (`prism_policy.data.robomimic.write_masks`), or take them out of the file.",
     ),
     "swapped-cameras": Advice(

@@ -294,6 +294,6 @@ class ImageEncoder(nn.Module):
         self.out_dim = self.visual.out_dim
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, out_dim); 256 levels are told apart, as a camera's are."""
+        """(B, 3, H, W) to (B, out_dim); it distinguishes 256 levels, as a camera does."""
         levels = 255 * (images - self.low) / (1 - self.low)
         return self.visual({"rgb": levels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)})

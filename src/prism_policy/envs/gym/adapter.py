@@ -109,8 +109,8 @@ class AdaptedEnv(gymnasium.Env[Observation, np.ndarray]):
         self.size = int(space.shape[0])
         bounds = np.unique(np.abs([space.low, space.high]))
         parts = adapter.action or (Part("action", self.size, shares=bool(len(bounds) == 1 and bounds[0] == 1)),)
-        if (told := sum(part.size for part in parts)) != self.size:
-            raise PrismError(f"the adapter's parts of an action have {told} numbers, the environment takes {self.size}")
+        if (size := sum(part.size for part in parts)) != self.size:
+            raise PrismError(f"the adapter's parts of an action have {size} numbers, the environment takes {self.size}")
         self.action = tuple(parts)
         rate = adapter.fps or env.metadata.get("render_fps")
         self.fps = float(rate) if rate else None
